@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -40,7 +39,8 @@ from config_server.rules.machine import Machine
 from config_server.rules.twins import SILENT_S
 from config_server.storage.account import Storage
 from config_server.store import commands, events, inventory, jobs, lasting_record, tokens
-from config_server.store.database import DATABASE_FILE, Database
+from config_server.store.database import Connection, Database
+from config_server.store.files import DATABASE_FILE
 from config_server.web import routes
 from config_server.web.binding import Binder
 from config_server.web.listener import Listener
@@ -348,7 +348,7 @@ async def _sweep_once(control: Control, sides: Sides) -> None:
 
     kept = control.lasting.kept() if mono_ns - control.lasting_saved_ns > _LASTING_NS else None
 
-    def work(db: sqlite3.Connection) -> tuple[list[EventView], list[str]]:
+    def work(db: Connection) -> tuple[list[EventView], list[str]]:
         if kept is not None:
             lasting_record.save(db, kept)
         changed = events.reconcile(db, SELF, problems, now_ns)

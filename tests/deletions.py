@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+from sqlalchemy import Connection
 
 from config_server import service
 from config_server.operations import deletion_sweep
 from config_server.rules import deletion
 from config_server.rules.deletion import Deletion
-from config_server.store import database, deletions, inventory
+from config_server.store import deletions, inventory
 from shared import api
 from shared.api.deletion import DeletionRequest
 from shared.api.machines import MachineView
@@ -22,6 +22,7 @@ from shared.api.route import Nothing
 from shared.errors import MachineNotFoundError, StorageError
 from shared.machine_storage import REGISTRY, MachineStorage
 from shared.rest import RestClient
+from tests import databases
 
 HOUR_S = 3600.0
 
@@ -34,15 +35,10 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def opened(data_dir: Path) -> Iterator[sqlite3.Connection]:
+def opened(data_dir: Path) -> Iterator[Connection]:
     """The database, beside a server that runs."""
-    db = database.connect(data_dir / "state.db")
-    try:
-        db.execute("BEGIN IMMEDIATE")
+    with databases.opened(data_dir / "state.db") as db:
         yield db
-        db.execute("COMMIT")
-    finally:
-        db.close()
 
 
 def pass_delay(data_dir: Path, machine: str = "web1", **changes: object) -> None:
@@ -52,7 +48,7 @@ def pass_delay(data_dir: Path, machine: str = "web1", **changes: object) -> None
         deletions.put(db, machine, msgspec.structs.replace(found, passed_ns=found.after_ns, **changes))
 
 
-def deletion_of(db: sqlite3.Connection, machine: str = "web1") -> Deletion:
+def deletion_of(db: Connection, machine: str = "web1") -> Deletion:
     found = inventory.machine(db, machine).deletion
     assert found is not None
     return found

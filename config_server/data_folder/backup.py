@@ -22,8 +22,8 @@ from config_server.config import ConfigServerConfig
 from config_server.data_folder import lock
 from config_server.data_folder.belonging import PARTS, TOKEN_FILE, check_folder, check_parts
 from config_server.identity.ca import CertificateAuthority
-from config_server.store import database
-from config_server.store.database import DATABASE_FILE, translated
+from config_server.store import sqlite
+from config_server.store.files import DATABASE_FILE
 from shared import durable
 from shared.errors import ConfigError
 from shared.owner import as_owner
@@ -83,7 +83,7 @@ def snapshot(path: Path) -> bytes:
             source.backup(copy)
             found = bytearray(copy.serialize())
     except sqlite3.Error as exc:
-        raise translated(exc, path) from exc
+        raise sqlite.translated(exc, path) from exc
     found[_JOURNAL_MODE] = b"\x01\x01"
     return bytes(found)
 
@@ -92,12 +92,10 @@ def check(parts: Mapping[str, bytes], what: str) -> None:
     """Raises ConfigError where the parts do not belong together, or one cannot be read."""
     try:
         ca = CertificateAuthority.loaded(parts["ca.key"], parts["ca.pem"])
-        with contextlib.closing(sqlite3.connect(":memory:")) as db:
-            db.row_factory = sqlite3.Row
-            db.deserialize(parts[DATABASE_FILE])
-            database.check(db, thoroughly=True)
+        with sqlite.of_bytes(parts[DATABASE_FILE]) as db:
+            sqlite.check(sqlite.raw_of(db), thoroughly=True)
             check_parts(db, ca, parts[TOKEN_FILE])
-    except (sqlite3.Error, ValueError, TypeError) as exc:
+    except (*sqlite.ERRORS, ValueError, TypeError) as exc:
         raise ConfigError(what, cause=str(exc), action="Take another backup.") from exc
     except ConfigError as exc:
         raise ConfigError(what, cause=f"{exc.what}: {exc.cause}", action="Take another backup.") from exc

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 from pathlib import Path
 from typing import Final
 
@@ -14,8 +13,9 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from config_server.identity.ca import CertificateAuthority
-from config_server.store import tokens
-from config_server.store.database import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
+from config_server.store import revocation, tokens
+from config_server.store.database import Connection
+from config_server.store.files import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
 from shared import decoding
 from shared.errors import UNDECODABLE, ConfigError
 
@@ -111,12 +111,10 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def check_parts(db: sqlite3.Connection, ca: CertificateAuthority, token: bytes | None) -> None:
+def check_parts(db: Connection, ca: CertificateAuthority, token: bytes | None) -> None:
     """Raises ConfigError where the database is not that of this CA and this operator token (None: there is none, and a new one is made)."""
-    row = db.execute(
-        "SELECT pem FROM certificates WHERE pem != '' ORDER BY issued_ns DESC LIMIT 1"
-    ).fetchone()
-    if row is not None and not _is_of(row["pem"], ca):
+    pem = revocation.newest_pem(db)
+    if pem is not None and not _is_of(pem, ca):
         raise ConfigError(
             "The database and the CA are of two installations",
             cause="the last certificate in state.db was issued by another CA than ca.pem",
@@ -124,7 +122,7 @@ def check_parts(db: sqlite3.Connection, ca: CertificateAuthority, token: bytes |
         )
     if token is None or tokens.operator_of(db, token.decode(errors="replace").strip()) is not None:
         return
-    if db.execute("SELECT 1 FROM operators").fetchone() is None:
+    if not tokens.has_operators(db):
         raise ConfigError(
             "The database is empty",
             cause=f"the installation is not new ({TOKEN_FILE} is there); it would know no machine, and would admit every certificate that"

@@ -4,7 +4,6 @@ was said is kept with it (deletions.py); what follows from that does deletion_sw
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from config_server.rules.deletion import Deletion, Found, of_storage
 from config_server.rules.machine import Machine
 from config_server.storage import removal
 from config_server.store import audit, deletions, incarnations, inventory
+from config_server.store.database import Connection
 from shared.api.deletion import DeletionRequest, Kept
 from shared.api.machines import DeletionView, MachineView
 from shared.api.points import PointView
@@ -63,7 +63,7 @@ class Deleting:
         points = await self._points(name)
         now_ns = self._control.now_ns()
 
-        def also(db: sqlite3.Connection, before: Machine, after: Machine) -> None:
+        def also(db: Connection, before: Machine, after: Machine) -> None:
             if deletions.is_past_recall(db, before):
                 raise deletions.being_deleted(name, what)
             assert after.wish is not None
@@ -96,7 +96,7 @@ class Deleting:
         """Raises MachineNotFoundError, BeingDeletedError."""
         name, now_ns = call.path["machine"], self._control.now_ns()
 
-        def work(db: sqlite3.Connection) -> tuple[Machine, Deletion | None]:
+        def work(db: Connection) -> tuple[Machine, Deletion | None]:
             machine = inventory.machine(db, name)
             if machine.deletion is None:
                 return machine, None

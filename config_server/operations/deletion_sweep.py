@@ -16,7 +16,6 @@ takes the deletion back, looks at the stage in his own.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
@@ -32,6 +31,7 @@ from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
 from config_server.storage import removal
 from config_server.store import audit, deletions, incarnations, inventory
+from config_server.store.database import Connection
 from shared import logging
 from shared.api.certificates import CertificateList
 from shared.crashpoints import reach
@@ -202,7 +202,7 @@ class DeletionSweep:
         stays = deletion_view.what_stays(self._control.presence, name)
         others = f"; the name is that of another machine by now, in {named}, which stays" if named else ""
 
-        def work(db: sqlite3.Connection) -> bool:
+        def work(db: Connection) -> bool:
             machine = inventory.find(db, name)
             if machine is None or machine.deletion is None or machine.deletion.id != deletion.id:
                 return False

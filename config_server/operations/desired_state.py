@@ -20,7 +20,6 @@ away, or the machine was failed over), hears no opinion.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -32,6 +31,7 @@ from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
 from config_server.rules.wishes import UNHEARD, Adopt, Agree, Tell, in_words, judge, named
 from config_server.store import audit, events, incarnations, inventory, policies
+from config_server.store.database import Connection
 from shared.active_side import shown
 from shared.api.events import EventKind
 from shared.desired import Desired, Settings, Verb, WantedDisk, Wish
@@ -52,10 +52,12 @@ class Answer(NamedTuple):
     left_entries: bool = False
     is_withheld: bool = False
     """Nobody knows that this hardware is the machine: it hears no opinion, whatever is wanted."""
+    unchanged: Machine | None = None
+    """The machine, where nothing of it was changed here."""
 
 
 def answer(
-    db: sqlite3.Connection,
+    db: Connection,
     machine: str,
     told: Wish | None,
     now_ns: int,
@@ -75,16 +77,20 @@ def answer(
         if not known.identity:
             if is_the_machine:
                 inventory.note_identity(db, machine, identity)
+                known = inventory.machine(db, machine)
         elif not is_the_machine or not may_leave_entries:
             return Answer(Desired(), is_withheld=not is_the_machine)
         else:
             after = begin_anew(db, known, identity, told, now_ns, protects=offer.goes_by)
             return Answer(_desired(after.wish, settings), left_entries=True)
-    match judge(own, told, incarnations.history(db)):
+    # What an agent goes by is mostly what is wanted: then no history is needed.
+    is_same = before is not None and told is not None and before.mark == told.mark
+    match judge(own, told, () if is_same else incarnations.history(db)):
         case Agree():
             if known is not None and (known.dropped or known.moved):
                 inventory.heard(db, machine)
-            return Answer(_desired(before, settings))
+                known = None
+            return Answer(_desired(before, settings), unchanged=known)
         case Tell(Wish(verb=Verb.OTHER), _) | Adopt(Wish(verb=Verb.OTHER), _):
             # A newer version's: whoever goes by it goes on. The next act is later than it.
             return Answer(Desired(settings=settings))
@@ -157,7 +163,7 @@ def _is_in_doubt(known: Machine, told: Wish | None, incarnation: str) -> bool:
 
 
 def begin_anew(
-    db: sqlite3.Connection,
+    db: Connection,
     machine: Machine,
     identity: str,
     told: Wish | None,
@@ -214,7 +220,7 @@ def _plain(wish: Wish | None) -> Any:
 
 
 def _note_kept(
-    db: sqlite3.Connection, machine: str, before: Wish, after: Wish, kept: Sequence[WantedDisk], now_ns: int
+    db: Connection, machine: str, before: Wish, after: Wish, kept: Sequence[WantedDisk], now_ns: int
 ) -> None:
     names = ", ".join(named(disk) for disk in kept[:_SHOWN])
     detail = {"before": _plain(before), "after": _plain(after), "kept": names}
@@ -228,7 +234,7 @@ def _note_kept(
     events.note(db, EventKind.STATE, SELF, happened, now_ns)
 
 
-def _note_stays(db: sqlite3.Connection, machine: str, before: Wish, after: Wish, now_ns: int) -> None:
+def _note_stays(db: Connection, machine: str, before: Wish, after: Wish, now_ns: int) -> None:
     audit.add(
         db,
         SELF,
@@ -247,7 +253,7 @@ def _note_stays(db: sqlite3.Connection, machine: str, before: Wish, after: Wish,
 
 
 def _note_unheard(
-    db: sqlite3.Connection, machine: str, wish: Wish, protects: Sequence[WantedDisk], now_ns: int
+    db: Connection, machine: str, wish: Wish, protects: Sequence[WantedDisk], now_ns: int
 ) -> None:
     names = ", ".join(named(disk) for disk in protects[:_SHOWN])
     audit.add(
@@ -261,9 +267,7 @@ def _note_unheard(
     events.note(db, EventKind.RESTORED, SELF, happened, now_ns)
 
 
-def _note_adoption(
-    db: sqlite3.Connection, machine: str, before: Wish | None, wish: Wish, now_ns: int
-) -> None:
+def _note_adoption(db: Connection, machine: str, before: Wish | None, wish: Wish, now_ns: int) -> None:
     had = f"it had: {in_words(before)}" if before is not None else "it had no opinion"
     happened = Problem(
         code="",
@@ -277,7 +281,7 @@ def _note_adoption(
 
 
 def _note_doubt(
-    db: sqlite3.Connection, machine: str, own: Wish, told: Wish, holds: Wish, doubt: str, now_ns: int
+    db: Connection, machine: str, own: Wish, told: Wish, holds: Wish, doubt: str, now_ns: int
 ) -> bool:
     """Once for each two acts: while the agent has not taken what it is told, it says the same again."""
     key = f"{own.mark.act} {told.mark.act}"

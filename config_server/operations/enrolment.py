@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import sqlite3
 from typing import Final
 
 from cryptography import x509
@@ -19,6 +18,7 @@ from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.rules.facts import SELF
 from config_server.rules.renewals import Renewals
 from config_server.store import audit, events, revocation, tokens
+from config_server.store.database import Connection
 from shared import enrol, identity, logging
 from shared.api.certificates import (
     CaCertificate,
@@ -89,7 +89,7 @@ class Identity:
         expires_ns = now_ns + body.ttl_s * SECOND_NS
         subject = f"{grant.role}:{grant.name}"
 
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
             tokens.add(db, hash_, grant, now_ns, expires_ns)
             audit.add(db, call.who, "token.create", subject, {"expires": rfc3339(expires_ns)}, now_ns)
 
@@ -109,7 +109,7 @@ class Identity:
         await self._revoking.write_down()
         now_ns = self._control.now_ns()
 
-        def work(db: sqlite3.Connection) -> tuple[tokens.Answered, x509.Certificate | None]:
+        def work(db: Connection) -> tuple[tokens.Answered, x509.Certificate | None]:
             # The token first: who has none learns nothing about requests. A bad request rolls its use back.
             if not tokens.exists(db, hash_):
                 tokens.redeem(db, hash_, now_ns)
@@ -158,7 +158,7 @@ class Identity:
             object=subject or SELF,
         )
 
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
             audit.add(db, "unknown", "enrol.refused", subject, detail, now_ns)
             events.note(db, EventKind.ENROLMENT, SELF, happened, now_ns)
 
@@ -184,7 +184,7 @@ class Identity:
         self._revoking.check_renewal(call.who)
         await self._revoking.write_down()
 
-        def work(db: sqlite3.Connection) -> x509.Certificate:
+        def work(db: Connection) -> x509.Certificate:
             revocation.check(db, call.serial, call.who, call.begins_s)
             revocation.note_presented(db, call.role, call.name, call.der)
             if revocation.is_key_revoked(db, fingerprint_of(public_key)):
@@ -207,7 +207,7 @@ class Identity:
 
     def _issue(
         self,
-        db: sqlite3.Connection,
+        db: Connection,
         public_key: ec.EllipticCurvePublicKey,
         grant: tokens.Grant,
         now_ns: int,

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -30,6 +29,7 @@ from config_server.rules.clock import rfc3339
 from config_server.rules.facts import SELF
 from config_server.rules.revocations import Record, newest
 from config_server.store import audit, events, restored, revocation, taking_in
+from config_server.store.database import Connection
 from config_server.store.taking_in import Unwritten, as_written
 from shared import logging
 from shared.api.certificates import CertificateList, CertificateView, Revocations, RevokeRequest
@@ -148,7 +148,7 @@ class Revoking:
             waiting = dict(self._unwritten)
             now_ns = self._control.now_ns()
 
-            def work(db: sqlite3.Connection) -> None:
+            def work(db: Connection) -> None:
                 for record, ours in waiting.values():
                     if ours:
                         _revoke(db, record)
@@ -362,14 +362,14 @@ class Revoking:
             _log.info("revocations: trouble is over")
 
 
-def _revoke(db: sqlite3.Connection, record: Record) -> list[CertificateView]:
+def _revoke(db: Connection, record: Record) -> list[CertificateView]:
     covered = revocation.revoke(db, record.subject, record.reason, record.revoked_ns, record.who)
     detail = {"reason": record.reason}
     audit.add(db, record.who, "certificate.revoke", record.subject, detail, record.revoked_ns)
     return covered
 
 
-def _take_in(db: sqlite3.Connection, found: Sequence[Record], now_ns: int) -> None:
+def _take_in(db: Connection, found: Sequence[Record], now_ns: int) -> None:
     """What storage knew, and this database did not."""
     news = taking_in.take_in(db, found)
     revocation.note_recorded(db, [record.blob for record in found])

@@ -22,7 +22,7 @@ from config_server.data_folder import belonging
 from config_server.identity import ca_note
 from config_server.identity.ca import CertificateAuthority
 from config_server.setup.unused import installation_in
-from config_server.store.database import DATABASE_FILE
+from config_server.store.files import DATABASE_FILE
 from shared import durable
 from shared.blob import BlobConfig
 from shared.errors import ConfigError

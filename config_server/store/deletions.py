@@ -6,32 +6,30 @@ back, or asked for again, since he looked is not changed.
 
 from __future__ import annotations
 
-import sqlite3
-
 import msgspec
+from sqlalchemy import Connection
 
 from config_server.rules.deletion import Deletion, Stage, of_acts
 from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
-from config_server.store import events, incarnations, inventory
+from config_server.store import commands, events, grants, incarnations, inventory, jobs
 from shared.api.events import EventKind
 from shared.errors import BeingDeletedError
 from shared.status import Problem
 from shared.vocabulary import Role, Severity
 
 
-def all_(db: sqlite3.Connection) -> list[tuple[Machine, Deletion]]:
+def all_(db: Connection) -> list[tuple[Machine, Deletion]]:
     """The machines that are to be deleted."""
     found = inventory.machines(db)
     return [(machine, machine.deletion) for machine in found if machine.deletion is not None]
 
 
-def put(db: sqlite3.Connection, name: str, deletion: Deletion | None) -> None:
-    plain = None if deletion is None else msgspec.json.encode(deletion).decode()
-    db.execute("UPDATE machines SET deletion = ? WHERE name = ?", (plain, name))
+def put(db: Connection, name: str, deletion: Deletion | None) -> None:
+    inventory.put_deletion(db, name, deletion)
 
 
-def current(db: sqlite3.Connection, name: str, id_: str) -> Machine | None:
+def current(db: Connection, name: str, id_: str) -> Machine | None:
     """The machine, if this deletion of it stands, by the word of somebody in this incarnation, and nothing else is wanted since."""
     machine = inventory.find(db, name)
     if machine is None or machine.deletion is None or machine.deletion.id != id_:
@@ -39,7 +37,7 @@ def current(db: sqlite3.Connection, name: str, id_: str) -> Machine | None:
     return None if of_acts(name, machine.deletion, machine.wish, incarnations.history(db)[-1]) else machine
 
 
-def count(db: sqlite3.Connection, name: str, id_: str, passed_ns: int, now_ns: int) -> Deletion | None:
+def count(db: Connection, name: str, id_: str, passed_ns: int, now_ns: int) -> Deletion | None:
     """So much more of the delay has passed. None: it does not stand any more."""
     machine = current(db, name, id_)
     if machine is None or machine.deletion is None:
@@ -52,7 +50,7 @@ def count(db: sqlite3.Connection, name: str, id_: str, passed_ns: int, now_ns: i
 
 
 def advance(
-    db: sqlite3.Connection, name: str, seen: Deletion, to: Stage, now_ns: int, said_ns: int | None = None
+    db: Connection, name: str, seen: Deletion, to: Stage, now_ns: int, said_ns: int | None = None
 ) -> list[str] | None:
     """From the stage in which it was `seen` to another one, with `said_ns` where that is given; unless the machine is in use: then by
     what. None: the deletion is not as it was seen."""
@@ -66,29 +64,22 @@ def advance(
     return []
 
 
-def running(db: sqlite3.Connection, name: str, now_ns: int) -> list[str]:
+def running(db: Connection, name: str, now_ns: int) -> list[str]:
     """What reads the machine in storage, in words. `now_ns` is storage's time of day, by which grants end."""
-    given = db.execute(
-        "SELECT id, who FROM grants WHERE machine = ? AND ended_ns IS NULL AND expires_ns > ? ORDER BY id",
-        (name, now_ns),
-    )
-    jobs = db.execute(
-        "SELECT id, kind FROM jobs WHERE machine = ? AND state = 'running' ORDER BY id", (name,)
-    )
     return [
-        *(f"a {row['kind']} of it runs (job {row['id']})" for row in jobs),
-        *(f"{row['who']} may read it by a grant (grant {row['id']})" for row in given),
+        *(f"a {kind} of it runs (job {id_})" for id_, kind in jobs.running(db, name)),
+        *(f"{who} may read it by a grant (grant {id_})" for id_, who in grants.living_of(db, name, now_ns)),
     ]
 
 
-def check_readable(db: sqlite3.Connection, name: str) -> None:
+def check_readable(db: Connection, name: str) -> None:
     """Before somebody is given access. Raises BeingDeletedError."""
     machine = inventory.find(db, name)
     if machine is not None and is_past_recall(db, machine):
         raise being_deleted(name, f"Access to machine '{name}' was not granted")
 
 
-def is_past_recall(db: sqlite3.Connection, machine: Machine) -> bool:
+def is_past_recall(db: Connection, machine: Machine) -> bool:
     """Storage was asked to delete it, as far as this database knows how things are now."""
     deletion = machine.deletion
     return (
@@ -104,13 +95,13 @@ def being_deleted(name: str, what: str) -> BeingDeletedError:
     )
 
 
-def note(db: sqlite3.Connection, name: str, what: str, action: str, now_ns: int) -> None:
+def note(db: Connection, name: str, what: str, action: str, now_ns: int) -> None:
     """As an event."""
     happened = Problem(code="", what=what, action=action, severity=Severity.WARNING, object=name)
     events.note(db, EventKind.STATE, SELF, happened, now_ns)
 
 
-def follow(db: sqlite3.Connection, before: Machine, after: Machine) -> None:
+def follow(db: Connection, before: Machine, after: Machine) -> None:
     """Somebody has said again that it is to stop, as was said with its deletion."""
     deletion = before.deletion
     if deletion is None or before.wish is None or after.wish is None or before.wish.mark.act != deletion.act:
@@ -118,9 +109,8 @@ def follow(db: sqlite3.Connection, before: Machine, after: Machine) -> None:
     put(db, after.name, msgspec.structs.replace(deletion, act=after.wish.mark.act))
 
 
-def remove(db: sqlite3.Connection, name: str) -> None:
+def remove(db: Connection, name: str) -> None:
     """All that is kept of the machine but what happened: events, jobs, and the audit log."""
-    db.execute("DELETE FROM machines WHERE name = ?", (name,))
-    db.execute("DELETE FROM reports WHERE role = ? AND name = ?", (Role.AGENT, name))
-    db.execute("DELETE FROM grants WHERE machine = ?", (name,))
-    db.execute("DELETE FROM commands WHERE target = ? AND state = 'pending'", (f"{Role.AGENT}:{name}",))
+    inventory.forget(db, name)
+    grants.forget_all(db, name)
+    commands.forget(db, f"{Role.AGENT}:{name}")

@@ -21,7 +21,7 @@ from config_server.operations import desired_state
 from config_server.rules import wishes
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
-from config_server.store import database, inventory
+from config_server.store import inventory, sqlite
 from shared.desired import Verb, WantedDisk, Wish
 from shared.errors import RequestError
 from shared.status import AgentDisk, AgentReport, AvailableDisk, BoundDisk
@@ -144,7 +144,7 @@ class Host:
 
 class Site:
     def __init__(self) -> None:
-        self.db = database.connect(":memory:")
+        self.db = sqlite.connect(":memory:")
         self.host = Host()
         self.host.fit()
         self.now_ns = 1_800_000_000 * SECOND_NS
@@ -210,7 +210,7 @@ class Site:
         inventory.ensure_machine(self.db, NAME, self.now_ns)
         offer = Offer.of(said)
         told = desired_state.answer(self.db, NAME, said.wish, self.now_ns, offer=offer).desired.wish
-        inventory.note_bound(self.db, NAME, "", offer.bound, said.wish)
+        inventory.note_bound(self.db, inventory.machine(self.db, NAME), "", offer.bound, said.wish)
         if told is not None and told != self.host.wish:
             paths = [disk.device for disk in told.disks if disk.id is None]
             if len({*paths}) < len(paths):

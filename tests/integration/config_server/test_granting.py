@@ -23,7 +23,7 @@ from config_server.cli.rescue import is_of_the_user
 from config_server.operations.control import Control
 from config_server.operations.granting import FIRST_LIFE_S, Granting
 from config_server.storage.account import Storage
-from config_server.store import grants
+from config_server.store import audit, grants
 from config_server.store.database import Database
 from shared import api
 from shared.api.protection import Protection
@@ -377,8 +377,8 @@ async def test_what_hinders_the_look_at_one_machine_s_grants_hinders_no_other_an
     granting = Granting(Control(db, None, storage, dt.timedelta(days=90)), 12)  # type: ignore[arg-type]
 
     async def noted() -> int:
-        query = "SELECT count(*) FROM audit WHERE action = 'grant.swept'"
-        return await db.run(lambda d: int(d.execute(query).fetchone()[0]))
+        entries = await db.run(lambda d: audit.newest(d, 100))
+        return sum(entry.action == "grant.swept" for entry in entries)
 
     try:
         with monkeypatch.context() as patched:

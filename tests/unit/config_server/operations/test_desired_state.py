@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Final
 
 import msgspec
 import pytest
+from sqlalchemy import Connection, select
 
 from config_server.operations import desired_state
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
-from config_server.store import database, inventory, restored
+from config_server.store import inventory, restored, sqlite
+from config_server.store.schema import events
 from shared.desired import Verb, WantedDisk, Wish
 from shared.status import AgentReport, AvailableDisk, BoundDisk
+from tests.databases import copied
 
 NAME: Final = "web1"
 START_NS: Final = 1_800_000_000 * SECOND_NS
 
 
-def copied(db: sqlite3.Connection) -> sqlite3.Connection:
-    copy = sqlite3.connect(":memory:", isolation_level=None)
-    copy.row_factory = sqlite3.Row
-    db.backup(copy)
-    return copy
-
-
-def put_back(backup: sqlite3.Connection, second: int) -> sqlite3.Connection:
+def put_back(backup: Connection, second: int) -> Connection:
     restored.prepare(backup, START_NS + second * SECOND_NS)
     return backup
 
 
 def act(
-    db: sqlite3.Connection, verb: Verb, second: int, *disks: WantedDisk, servers: str = "", identity: str = ""
+    db: Connection, verb: Verb, second: int, *disks: WantedDisk, servers: str = "", identity: str = ""
 ) -> Wish:
     made = inventory.act(
         db, NAME, verb, START_NS + second * SECOND_NS, disks=disks, process_servers=tuple(servers.split()), identity=identity
@@ -41,7 +36,7 @@ def act(
     return made.wish
 
 
-def told(db: sqlite3.Connection, report: AgentReport, second: int = 100) -> Wish | None:
+def told(db: Connection, report: AgentReport, second: int = 100) -> Wish | None:
     inventory.ensure_machine(db, NAME, START_NS)
     return desired_state.answer(
         db, NAME, report.wish, START_NS + second * SECOND_NS,
@@ -49,8 +44,8 @@ def told(db: sqlite3.Connection, report: AgentReport, second: int = 100) -> Wish
     ).desired.wish  # fmt: skip
 
 
-def codes(db: sqlite3.Connection) -> list[str]:
-    return [row["code"] for row in db.execute("SELECT code FROM events WHERE code != '' ORDER BY id")]
+def codes(db: Connection) -> list[str]:
+    return [*db.scalars(select(events.c.code).where(events.c.code != "").order_by(events.c.id))]
 
 
 SDA: Final = WantedDisk("/dev/sda", "sda")
@@ -60,7 +55,7 @@ BOUND: Final = [BoundDisk(id="sda", device="/dev/sda")]
 @pytest.mark.parametrize("protects", [True, False])
 def test_a_stop_from_before_a_restore_does_not_stop_a_machine_on_other_hardware(protects: bool) -> None:
     """It was protected again behind the backup, and its mainboard exchanged: so its agent has no wish, and goes by its configuration."""
-    db = database.connect(":memory:")
+    db = sqlite.connect(":memory:")
     act(db, Verb.PROTECT, 0, SDA, identity="old")
     act(db, Verb.STOP, 1, identity="old")
     backup = copied(db)
@@ -81,7 +76,7 @@ def test_a_stop_from_before_a_restore_does_not_stop_a_machine_on_other_hardware(
 @pytest.mark.parametrize("said", ["the same", "another", "another, then the same"])
 def test_who_acts_by_what_a_backup_says_moves_no_machine_back_to_a_former_process_server(said: str) -> None:
     """It was moved to ps2 behind the backup, and whoever assigns a policy names the process servers that are known."""
-    db = database.connect(":memory:")
+    db = sqlite.connect(":memory:")
     act(db, Verb.PROTECT, 0, SDA, servers="ps1:9443")
     backup = copied(db)
     moved = act(db, Verb.PROTECT, 1, SDA, servers="ps2:9443")
@@ -107,7 +102,7 @@ def test_who_was_named_by_a_link_before_it_ever_reported_is_told_when_it_has_loo
     None
 ):
     """Its configuration has the disk by another name; taken for another disk it would be refused, for ever."""
-    db = database.connect(":memory:")
+    db = sqlite.connect(":memory:")
     link = "/dev/disk/by-id/wwn-A"
     wish = act(db, Verb.PROTECT, 0, WantedDisk(link))
     report = AgentReport(bound=BOUND)
