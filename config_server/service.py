@@ -108,7 +108,7 @@ async def run(
 
 async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[[int], None]) -> None:
     folder = config.data_dir
-    belonging.check_folder(folder)
+    belonging.check_folder(folder, has_database=config.database.is_file)
     ca_note.check_there(folder, config.vault_file)
     with durable.named(f"The data folder {folder} could not be used"):
         remove_new(folder)
@@ -116,7 +116,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
         ca_note.check_same(folder, ca, config.vault_file)
         own = OwnCertificate(config, ca)
     file = FileVault(config.vault_file) if config.vault_file is not None else None
-    db = await Database.open(folder / DATABASE_FILE)
+    db = await Database.configured(config.database, folder / DATABASE_FILE)
     storage = Storage(config.blob, file)
     control = Control(db, ca, storage, dt.timedelta(days=config.certificate_days))
     sides = Sides(control)

@@ -37,6 +37,7 @@ def backup(config: ConfigServerConfig, target: Path) -> int:
     """Puts the data folder's parts into `target`, whole or not at all; its size. Raises StateFileError, DatabaseError, ConfigError,
     DataFolderInUseError."""
     folder = config.data_dir
+    refuse_elsewhere(config, "Nothing was backed up")
     target = _place(target, folder)
     with durable.named(f"The data folder {folder} could not be read"), as_owner(folder), lock.still(folder):
         check_folder(
@@ -54,6 +55,17 @@ def backup(config: ConfigServerConfig, target: Path) -> int:
     with durable.named(f"The backup {target} could not be written"):
         durable.replace_file(target, packed.getbuffer(), mode=0o600)
     return packed.tell()
+
+
+def refuse_elsewhere(config: ConfigServerConfig, what: str) -> None:
+    """A backup is of a database in the data folder. Raises ConfigError for another one."""
+    if not config.database.is_file:
+        raise ConfigError(
+            what,
+            cause=f"the database is not in {config.data_dir}: it is {config.database.place}",
+            action="Stop the config server; take pg_dump of the database, and a copy of ca.key, ca.pem and operator.token, which belong"
+            ' to it (docs/operations.md, "PostgreSQL").',
+        )
 
 
 def _place(target: Path, folder: Path) -> Path:

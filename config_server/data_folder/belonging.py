@@ -93,16 +93,24 @@ def way_back(folder: Path) -> str:
     return ""
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, *, has_database: bool = True) -> None:
     """The operator token is written last: where it is, there was a database. A new one in its place would admit every certificate
-    that was ever revoked. Raises ConfigError."""
+    that was ever revoked. `has_database`: it is a file of this folder. Raises ConfigError."""
     if os.path.lexists(folder / RESTORING):
         raise ConfigError(
             f"The data folder {folder} is half restored",
             cause="the restore was cut off",
             action=f"Run it again: {RESTORE}.{way_back(folder)}",
         )
-    if (folder / TOKEN_FILE).exists() and not (folder / DATABASE_FILE).exists():
+    if not has_database:
+        if (folder / DATABASE_FILE).exists():
+            raise ConfigError(
+                f"The data folder {folder} has a database of its own",
+                cause=f"the configuration names another one ([database]), and what is in {DATABASE_FILE} would be forgotten: also who was"
+                " revoked",
+                action="Leave [database] out. Data cannot be brought from one to the other yet.",
+            )
+    elif (folder / TOKEN_FILE).exists() and not (folder / DATABASE_FILE).exists():
         raise ConfigError(
             f"The database {folder / DATABASE_FILE} is gone",
             cause=f"the installation is not new ({TOKEN_FILE} is there); an empty database would know no machine, and would admit"

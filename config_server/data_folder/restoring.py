@@ -32,7 +32,7 @@ import msgspec
 
 from config_server.config import ConfigServerConfig
 from config_server.data_folder import lock
-from config_server.data_folder.backup import check
+from config_server.data_folder.backup import check, refuse_elsewhere
 from config_server.data_folder.belonging import (
     LOGS,
     OPERATOR,
@@ -80,6 +80,7 @@ class Done(NamedTuple):
 def restore(config: ConfigServerConfig, source: Path, *, new_operator_token: bool = False) -> Done:
     """Puts the parts of a backup into the data folder. Killed anywhere it is run again. Raises ConfigError, StateFileError,
     DataFolderInUseError."""
+    refuse_elsewhere(config, f"Nothing was restored from {source}")
     parts = _read(source)
     check(parts, f"Nothing was restored from {source}")
     if new_operator_token:

@@ -43,6 +43,12 @@ class DataThere(Check):
     begins_anew: bool = False
 
     async def look(self, dry_run: bool) -> Done:
+        if known(self.config, ConfigServerConfig).get("database", {}).get("url"):
+            raise ConfigError(
+                "This installation's database is not in its data folder",
+                cause=f"{self.config} names one of PostgreSQL ([database]), and this command knows files alone",
+                action="Nothing is to be set up here any more: what it would mend is named in docs/operations.md.",
+            )
         with durable.named(f"The data folder {self.data_dir} cannot be used"):
             belonging.check_folder(self.data_dir)
             if (self.data_dir / DATABASE_FILE).exists():

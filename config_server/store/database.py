@@ -16,8 +16,9 @@ from sqlalchemy import (
     Connection as Connection,  # of a transaction, for those who know nothing else of SQLAlchemy
 )
 
+from config_server.store.config import DatabaseConfig
 from config_server.store.sqlite import Sqlite
-from shared.errors import DatabaseError
+from shared.errors import ConfigError, DatabaseError
 from shared.threads import Threads
 
 _T = TypeVar("_T")
@@ -53,6 +54,21 @@ class Database:
     async def open(cls, path: Path) -> Self:
         """SQLite's. Raises ConfigError, DatabaseError."""
         return await cls.over(Sqlite(path))
+
+    @classmethod
+    async def configured(cls, config: DatabaseConfig, path: Path) -> Self:
+        """That of the configuration; `path` is that of the file. Raises ConfigError, DatabaseError."""
+        if config.is_file:
+            return await cls.open(path)
+        try:
+            from config_server.store.postgresql import Postgresql
+        except ImportError as exc:
+            raise ConfigError(
+                "PostgreSQL cannot be used",
+                cause=f"its driver is not installed ({exc})",
+                action="Install Understudy with the extra `postgresql`: pip install 'understudy[config-server,postgresql]'.",
+            ) from exc
+        return await cls.over(Postgresql(config))
 
     @classmethod
     async def over(cls, engine: Engine) -> Self:

@@ -22,6 +22,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+_COUNTED: Final = {"preserve_rowcount": True}
+"""Of an INSERT, drivers forget how many rows it put."""
+
 
 class Put:
     """An INSERT that says what is done about a row that is there. Each database has its own class for it, and SQLAlchemy does not remember
@@ -43,7 +46,7 @@ class Put:
             statement = self._by_dialect[db.dialect.name]
             compiled = statement.compile(dialect=db.dialect, column_keys=list(first), for_executemany=many)
             known[many, *first] = compiled
-        return db.execute(cast("Executable", compiled), values)
+        return db.execute(cast("Executable", compiled), values, execution_options=_COUNTED)
 
 
 def replacing(table: Table) -> Put:
