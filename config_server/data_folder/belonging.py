@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from config_server.identity.ca import CertificateAuthority
-from config_server.store import revocation, tokens
+from config_server.store import certificates, tokens
 from config_server.store.database import Connection
 from config_server.store.files import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
 from shared import decoding
@@ -121,7 +121,7 @@ def check_folder(folder: Path, *, has_database: bool = True) -> None:
 
 def check_parts(db: Connection, ca: CertificateAuthority, token: bytes | None) -> None:
     """Raises ConfigError where the database is not that of this CA and this operator token (None: there is none, and a new one is made)."""
-    pem = revocation.newest_pem(db)
+    pem = certificates.newest_pem(db)
     if pem is not None and not _is_of(pem, ca):
         raise ConfigError(
             "The database and the CA are of two installations",

@@ -17,7 +17,7 @@ from config_server.rules.certificates import fingerprint_of
 from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.rules.facts import SELF
 from config_server.rules.renewals import Renewals
-from config_server.store import audit, events, revocation, tokens
+from config_server.store import audit, certificates, events, revocation, tokens
 from config_server.store.database import Connection
 from shared import enrol, identity, logging
 from shared.api.certificates import (
@@ -57,7 +57,7 @@ class Identity:
     async def recover(self) -> None:
         """What was issued before the last start is renewed no sooner for it."""
         now_ns, mono_ns = self._control.now_ns(), self._control.mono_ns()
-        for issued in await self._control.db.run(lambda db: revocation.living(db, now_ns)):
+        for issued in await self._control.db.run(lambda db: certificates.living(db, now_ns)):
             try:
                 certificate = identity.only_certificate(issued.pem)
             except ValueError as exc:
@@ -186,7 +186,7 @@ class Identity:
 
         def work(db: Connection) -> x509.Certificate:
             revocation.check(db, call.serial, call.who, call.begins_s)
-            revocation.note_presented(db, call.role, call.name, call.der)
+            certificates.note_presented(db, call.role, call.name, call.der)
             if revocation.is_key_revoked(db, fingerprint_of(public_key)):
                 raise CertificateRevokedError(
                     f"The certificate of {call.who} was not renewed", cause="its key was revoked"
@@ -202,7 +202,7 @@ class Identity:
         return self._answer(certificate, grant)
 
     async def certificates(self, _call: Call, body: Limit) -> CertificateList:
-        found = await self._control.db.run(lambda db: revocation.newest(db, body.limit))
+        found = await self._control.db.run(lambda db: certificates.newest(db, body.limit))
         return CertificateList(certificates=found)
 
     def _issue(
@@ -216,9 +216,9 @@ class Identity:
         now = _time(now_ns)
         life = _STORAGE_LIFE if grant.role == Role.STORAGE else self._control.certificate_life
         certificate = self._control.ca.issue(public_key, grant.role, grant.name, grant.hosts, life, now)
-        revocation.note_certificate(
+        certificates.note_certificate(
             db,
-            revocation.Issued(
+            certificates.Issued(
                 serial=certificate.serial_number,
                 role=grant.role,
                 name=grant.name,

@@ -8,7 +8,7 @@ from config_server.operations.call import Call
 from config_server.operations.control import Control
 from config_server.rules import view
 from config_server.rules.machine import Machine
-from config_server.store import inventory, revocation
+from config_server.store import certificates, inventory
 from config_server.store.database import Connection
 from shared import logging
 from shared.api.machines import MachineList, MachineView
@@ -29,7 +29,7 @@ async def known(control: Control, name: str) -> Machine:
 
 def _stored(db: Connection, name: str) -> Machine:
     found = inventory.find(db, name)
-    if found is None and revocation.is_known(db, Role.AGENT, name):
+    if found is None and certificates.is_known(db, Role.AGENT, name):
         raise NeverReportedError(f"Nothing is known of machine '{name}' yet")
     return found or inventory.machine(db, name)
 

@@ -19,7 +19,7 @@ from config_server.rules.disks import Offer
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Seen
 from config_server.rules.wishes import without
-from config_server.store import audit, deletions, inventory, policies, revocation
+from config_server.store import audit, certificates, deletions, inventory, policies
 from config_server.store.database import Connection
 from shared.active_side import UNKNOWN
 from shared.api.machines import MachineView
@@ -205,7 +205,7 @@ def _refuse_unknown(
     if is_moved:
         cause = "its agent has not reported since the machine was bound to other hardware"
         raise RequestError(what, cause=cause, action=f"Start its agent there, {offline}.")
-    if known is not None or revocation.is_known(db, Role.AGENT, name):
+    if known is not None or certificates.is_known(db, Role.AGENT, name):
         raise NeverReportedError(what, action=f"Start its agent, {offline}.")
     raise MachineNotFoundError(
         what,

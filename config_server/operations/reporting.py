@@ -19,7 +19,7 @@ from config_server.rules.machine import Machine
 from config_server.rules.presence import Seen, decode, problems_of
 from config_server.rules.wishes import without
 from config_server.rules.wrong import problems_with
-from config_server.store import audit, commands, events, inventory, revocation
+from config_server.store import audit, certificates, commands, events, inventory
 from config_server.store.database import Connection
 from shared import logging
 from shared.api.audit import AuditList
@@ -103,7 +103,7 @@ class Reporting:
                 return [], [], _Told([])
             if call.serial not in self._noted:
                 # A database from a backup may not know it, and it shall be seen, and revoked with what is renewed from it.
-                revocation.note_presented(db, call.role, call.name, call.der)
+                certificates.note_presented(db, call.role, call.name, call.der)
             finished = commands.finish(db, call.who, seen.report.results, now_ns)
             changed = events.reconcile(db, call.who, problems_of(seen), now_ns)
             self._note_state(db, before, seen, now_ns)

@@ -7,7 +7,8 @@ postgresql, config      a database that several servers use, in PostgreSQL
 statements, settings    what the statements share; what there is one of
 inventory, policies     machines, what is wanted of them, the last report of every daemon; replication policies
 deletions               machines that are to be deleted
-tokens, revocation, taking_in   who may call, which certificates are refused, what storage tells of that
+tokens                  who may call, and enrol
+certificates, revocation, taking_in   which there are, which of them are refused, what storage tells of that
 grants                  who was given to read a machine's container
 commands, jobs          one-time acts for daemons; restores that somebody runs
 events, audit           what went wrong or happened; who changed what

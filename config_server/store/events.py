@@ -60,8 +60,8 @@ _REWORD: Final = (
 )
 _NOTE: Final = insert(events).inline()
 _BEGIN: Final = Put(
-    lambda new: (
-        new(events)
+    lambda into: (
+        into(events)
         .on_conflict_do_nothing(index_elements=OPEN, index_where=_IS_OPEN)
         .returning(*_VIEWED.selected_columns)
     )

@@ -1,4 +1,4 @@
-"""Certificates that were issued, and those of them that are refused.
+"""Which certificates are refused.
 
 A revocation names a certificate by its serial number, or a ROLE:NAME. It is entered whether or not this database knows what it
 names: it may have been restored from a backup.
@@ -22,41 +22,32 @@ as many entries as operators made, and as those names and keys had certificates.
 
 from __future__ import annotations
 
-import datetime as dt
 import re
-from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable
+from typing import Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Insert,
-    Row,
-    Table,
     and_,
     bindparam,
     delete,
-    exists,
     func,
-    insert,
     or_,
     select,
     update,
 )
-from sqlalchemy.dialects import sqlite
 
-from config_server.rules.certificates import BACKDATED, fingerprint_of
-from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.rules.revocations import Record
+from config_server.store.certificates import OF_NAME, of_key, of_name, same_key
 from config_server.store.restored import mark as mark_of
 from config_server.store.schema import certificates, recorded_revocations, revocations, tokens
-from config_server.store.statements import Put, later, unless_there
+from config_server.store.statements import Into, Put, later, unless_there
 from shared.api.certificates import CertificateView, Revocations
 from shared.errors import CertificateRevokedError, RequestError
 from shared.naming import SAYS, is_name
-from shared.vocabulary import ENROLLED, Role
+from shared.vocabulary import ENROLLED
 
 LAST_NS: Final = later(revocations.c.revoked_ns, func.coalesce(revocations.c.readmitted_ns, 0))
 """Of a row: when the last thing was said of its name."""
@@ -66,34 +57,12 @@ _SERIAL: Final = re.compile(r"[0-9a-f]{1,40}\Z")
 _STANDS: Final = revocations.c.before_s.is_(None)
 """Of a name: all of it is refused."""
 _IT: Final = revocations.c.subject == bindparam("of_subject")
-OF_NAME: Final = (certificates.c.role == bindparam("of_role"), certificates.c.name == bindparam("of_name"))
 TOKENS: Final = delete(tokens).where(
     tokens.c.role == bindparam("of_role"), tokens.c.name == bindparam("of_name")
 )
 
-_NOTE: Final = insert(certificates)
-_KNOWN: Final = (
-    select(certificates.c.serial).where(*OF_NAME, ~exists(select(revocations).where(_IT, _STANDS))).limit(1)
-)
-_LIVING: Final = (
-    select(certificates)
-    .where(certificates.c.expires_ns > bindparam("now_ns"), certificates.c.pem != "")
-    .order_by(certificates.c.issued_ns, certificates.c.rowid)
-)
 _LAST_ISSUED: Final = select(func.max(certificates.c.issued_ns)).where(*OF_NAME)
-_NEWEST_PEM: Final = (
-    select(certificates.c.pem)
-    .where(certificates.c.pem != "")
-    .order_by(certificates.c.issued_ns.desc())
-    .limit(1)
-)
 _REFUSE_SERIAL: Final = unless_there(revocations)
-_KEY_OF: Final = (
-    select(certificates.c.key).where(certificates.c.serial == bindparam("of_serial")).scalar_subquery()
-)
-_SAME_KEY: Final = select(certificates.c.serial).where(
-    certificates.c.key == _KEY_OF, certificates.c.key != ""
-)
 _RECORDS: Final = select(
     revocations.c.subject,
     revocations.c.reason,
@@ -139,41 +108,10 @@ _REFUSED_OF_KEY: Final = (
     .where(certificates.c.key == bindparam("of_key"), certificates.c.key != "")
     .limit(1)
 )
-_OWN, _NAMES = revocations.alias("own"), revocations.alias("names")
-_VIEWS: Final = (
-    select(
-        certificates,
-        func.coalesce(_OWN.c.revoked_ns, _NAMES.c.revoked_ns).label("revoked_ns"),
-        func.coalesce(_OWN.c.reason, _NAMES.c.reason).label("reason"),
-    )
-    .outerjoin(_OWN, _OWN.c.subject == certificates.c.serial)
-    .outerjoin(
-        _NAMES,
-        and_(
-            _NAMES.c.subject == certificates.c.role + ":" + certificates.c.name, _NAMES.c.before_s.is_(None)
-        ),
-    )
-    .order_by(certificates.c.issued_ns.desc(), certificates.c.serial)
-)
-_VIEWS_OF_NAME: Final = _VIEWS.where(*OF_NAME)
-_VIEWS_OF_KEY: Final = _VIEWS.where(
-    or_(
-        certificates.c.serial == bindparam("of_serial"),
-        and_(certificates.c.key == _KEY_OF, certificates.c.key != ""),
-    )
-)
-_NEWEST: Final = _VIEWS.limit(bindparam("most"))
 
 
-def _presented(insert: Callable[[Table], sqlite.Insert]) -> Insert:
-    new = insert(certificates)
-    return new.on_conflict_do_update(
-        index_elements=[certificates.c.serial], set_={"key": new.excluded.key}, where=certificates.c.key == ""
-    )
-
-
-def _refusing_name(insert: Callable[[Table], sqlite.Insert]) -> Insert:
-    new = insert(revocations)
+def _refusing_name(into: Into) -> Insert:
+    new = into(revocations)
     return new.on_conflict_do_update(
         index_elements=[revocations.c.subject],
         set_={
@@ -197,88 +135,11 @@ def refusing_known(which: ColumnElement[bool]) -> Put:
         .where(_STANDS, *OF_NAME, which, revocations.c.revoked_ns < bindparam("until_ns"))
     )
     columns = ["subject", "reason", "revoked_ns", "who"]
-    return Put(lambda new: new(revocations).from_select(columns, refused).on_conflict_do_nothing())
+    return Put(lambda into: into(revocations).from_select(columns, refused).on_conflict_do_nothing())
 
 
-_NOTE_PRESENTED: Final = Put(_presented)
 _REFUSE_NAME: Final = Put(_refusing_name)
 _REFUSE_OTHERS: Final = refusing_known(certificates.c.serial != bindparam("of_serial"))
-
-
-class Issued(NamedTuple):
-    """A certificate that was issued here."""
-
-    serial: int
-    role: Role
-    name: str
-    key: str
-    """The fingerprint of its public key."""
-    issued_ns: int
-    expires_ns: int
-    renews: int = 0
-    """The serial number of what it was renewed from; 0 for none."""
-    pem: str = ""
-
-
-def note_certificate(db: Connection, issued: Issued) -> None:
-    renews = f"{issued.renews:x}" if issued.renews else ""
-    db.execute(_NOTE, {**issued._asdict(), "serial": f"{issued.serial:x}", "renews": renews})
-
-
-def is_known(db: Connection, role: Role, name: str) -> bool:
-    """Whether a certificate of it was ever issued, or shown, here, and it may come: its name does not stand revoked."""
-    return (
-        db.execute(_KNOWN, {"of_role": role, "of_name": name, "of_subject": f"{role}:{name}"}).first()
-        is not None
-    )
-
-
-def living(db: Connection, now_ns: int) -> list[Issued]:
-    """What was issued and has not expired, in that order."""
-    return [
-        Issued(
-            int(row.serial, 16),
-            Role(row.role),
-            row.name,
-            row.key,
-            row.issued_ns,
-            row.expires_ns,
-            int(row.renews or "0", 16),
-            row.pem,
-        )
-        for row in db.execute(_LIVING, {"now_ns": now_ns})
-    ]
-
-
-def newest_pem(db: Connection) -> str | None:
-    """The certificate that was issued last; None: none was."""
-    found: str | None = db.scalar(_NEWEST_PEM)
-    return found
-
-
-def note_presented(db: Connection, role: str, name: str, der: bytes) -> None:
-    """Of a certificate that its owner shows: one from before keys were noted, or that a database from a backup does not know. What is
-    renewed from it shall be refused with it.
-    """
-    shown = x509.load_der_x509_certificate(der)
-    key = shown.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise TypeError("this CA signs EC keys only")
-    # Whole seconds stand in it, and a name may have been revoked in that very one: the readmitted shall not be taken for who was before.
-    issued_ns = (_unix_s(shown.not_valid_before_utc + BACKDATED) + 1) * SECOND_NS - 1
-    new = {
-        "serial": f"{shown.serial_number:x}",
-        "role": role,
-        "name": name,
-        "key": fingerprint_of(key),
-        "issued_ns": issued_ns,
-        "expires_ns": _unix_s(shown.not_valid_after_utc) * SECOND_NS,
-    }
-    _NOTE_PRESENTED(db, new)
-
-
-def _unix_s(time: dt.datetime) -> int:
-    return int(time.timestamp())
 
 
 def revoke(db: Connection, subject: str, reason: str, now_ns: int, who: str = "") -> list[CertificateView]:
@@ -292,12 +153,12 @@ def refuse(db: Connection, subject: str, reason: str, now_ns: int, who: str) -> 
     role, colon, name = subject.partition(":")
     new = {"reason": reason, "who": who}
     if not colon:
-        rows = [{"subject": serial, "revoked_ns": now_ns, **new} for serial in _same_key(db, subject)]
+        rows = [{"subject": serial, "revoked_ns": now_ns, **new} for serial in same_key(db, subject)]
         return _REFUSE_SERIAL(db, rows).rowcount > 0
-    of_name = {"of_role": role, "of_name": name}
-    void = db.execute(TOKENS, of_name).rowcount
+    whose = {"of_role": role, "of_name": name}
+    void = db.execute(TOKENS, whose).rowcount
     # Later than what it covers, also where the clock was ahead at that time: so it is read from the database.
-    now_ns = max(now_ns, (db.scalar(_LAST_ISSUED, of_name) or 0) + 1)
+    now_ns = max(now_ns, (db.scalar(_LAST_ISSUED, whose) or 0) + 1)
     put = _REFUSE_NAME(db, {"subject": subject, "revoked_ns": now_ns, "mark": mark_of_restore(db), **new})
     return void + put.rowcount > 0
 
@@ -306,12 +167,8 @@ def covered(db: Connection, subject: str) -> tuple[list[str], list[CertificateVi
     """The serial numbers that go with this one, itself included (none for a name); and what is known of all that it covers."""
     role, colon, name = subject.partition(":")
     if colon:
-        return [], _views(db.execute(_VIEWS_OF_NAME, {"of_role": role, "of_name": name}))
-    return _same_key(db, subject), _views(db.execute(_VIEWS_OF_KEY, {"of_serial": subject}))
-
-
-def _same_key(db: Connection, serial: str) -> list[str]:
-    return [serial, *(other for other in db.scalars(_SAME_KEY, {"of_serial": serial}) if other != serial)]
+        return [], of_name(db, role, name)
+    return same_key(db, subject), of_key(db, subject)
 
 
 def rows(db: Connection) -> list[Record]:
@@ -347,8 +204,8 @@ def refuse_known(
     db: Connection, which: Put, role: str, name: str, until_ns: int = EVER, **values: object
 ) -> bool:
     """See `refusing_known`; whether there were any. `values`: of the condition."""
-    of_name = {"of_subject": f"{role}:{name}", "of_role": role, "of_name": name}
-    return which(db, {**of_name, "until_ns": until_ns, **values}).rowcount > 0
+    whose = {"of_subject": f"{role}:{name}", "of_role": role, "of_name": name}
+    return which(db, {**whose, "until_ns": until_ns, **values}).rowcount > 0
 
 
 def admit_from(db: Connection, role: str, name: str, begins_s: int) -> None:
@@ -385,10 +242,6 @@ def is_key_revoked(db: Connection, key: str) -> bool:
     return db.execute(_REFUSED_OF_KEY, {"of_key": key}).first() is not None
 
 
-def newest(db: Connection, limit: int) -> list[CertificateView]:
-    return _views(db.execute(_NEWEST, {"most": limit}))
-
-
 def subject_of(certificate: str) -> str:
     """What is revoked by these words. Raises RequestError when they are neither a serial number nor ROLE:NAME."""
     role, colon, name = certificate.partition(":")
@@ -403,17 +256,3 @@ def subject_of(certificate: str) -> str:
         cause=f"it is neither a serial number (hexadecimal) nor ROLE:NAME (the roles are {roles}; {SAYS})",
         action="`understudy certificate list` shows what was issued.",
     )
-
-
-def _views(rows: Iterable[Row[Any]]) -> list[CertificateView]:
-    return [
-        CertificateView(
-            serial=row.serial,
-            name=f"{row.role}:{row.name}",
-            issued=rfc3339(row.issued_ns),
-            expires=rfc3339(row.expires_ns),
-            revoked=None if row.revoked_ns is None else rfc3339(row.revoked_ns),
-            reason=row.reason or "",
-        )
-        for row in rows
-    ]

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, cast
-from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
     ColumnElement,
     Compiled,
     Connection,
     CursorResult,
-    Dialect,
     Executable,
     Insert,
     Table,
@@ -22,6 +20,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from config_server.store.schema import IMPLICIT
+
+Into = Callable[[Table], sqlite.Insert]
+"""The beginning of such an INSERT, of either database."""
 _COUNTED: Final = {"preserve_rowcount": True}
 """Of an INSERT, drivers forget how many rows it put."""
 
@@ -30,22 +32,22 @@ class Put:
     """An INSERT that says what is done about a row that is there. Each database has its own class for it, and SQLAlchemy does not remember
     what it has compiled of these; so this does."""
 
-    def __init__(self, build: Callable[[Callable[[Table], sqlite.Insert]], Insert]) -> None:
-        theirs = cast("Callable[[Table], sqlite.Insert]", postgresql.insert)  # which has the same methods
+    def __init__(self, build: Callable[[Into], Insert]) -> None:
+        theirs = cast("Into", postgresql.insert)  # which has the same methods
         self._by_dialect: Final = {"sqlite": build(sqlite.insert), "postgresql": build(theirs)}
-        self._compiled: Final = WeakKeyDictionary[Dialect, dict[tuple[str | bool, ...], Compiled]]()
+        self._compiled: Final = dict[tuple[str | bool, ...], Compiled]()
 
     def __call__(
         self, db: Connection, values: Mapping[str, Any] | Sequence[Mapping[str, Any]]
     ) -> CursorResult[Any]:
         """`values`: of a row, or of several (not of none), or of the parameters where rows are selected."""
         first, many = (values, False) if isinstance(values, Mapping) else (values[0], len(values) > 1)
-        known = self._compiled.setdefault(db.dialect, {})
-        compiled = known.get((many, *first))
+        dialect = db.dialect
+        compiled = self._compiled.get((dialect.name, many, *first))
         if compiled is None:
-            statement = self._by_dialect[db.dialect.name]
-            compiled = statement.compile(dialect=db.dialect, column_keys=list(first), for_executemany=many)
-            known[many, *first] = compiled
+            statement = self._by_dialect[dialect.name]
+            compiled = statement.compile(dialect=dialect, column_keys=list(first), for_executemany=many)
+            self._compiled[dialect.name, many, *first] = compiled
         return db.execute(cast("Executable", compiled), values, execution_options=_COUNTED)
 
 
@@ -53,10 +55,10 @@ def replacing(table: Table) -> Put:
     """The row of this primary key becomes this one."""
     keys = list(table.primary_key.columns)
 
-    def build(insert: Callable[[Table], sqlite.Insert]) -> Insert:
-        new = insert(table)
+    def build(into: Into) -> Insert:
+        new = into(table)
         rest = {column.name: new.excluded[column.name] for column in table.c if column not in keys}
-        rest.pop("rowid", None)
+        rest.pop(IMPLICIT, None)
         return new.on_conflict_do_update(index_elements=keys, set_=rest)
 
     return Put(build)
@@ -64,7 +66,7 @@ def replacing(table: Table) -> Put:
 
 def unless_there(table: Table) -> Put:
     """The row is put where there is none of this primary key, nor of any other that must be one alone. `rowcount` says how many were."""
-    return Put(lambda insert: insert(table).on_conflict_do_nothing())
+    return Put(lambda into: into(table).on_conflict_do_nothing())
 
 
 def later(one: ColumnElement[int], other: ColumnElement[int]) -> ColumnElement[int]:

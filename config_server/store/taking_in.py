@@ -7,20 +7,19 @@ Only of what this database did not do, the times decide; and of certificates tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Insert, Table, and_, bindparam, case, func, not_, null, or_, select, update
-from sqlalchemy.dialects import sqlite
+from sqlalchemy import Connection, Insert, and_, bindparam, case, func, not_, null, or_, select, update
 
 from config_server.rules.certificates import BACKDATED
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.revocations import Record
+from config_server.store.certificates import OF_NAME
 from config_server.store.restored import Mark
 from config_server.store.restored import mark as mark_of
 from config_server.store.revocation import (
     LAST_NS,
-    OF_NAME,
     TOKENS,
     mark_of_restore,
     refuse,
@@ -28,7 +27,7 @@ from config_server.store.revocation import (
     refusing_known,
 )
 from config_server.store.schema import NUMBER, certificates, revocations, tokens
-from config_server.store.statements import Put, later
+from config_server.store.statements import Into, Put, later
 from shared.api.certificates import Revocations
 from shared.revocation import merged
 
@@ -87,8 +86,8 @@ _READMIT: Final = (
 )
 
 
-def _readmitting(insert: Callable[[Table], sqlite.Insert]) -> Insert:
-    new = insert(revocations)
+def _readmitting(into: Into) -> Insert:
+    new = into(revocations)
     return new.on_conflict_do_update(
         index_elements=[revocations.c.subject],
         set_={name: new.excluded[name] for name in ("before_s", "readmitted_ns", "mark")},
@@ -96,8 +95,8 @@ def _readmitting(insert: Callable[[Table], sqlite.Insert]) -> Insert:
     )
 
 
-def _revoking(insert: Callable[[Table], sqlite.Insert]) -> Insert:
-    new = insert(revocations)
+def _revoking(into: Into) -> Insert:
+    new = into(revocations)
     stands = revocations.c.before_s.is_(None)
     return new.on_conflict_do_update(
         index_elements=[revocations.c.subject],
@@ -111,7 +110,7 @@ def _revoking(insert: Callable[[Table], sqlite.Insert]) -> Insert:
     )
 
 
-def _refusing_until(insert: Callable[[Table], sqlite.Insert]) -> Insert:
+def _refusing_until(into: Into) -> Insert:
     meant = (
         select(certificates.c.serial, certificates.c.key)
         .where(
@@ -133,7 +132,7 @@ def _refusing_until(insert: Callable[[Table], sqlite.Insert]) -> Insert:
         )
     )
     columns = ["subject", "revoked_ns", "reason", "who", "mark"]
-    return insert(revocations).from_select(columns, refused).on_conflict_do_nothing()
+    return into(revocations).from_select(columns, refused).on_conflict_do_nothing()
 
 
 _PUT_READMISSION: Final = Put(_readmitting)

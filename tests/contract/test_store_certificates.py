@@ -20,19 +20,21 @@ from config_server.rules.clock import SECOND_NS
 from config_server.rules.revocations import Record
 from config_server.store import (
     audit,
+    certificates,
     commands,
     events,
     incarnations,
     inventory,
     restored,
     revocation,
+    schema,
     sqlite,
     taking_in,
     tokens,
 )
+from config_server.store.certificates import Issued
 from config_server.store.postgresql import Postgresql
-from config_server.store.revocation import EVER, Issued, refusing_known
-from config_server.store.schema import certificates
+from config_server.store.revocation import EVER, refusing_known
 from shared.api.commands import CommandKind
 from shared.errors import CertificateRevokedError
 from shared.vocabulary import Role
@@ -47,24 +49,27 @@ def issued(serial: int, key: str = "key-1", at_ns: int = NOW, renews: int = 0, n
 
 
 def test_of_certificates_it_is_known_which_live_which_was_last_and_whose_they_are(db: Connection) -> None:
-    assert (revocation.newest_pem(db), revocation.is_known(db, Role.AGENT, "web1")) == (None, False)
+    assert (certificates.newest_pem(db), certificates.is_known(db, Role.AGENT, "web1")) == (None, False)
     first, second = issued(0xA), issued(0xB, at_ns=NOW + 5, renews=0xA)
     for one in (first, second):
-        revocation.note_certificate(db, one)
-    assert revocation.living(db, NOW) == [first, second]
-    assert revocation.living(db, second.expires_ns - 1) == [second]
-    assert revocation.newest_pem(db) == "PEM 11"
-    assert revocation.is_known(db, Role.AGENT, "web1")
-    assert [view.serial for view in revocation.newest(db, 10)] == ["b", "a"]
-    assert [view.serial for view in revocation.newest(db, 1)] == ["b"]
+        certificates.note_certificate(db, one)
+    assert certificates.living(db, NOW) == [first, second]
+    assert certificates.living(db, second.expires_ns - 1) == [second]
+    assert certificates.newest_pem(db) == "PEM 11"
+    assert certificates.is_known(db, Role.AGENT, "web1")
+    assert [view.serial for view in certificates.newest(db, 10)] == ["b", "a"]
+    assert [view.serial for view in certificates.newest(db, 1)] == ["b"]
     revocation.revoke(db, "agent:web1", "", NOW + 10)
-    assert not revocation.is_known(db, Role.AGENT, "web1")
+    assert not certificates.is_known(db, Role.AGENT, "web1")
 
 
 def test_a_serial_number_stands_for_its_key_and_whoever_is_refused_is_told_so(db: Connection) -> None:
     for one in (issued(0xA), issued(0xB, renews=0xA), issued(0xC, "key-2")):
-        revocation.note_certificate(db, one)
-    assert revocation.covered(db, "a")[0] == ["a", "b"]
+        certificates.note_certificate(db, one)
+    assert revocation.covered(db, "a")[0] == certificates.same_key(db, "a") == ["a", "b"]
+    assert [view.serial for view in certificates.of_key(db, "a")] == ["a", "b"]
+    assert [view.serial for view in certificates.of_name(db, "agent", "web1")] == ["a", "b", "c"]
+    assert certificates.of_name(db, "agent", "web2") == certificates.of_key(db, "ff") == []
     assert revocation.refuse(db, "a", "stolen", NOW, "operator:admin")
     assert not revocation.refuse(db, "a", "again", NOW + 1, "operator:admin")
     assert {view.serial: view.reason for view in revocation.covered(db, "a")[1]} == {
@@ -79,14 +84,14 @@ def test_a_serial_number_stands_for_its_key_and_whoever_is_refused_is_told_so(db
 
 
 def test_a_name_that_is_readmitted_keeps_what_it_had_refused(db: Connection) -> None:
-    revocation.note_certificate(db, issued(0xA))
+    certificates.note_certificate(db, issued(0xA))
     tokens.add(db, b"t", tokens.Grant(Role.AGENT, "web1", ()), NOW, NOW + SECOND_NS)
     revocation.revoke(db, "agent:web1", "lost", NOW - 5)
     assert not tokens.exists(db, b"t")
     assert revocation.current(db).since == {"agent:web1": NOW + 1}, "later than what it covers"
-    assert [view.revoked for view in revocation.newest(db, 1)] != [None]
+    assert [view.revoked for view in certificates.newest(db, 1)] != [None]
     new = issued(0xB, "key-2", NOW + 10 * SECOND_NS)
-    revocation.note_certificate(db, new)
+    certificates.note_certificate(db, new)
     revocation.readmit(db, Role.AGENT, "web1", 0xB, START_S + 10, NOW + 10 * SECOND_NS)
     now = revocation.current(db)
     assert (now.names, now.serials, now.before) == ([], ["a"], {"agent:web1": START_S + 10})
@@ -98,9 +103,9 @@ def test_a_name_that_is_readmitted_keeps_what_it_had_refused(db: Connection) -> 
 
 
 def test_of_a_name_that_stands_revoked_what_is_known_is_refused_up_to_a_time(db: Connection) -> None:
-    revocation.note_certificate(db, issued(0xA))
+    certificates.note_certificate(db, issued(0xA))
     revocation.revoke(db, "agent:web1", "lost", NOW + 5)
-    all_ = refusing_known(certificates.c.serial != "none")
+    all_ = refusing_known(schema.certificates.c.serial != "none")
     assert not revocation.refuse_known(db, all_, Role.AGENT, "web1", NOW + 5)
     assert revocation.refuse_known(db, all_, Role.AGENT, "web1", EVER)
     assert revocation.current(db).serials == ["a"]
@@ -109,9 +114,9 @@ def test_of_a_name_that_stands_revoked_what_is_known_is_refused_up_to_a_time(db:
 def test_a_certificate_that_is_shown_gets_its_key_noted_once(db: Connection) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     der = made(key, 0x77)
-    revocation.note_certificate(db, issued(0x77, ""))
-    revocation.note_presented(db, Role.AGENT, "web1", der)
-    revocation.note_presented(db, Role.AGENT, "web1", made(key, 0x78))
+    certificates.note_certificate(db, issued(0x77, ""))
+    certificates.note_presented(db, Role.AGENT, "web1", der)
+    certificates.note_presented(db, Role.AGENT, "web1", made(key, 0x78))
     assert revocation.covered(db, "77")[0] == ["77", "78"]
     revocation.revoke(db, "78", "", NOW)
     assert revocation.is_key_revoked(db, fingerprint_of(key.public_key()))
@@ -144,7 +149,7 @@ def test_what_storage_has_is_noted_and_forgotten(db: Connection) -> None:
 def test_what_is_void_in_a_database_that_was_put_back(db: Connection) -> None:
     tokens.add(db, b"unused", tokens.Grant(Role.AGENT, "web1", ()), NOW, NOW + SECOND_NS)
     commands.add(db, "c1", "agent:web1", CommandKind.RESYNC, {}, NOW)
-    revocation.note_certificate(db, issued(0xA))
+    certificates.note_certificate(db, issued(0xA))
     inventory.ensure_machine(db, "web1", NOW)
     was = incarnations.history(db)
     assert (restored.mark(db), revocation.mark_of_restore(db)) == (None, "")
@@ -153,7 +158,7 @@ def test_what_is_void_in_a_database_that_was_put_back(db: Connection) -> None:
     assert incarnations.history(db)[:-1] == was
     found = restored.mark(db)
     assert found is not None
-    revocation.note_certificate(db, issued(0xB, "key-2"))
+    certificates.note_certificate(db, issued(0xB, "key-2"))
     assert [entry.action for entry in audit.newest(db, 9)] == [
         "database.restored",
         "command.withdrawn",
@@ -211,7 +216,7 @@ class Life:
     def _issue(self, name: str, key: str, renews: int) -> Issued:
         new = issued(0x100 + len(self.issued), key, self.now_s * SECOND_NS, renews, name)
         self.issued.append(new)
-        revocation.note_certificate(self.db, new)
+        certificates.note_certificate(self.db, new)
         return new
 
     def _records(self, name: str) -> list[Record]:
@@ -229,7 +234,7 @@ class Life:
     def state(self) -> object:
         said = sorted(revocation.rows(self.db), key=repr)
         records = [(one.subject, one.reason, one.who, one.revoked_ns, one.begins_s) for one in said]
-        return revocation.current(self.db), records, revocation.newest(self.db, 99)
+        return revocation.current(self.db), records, certificates.newest(self.db, 99)
 
 
 @given(steps=STEPS)

@@ -10,6 +10,7 @@ from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
 from config_server.store import (
     audit,
+    certificates,
     commands,
     events,
     incarnations,
@@ -220,12 +221,12 @@ def test_what_happened_is_over_at_once_and_old_events_go(
 
 
 def test_no_clock_ends_a_revocation(db: Connection) -> None:
-    revocation.note_certificate(
-        db, revocation.Issued(0xABC, Role.AGENT, "web1", "key-1", NOW, NOW + SECOND_NS)
+    certificates.note_certificate(
+        db, certificates.Issued(0xABC, Role.AGENT, "web1", "key-1", NOW, NOW + SECOND_NS)
     )
     revocation.revoke(db, "abc", "stolen", NOW)
-    revocation.note_certificate(
-        db, revocation.Issued(0xDEF, Role.AGENT, "web1", "key-2", NOW + 10**18, NOW + 2 * 10**18)
+    certificates.note_certificate(
+        db, certificates.Issued(0xDEF, Role.AGENT, "web1", "key-2", NOW + 10**18, NOW + 2 * 10**18)
     )
     assert revocation.current(db).serials == ["abc"]
 

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 
 from config_server.store import (
     audit,
+    certificates,
     commands,
     events,
     grants,
@@ -124,7 +125,7 @@ def everything(db: Connection) -> tuple[int, ...]:
         len(audit.newest(db, 10)),
         len(events.find(db, "", False, 10)),
         len(inventory.reports(db)),
-        len(revocation.newest(db, 10)),
+        len(certificates.newest(db, 10)),
     )
 
 

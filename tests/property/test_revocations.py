@@ -12,9 +12,8 @@ from sqlalchemy import Connection, select
 from config_server.rules.certificates import BACKDATED
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.revocations import Record
-from config_server.store import restored, revocation, sqlite, taking_in
-from config_server.store.revocation import Issued
-from config_server.store.schema import certificates
+from config_server.store import certificates, restored, revocation, schema, sqlite, taking_in
+from config_server.store.certificates import Issued
 from config_server.store.statements import unless_there
 from shared.api.certificates import Revocations
 from shared.revocation import merged
@@ -39,7 +38,7 @@ STEPS = st.lists(
 SHOWN = st.lists(st.tuples(st.just("show"), st.integers(0, 5)), max_size=4)
 
 
-_SHOW: Final = unless_there(certificates)
+_SHOW: Final = unless_there(schema.certificates)
 
 
 class Site:
@@ -108,7 +107,7 @@ class Site:
         serial, ends_ns = 0x1000 + len(self.issued), now_ns + 10**18
         new = Issued(serial, Role.AGENT, name, key, now_ns, ends_ns, renews, pem=PEM)
         self.issued.append(new)
-        revocation.note_certificate(self.db, new)
+        certificates.note_certificate(self.db, new)
         revocation.admit_from(self.db, Role.AGENT, name, begins_s(new))
         return new
 
@@ -215,7 +214,7 @@ def test_what_is_done_at_a_restored_server_before_storage_answers_is_done_after_
     if is_marked:
         assert stand_revoked <= set(revocation.current(backup).names)
     daemon = merged(told, revocation.current(backup))
-    known = {int(serial, 16) for serial in backup.scalars(select(certificates.c.serial))}
+    known = {int(serial, 16) for serial in backup.scalars(select(schema.certificates.c.serial))}
     for issued in site.issued:
         serial, refused = issued.serial, site.is_refused(issued)
         by_intent = [
