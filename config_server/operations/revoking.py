@@ -72,6 +72,8 @@ class Revoking:
     def __init__(self, control: Control) -> None:
         self._control = control
         self._of_database = Revocations()
+        self._asked = self._taken = 0
+        """How often the database was asked for them; and the how many-eth answer that is."""
         self._unwritten: dict[str, Unwritten] = {}
         """By blob: what is in force, and the database does not have."""
         self._stored: set[str] = set()
@@ -129,8 +131,12 @@ class Revoking:
 
     async def take(self) -> None:
         """From now on what the database has is in force, and what it still lacks."""
+        self._asked += 1
+        asked = self._asked
         with contextlib.suppress(DatabaseError):  # it says so itself; what was read before holds
-            self._of_database = await self._control.db.run(revocation.current)
+            found = await self._control.db.run(revocation.current)
+            if asked > self._taken:  # several threads read, and who asked first may be answered last
+                self._taken, self._of_database = asked, found
         self._enforce()
 
     def _enforce(self) -> None:
