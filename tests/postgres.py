@@ -86,7 +86,7 @@ class Postgres:
     def stop(self) -> None:
         """At once, with all its connections."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGQUIT)
+            self._process.send_signal(signal.SIGINT)
             self._process.wait()
             assert self._listener is not None and self._process.stderr is not None
             self._listener.join()

@@ -75,8 +75,8 @@ _AGAIN_S: Final = 1.0
 """While it cannot be reached: how long nobody tries it."""
 _MIGRATING: Final = 0x756E6465
 """The lock of whoever brings the schema up: two servers may start at once."""
-_IN_THE_WAY: Final = ("40001", "40P01", "23505")
-"""Serialization failure; deadlock; and that a row is there now which was not: whoever fails so alone does it again."""
+_IN_THE_WAY: Final = ("40001", "40P01")
+"""Serialization failure, and deadlock. (That a row is there already is no such thing: who looked for it first is told the former.)"""
 _ACTION: Final = "See that PostgreSQL runs, is reachable and has room; its log says more. It is tried again."
 
 
