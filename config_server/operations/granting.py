@@ -249,6 +249,13 @@ class Granting:
     async def _give(self, call: Call, store: BlobStore, grant: Grant, over: Sequence[str]) -> None:
         def add(db: Connection) -> None:
             deletions.check_readable(db, grant.machine)
+            # Since it was looked for: for another container, or by another server.
+            if grants.asked_for(db, grant.request) is not None:
+                raise RequestError(
+                    f"Access to machine '{grant.machine}' was not granted",
+                    cause="the same request is being answered already",
+                    action="Ask again, with the same id.",
+                )
             grants.add(db, grant)
 
         await self._note(

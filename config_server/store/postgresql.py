@@ -31,7 +31,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar, cast
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -107,12 +107,10 @@ class Postgresql:
         self.trouble: DatabaseError | None = None
         self._config = config
         self._away_until_s = 0.0
+        self._pool: Final = QueuePool(cast("Any", self._connect), pool_size=self.workers, max_overflow=0)
         self.engine: Final[Engine] = create_engine(
             "postgresql+psycopg://",
-            creator=self._connect,
-            poolclass=QueuePool,
-            pool_size=self.workers,
-            max_overflow=0,
+            pool=self._pool,
             isolation_level=_ISOLATION,
             use_native_hstore=False,
         )
@@ -185,8 +183,9 @@ class Postgresql:
         return result
 
     def _connected(self) -> Connection:
-        if time.monotonic() < self._away_until_s and self.trouble is not None:
-            raise self.trouble
+        trouble = self.trouble
+        if trouble is not None and time.monotonic() < self._away_until_s and not self._pool.checkedin():
+            raise self._error(trouble.cause)
         try:
             return self.engine.connect()
         except (DBAPIError, psycopg.Error) as exc:

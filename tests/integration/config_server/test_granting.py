@@ -24,7 +24,8 @@ from config_server.operations.control import Control
 from config_server.operations.granting import FIRST_LIFE_S, Granting
 from config_server.storage.account import Storage
 from config_server.store import audit, grants
-from config_server.store.database import Database
+from config_server.store.database import Connection, Database
+from config_server.store.grants import Grant
 from shared import api
 from shared.api.protection import Protection
 from shared.api.restores import GrantEnd, GrantView, RestoreRequest, StorageGrant
@@ -407,6 +408,32 @@ async def test_the_same_request_gets_the_same_grant_however_often_it_is_made(
     await machine_key(other, FileVault(tmp_path / "vault.json"), "web2", create=True)
     with pytest.raises(RequestError, match="id of the request"):
         await operator.call(api.RESTORE, asked, machine="web2")
+
+
+async def test_a_request_that_another_server_answers_meanwhile_is_told_to_ask_again(
+    operator: RestClient, container: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, others = grants.living, list[Grant]()
+
+    def meanwhile(db: Connection, *args: Any) -> list[Grant]:
+        found = real(db, *args)
+        if not others:
+            now_ns = time.time_ns()
+            end_ns = now_ns + HOUR_NS
+            others.append(
+                Grant(
+                    id="0" * 16, machine="web1", container=container.container, who="operator:admin", host="",
+                    given_ns=now_ns, expires_ns=end_ns, request=ID,
+                )
+            )  # fmt: skip
+            grants.add(db, others[0])
+        return found
+
+    monkeypatch.setattr(grants, "living", meanwhile)
+    with pytest.raises(RequestError, match="answered already"):
+        await operator.call(api.RESTORE, RestoreRequest(dry_run=True, request=ID), machine="web1")
+    assert [view.id for view in await listed(operator)] == ["0" * 16]
+    assert await policies(container) == set()
 
 
 async def test_who_gave_up_waiting_for_slow_storage_takes_no_place(
