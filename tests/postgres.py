@@ -18,13 +18,14 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import psycopg
 import pytest
 
 from config_server.store.config import DatabaseConfig
-from config_server.store.postgresql import Postgresql
+
+if TYPE_CHECKING:  # most tests need no database, and these take their time to load
+    import psycopg
 
 _PROGRAMS: Final = Path("/usr/lib/postgresql/15/bin")
 _USER: Final = "postgres"
@@ -105,11 +106,15 @@ class Postgres:
 
     def admin(self) -> psycopg.Connection[tuple[object, ...]]:
         """Past the config server."""
+        import psycopg
+
         return psycopg.connect(self.url("postgres"), autocommit=True)
 
     def make_template(self) -> None:
         with self.admin() as db:
             db.execute(f"CREATE DATABASE {_TEMPLATE}")
+        from config_server.store.postgresql import Postgresql
+
         Postgresql(self.config(_TEMPLATE)).open().close()
 
     def made(self, *, empty: bool = False) -> str:
