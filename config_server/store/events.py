@@ -11,6 +11,7 @@ import functools
 from collections.abc import Iterable
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, or_, select, update
 
 from config_server.rules.clock import SECOND_NS, rfc3339
@@ -91,7 +92,7 @@ _TRIM_SOURCE: Final = delete(events).where(
 
 def reconcile(db: Connection, source: str, problems: Iterable[Problem], now_ns: int) -> list[EventView]:
     """Make the open events of `source` those that `problems` say; the events that were opened or resolved."""
-    now_open = {(p.object, p.code, p.key): p for p in problems}
+    now_open = {(p.object, p.code, p.key): p for p in map(_storable, problems)}
     over: list[int] = []
     reworded: list[dict[str, Any]] = []
     seen: list[dict[str, Any]] = []
@@ -119,6 +120,16 @@ def reconcile(db: Connection, source: str, problems: Iterable[Problem], now_ns: 
     if changed:
         _trim_source(db, source)
     return changed
+
+
+def _storable(problem: Problem) -> Problem:
+    """As it is found again: PostgreSQL has no letter for NUL, and would have another one's words in the row."""
+    words = msgspec.structs.asdict(problem)
+    if not any("\0" in word for word in words.values()):
+        return problem
+    return Problem(
+        **words | {name: word.replace("\0", "\ufffd") for name, word in words.items() if name != "severity"}
+    )
 
 
 def _views(changed: Iterable[Row[Any]]) -> list[EventView]:

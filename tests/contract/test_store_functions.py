@@ -185,6 +185,14 @@ def test_an_event_is_known_by_code_and_key_over_or_not(db: Connection) -> None:
     assert not events.is_noted(db, WEB1, "US1", "other")
 
 
+def test_a_problem_with_a_letter_that_postgresql_does_not_have_is_one_event(db: Connection) -> None:
+    odd = Problem(code="US1", what="a\0b", cause="\0", object="web1/\0", key="k\0")
+    for number in range(3):
+        events.reconcile(db, WEB1, [odd], NOW + number)
+    [event] = events.find(db, "", False, 9)
+    assert (event.what, event.object, event.count) == ("a\ufffdb", "web1/\ufffd", 1)
+
+
 def test_a_flood_of_problems_is_opened_and_resolved_at_once_in_order(db: Connection) -> None:
     flood = [Problem(code="US1", what=f"{number}", object="web1", key=f"{number}") for number in range(1200)]
     opened = events.reconcile(db, WEB1, flood, NOW)
