@@ -6,9 +6,9 @@ in operations/, is right with any number of servers where it is right alone, as 
 machine's wish is numbered above the last one; a policy is deleted that no machine has; a deletion goes on from the stage in which it was
 seen; an event is opened that is not open. Nothing of that has to be argued for itself, and nothing new can forget to lock. Row locks, the
 other way, would have to be taken in one order by each of these, and none is there to take for what does not exist yet: a machine
-that nobody has heard of, an event that is not open, a policy that is given to a machine while it is deleted. (tests/contract/test_store.py
-runs each of them against the others, interleaved at every statement.) A time is never compared between servers but as a value that one of
-them wrote.
+that nobody has heard of, an event that is not open, a policy that is given to a machine while it is deleted. (Each of them against what
+would be in its way, interleaved at every statement: tests/contract/test_store_two_servers.py.) A time is never compared between servers
+but as a value that one of them wrote.
 
 It costs that a transaction may run more than once. So it changes nothing but the database (database.py): what it means for this process
 is in its result.
@@ -22,7 +22,7 @@ is in its result.
 A transaction in which an error was passed over is not committed: PostgreSQL would answer such a COMMIT with a rollback, and no error.
 
 Every statement has a time-out, and so has a connection that says nothing in a transaction: a server that is stopped in the middle of one
-stands in nobody's way for longer. While the database cannot be reached, work is refused at once, and every second one tries it.
+stands in nobody's way for longer. While the database cannot be reached, work is refused at once, and once a second somebody tries it.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from sqlalchemy.exc import DBAPIError
 
 from config_server.store import migrations
 from config_server.store.config import DatabaseConfig
-from shared import durable, logging
-from shared.errors import ConfigError, DatabaseError, OutcomeUnknownError
+from shared import logging
+from shared.errors import ConfigError, DatabaseError, OutcomeUnknownError, cause_of
 
 _log = logging.get()
 _T = TypeVar("_T")
@@ -191,9 +191,10 @@ class Postgresql:
             raise self._error(trouble.cause)
         try:
             return self.engine.connect()
-        except (DBAPIError, psycopg.Error) as exc:
+        except (DBAPIError, psycopg.Error, DatabaseError) as exc:
             self._away_until_s = time.monotonic() + _AGAIN_S
-            raise self._noted(self._translated(exc)) from exc
+            error = exc if isinstance(exc, DatabaseError) else self._translated(exc)
+            raise self._noted(error) from exc
 
     def _connect(self) -> psycopg.Connection[Any]:
         options = " ".join(f"-c {name}={value}" for name, value in _OPTIONS.items())
@@ -213,8 +214,11 @@ class Postgresql:
         file = self._config.password_file
         if file is None:
             return None
-        with durable.named(f"The password of the database, {file}, could not be read"):
+        try:
             return file.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as exc:
+            cause = cause_of(exc) if isinstance(exc, OSError) else str(exc)
+            raise self._error(f"its password could not be read from {file}: {cause}") from exc
 
     def _check(self, db: Connection) -> None:
         """Raises ConfigError for one on which nothing should be kept."""

@@ -334,6 +334,11 @@ def test_a_password_comes_from_a_file_and_is_in_no_message(postgres: Postgres, t
     config = DatabaseConfig(
         url=postgres.url(postgres.made()).replace("understudy@", f"{GUARDED}@"), password_file=file
     )
+    with pytest.raises(DatabaseError, match=f"could not be read from {file}"):
+        Postgresql(config).open()
+    file.write_bytes(b"\xff")
+    with pytest.raises(DatabaseError, match=f"could not be read from {file}"):
+        Postgresql(config).open()
     file.write_text("wrong\n")
     with pytest.raises(DatabaseError, match="password authentication failed") as told:
         Postgresql(config).open()
