@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 
 from config_server.identity.ca import check_host, check_subject
+from config_server.store.config import DatabaseConfig
 from shared import logging
 from shared.api.route import PORT
 from shared.blob import BlobConfig
@@ -20,6 +21,8 @@ class ConfigServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     data_dir: Path
     """The folder of the CA, the database, the operator token and its own certificate. It holds private keys; back it up
     (`python -m config_server backup`)."""
+    database: DatabaseConfig = msgspec.field(default_factory=DatabaseConfig)
+    """Where the database is (docs/operations.md, "PostgreSQL")."""
     name: str = "cs1"
     """Its name in the installation, in its own certificate."""
     listen: str = "0.0.0.0"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -41,7 +40,8 @@ from config_server.rules.machine import Machine
 from config_server.rules.twins import SILENT_S
 from config_server.storage.account import Storage
 from config_server.store import commands, events, inventory, jobs, lasting_record, tokens
-from config_server.store.database import DATABASE_FILE, Database
+from config_server.store.database import Connection, Database
+from config_server.store.files import DATABASE_FILE
 from config_server.web import routes
 from config_server.web.binding import Binder
 from config_server.web.listener import Listener
@@ -110,7 +110,7 @@ async def run(
 
 async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[[int], None]) -> None:
     folder = config.data_dir
-    belonging.check_folder(folder)
+    belonging.check_folder(folder, has_database=config.database.is_file)
     ca_note.check_there(folder, config.vault_file)
     with durable.named(f"The data folder {folder} could not be used"):
         remove_new(folder)
@@ -118,7 +118,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
         ca_note.check_same(folder, ca, config.vault_file)
         own = OwnCertificate(config, ca)
     file = FileVault(config.vault_file) if config.vault_file is not None else None
-    db = await Database.open(folder / DATABASE_FILE)
+    db = await Database.configured(config.database, folder / DATABASE_FILE)
     storage = Storage(config.blob, file)
     control = Control(db, ca, storage, dt.timedelta(days=config.certificate_days))
     sides = Sides(control)
@@ -363,7 +363,7 @@ async def _sweep_once(control: Control, sides: Sides) -> None:
 
     kept = control.lasting.kept() if mono_ns - control.lasting_saved_ns > _LASTING_NS else None
 
-    def work(db: sqlite3.Connection) -> tuple[list[EventView], list[str]]:
+    def work(db: Connection) -> tuple[list[EventView], list[str]]:
         if kept is not None:
             lasting_record.save(db, kept)
         changed = events.reconcile(db, SELF, problems, now_ns)

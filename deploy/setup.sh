@@ -10,9 +10,10 @@ say() { echo "setup: $*"; }
 [ "$(id -u)" = 0 ] || fail "must run as root: it installs packages and loads BPF programs; use sudo make setup"
 
 # clang, libbpf: the capture programs. node: Azurite. mmdebstrap, systemd-container: hosts with a systemd of their own (tests/containers).
+# postgresql: its programs; tests make clusters of their own (tests/postgres.py).
 # The rest: loop disks, file systems, measuring, checking images.
 APT_PACKAGES="clang libbpf-dev libbpf1 gcc libc6-dev linux-libc-dev python3-venv python3-dev nodejs fio qemu-utils e2fsprogs xfsprogs
- btrfs-progs util-linux fdisk iptables mdadm mmdebstrap systemd-container"
+ btrfs-progs util-linux fdisk iptables mdadm mmdebstrap systemd-container postgresql-common postgresql-15"
 missing=""
 for p in $APT_PACKAGES; do
     [ "$p" = nodejs ] && command -v node >/dev/null && continue
@@ -22,8 +23,17 @@ command -v npm >/dev/null || missing="$missing npm"
 if [ -n "$missing" ]; then
     say "installing Debian packages:$missing"
     log=$(mktemp)
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing; } >"$log" 2>&1 \
-        || { tail -5 "$log" >&2; fail "apt-get could not install:$missing (full output in $log)"; }
+    install() {
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >>"$log" 2>&1 \
+            || { tail -5 "$log" >&2; fail "apt-get could not install: $* (full output in $log)"; }
+    }
+    apt-get update -qq >"$log" 2>&1 || { tail -5 "$log" >&2; fail "apt-get could not update its lists (full output in $log)"; }
+    case "$missing" in *postgresql-15*)
+        # Debian's package makes a cluster of the host, and starts it, unless it is told first. Nobody needs one here.
+        install postgresql-common
+        sed -i -E 's/^#? *create_main_cluster *=.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
+    esac
+    install $missing
     rm -f "$log"
 fi
 
@@ -38,7 +48,7 @@ want=$(sha256sum pyproject.toml | cut -d' ' -f1)
 if [ "$(cat $stamp 2>/dev/null)" != "$want" ]; then
     say "installing Python packages into .venv"
     .venv/bin/python -m pip install -q --disable-pip-version-check --no-warn-script-location \
-        -e '.[agent,process-server,master-target,config-server,dev]' || fail "pip could not install the Python packages of pyproject.toml"
+        -e '.[agent,process-server,master-target,config-server,postgresql,dev]' || fail "pip could not install the Python packages of pyproject.toml"
     echo "$want" > $stamp
 fi
 

@@ -10,6 +10,7 @@ import pytest
 import structlog
 
 from tests.azurite import azurite, blob_config, machine_storage, store
+from tests.postgres import database_config, postgres
 
 # How busy the machine is, is nobody's fault. `make test` tries the same examples each time, so that it fails for who broke something;
 # new ones are tried by `python -m tests.long properties`.
@@ -17,7 +18,7 @@ hypothesis.settings.register_profile("understudy", deadline=None, derandomize=Tr
 hypothesis.settings.register_profile("search", deadline=None)
 hypothesis.settings.load_profile("understudy")
 
-__all__ = ["azurite", "blob_config", "machine_storage", "store"]
+__all__ = ["azurite", "blob_config", "database_config", "machine_storage", "postgres", "store"]
 
 
 structlog.configure(

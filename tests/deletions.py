@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import pytest
+from sqlalchemy import Connection
 
 from config_server import service
 from config_server.operations import deletion_sweep
 from config_server.rules import deletion
 from config_server.rules.deletion import Deletion
 from config_server.storage.account import Storage
-from config_server.store import database, deletions, inventory
+from config_server.store import deletions, inventory
 from shared import api
 from shared.api.deletion import DeletionRequest, Kept
 from shared.api.machines import MachineView
@@ -24,6 +24,7 @@ from shared.api.route import Limit, Nothing
 from shared.errors import MachineNotFoundError, StorageError
 from shared.machine_storage import REGISTRY, MachineStorage
 from shared.rest import RestClient
+from tests import databases
 from tests.config_parts import ConfigServer, until
 from tests.obedient_agent import ObedientAgent
 
@@ -39,15 +40,10 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def opened(data_dir: Path) -> Iterator[sqlite3.Connection]:
+def opened(data_dir: Path) -> Iterator[Connection]:
     """The database, beside a server that runs."""
-    db = database.connect(data_dir / "state.db")
-    try:
-        db.execute("BEGIN IMMEDIATE")
+    with databases.opened(data_dir / "state.db") as db:
         yield db
-        db.execute("COMMIT")
-    finally:
-        db.close()
 
 
 def pass_delay(data_dir: Path, machine: str = "web1", **changes: object) -> None:
@@ -57,7 +53,7 @@ def pass_delay(data_dir: Path, machine: str = "web1", **changes: object) -> None
         deletions.put(db, machine, msgspec.structs.replace(found, passed_ns=found.after_ns, **changes))
 
 
-def deletion_of(db: sqlite3.Connection, machine: str = "web1") -> Deletion:
+def deletion_of(db: Connection, machine: str = "web1") -> Deletion:
     found = inventory.machine(db, machine).deletion
     assert found is not None
     return found

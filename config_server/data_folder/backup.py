@@ -22,8 +22,8 @@ from config_server.config import ConfigServerConfig
 from config_server.data_folder import lock
 from config_server.data_folder.belonging import PARTS, TOKEN_FILE, check_folder, check_parts
 from config_server.identity.ca import CertificateAuthority
-from config_server.store import database
-from config_server.store.database import DATABASE_FILE, translated
+from config_server.store import sqlite
+from config_server.store.files import DATABASE_FILE
 from shared import durable
 from shared.errors import ConfigError
 from shared.owner import as_owner
@@ -37,6 +37,7 @@ def backup(config: ConfigServerConfig, target: Path) -> int:
     """Puts the data folder's parts into `target`, whole or not at all; its size. Raises StateFileError, DatabaseError, ConfigError,
     DataFolderInUseError."""
     folder = config.data_dir
+    refuse_elsewhere(config, "Nothing was backed up")
     target = _place(target, folder)
     with durable.named(f"The data folder {folder} could not be read"), as_owner(folder), lock.still(folder):
         check_folder(
@@ -54,6 +55,17 @@ def backup(config: ConfigServerConfig, target: Path) -> int:
     with durable.named(f"The backup {target} could not be written"):
         durable.replace_file(target, packed.getbuffer(), mode=0o600)
     return packed.tell()
+
+
+def refuse_elsewhere(config: ConfigServerConfig, what: str) -> None:
+    """A backup is of a database in the data folder. Raises ConfigError for another one."""
+    if not config.database.is_file:
+        raise ConfigError(
+            what,
+            cause=f"the database is not in {config.data_dir}: it is {config.database.place}",
+            action="Stop the config server; take pg_dump of the database, and a copy of ca.key, ca.pem and operator.token, which belong"
+            ' to it (docs/operations.md, "PostgreSQL").',
+        )
 
 
 def _place(target: Path, folder: Path) -> Path:
@@ -83,7 +95,7 @@ def snapshot(path: Path) -> bytes:
             source.backup(copy)
             found = bytearray(copy.serialize())
     except sqlite3.Error as exc:
-        raise translated(exc, path) from exc
+        raise sqlite.translated(exc, path) from exc
     found[_JOURNAL_MODE] = b"\x01\x01"
     return bytes(found)
 
@@ -92,12 +104,10 @@ def check(parts: Mapping[str, bytes], what: str) -> None:
     """Raises ConfigError where the parts do not belong together, or one cannot be read."""
     try:
         ca = CertificateAuthority.loaded(parts["ca.key"], parts["ca.pem"])
-        with contextlib.closing(sqlite3.connect(":memory:")) as db:
-            db.row_factory = sqlite3.Row
-            db.deserialize(parts[DATABASE_FILE])
-            database.check(db, thoroughly=True)
+        with sqlite.of_bytes(parts[DATABASE_FILE]) as db:
+            sqlite.check(sqlite.raw_of(db), thoroughly=True)
             check_parts(db, ca, parts[TOKEN_FILE])
-    except (sqlite3.Error, ValueError, TypeError) as exc:
+    except (*sqlite.ERRORS, ValueError, TypeError) as exc:
         raise ConfigError(what, cause=str(exc), action="Take another backup.") from exc
     except ConfigError as exc:
         raise ConfigError(what, cause=f"{exc.what}: {exc.cause}", action="Take another backup.") from exc

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 from pathlib import Path
 from typing import Final
 
@@ -14,8 +13,9 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from config_server.identity.ca import CertificateAuthority
-from config_server.store import tokens
-from config_server.store.database import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
+from config_server.store import certificates, tokens
+from config_server.store.database import Connection
+from config_server.store.files import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
 from shared import decoding
 from shared.errors import UNDECODABLE, ConfigError
 
@@ -93,16 +93,24 @@ def way_back(folder: Path) -> str:
     return ""
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, *, has_database: bool = True) -> None:
     """The operator token is written last: where it is, there was a database. A new one in its place would admit every certificate
-    that was ever revoked. Raises ConfigError."""
+    that was ever revoked. `has_database`: it is a file of this folder. Raises ConfigError."""
     if os.path.lexists(folder / RESTORING):
         raise ConfigError(
             f"The data folder {folder} is half restored",
             cause="the restore was cut off",
             action=f"Run it again: {RESTORE}.{way_back(folder)}",
         )
-    if (folder / TOKEN_FILE).exists() and not (folder / DATABASE_FILE).exists():
+    if not has_database:
+        if (folder / DATABASE_FILE).exists():
+            raise ConfigError(
+                f"The data folder {folder} has a database of its own",
+                cause=f"the configuration names another one ([database]), and what is in {DATABASE_FILE} would be forgotten: also who was"
+                " revoked",
+                action="Leave [database] out. Data cannot be brought from one to the other yet.",
+            )
+    elif (folder / TOKEN_FILE).exists() and not (folder / DATABASE_FILE).exists():
         raise ConfigError(
             f"The database {folder / DATABASE_FILE} is gone",
             cause=f"the installation is not new ({TOKEN_FILE} is there); an empty database would know no machine, and would admit"
@@ -111,12 +119,10 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def check_parts(db: sqlite3.Connection, ca: CertificateAuthority, token: bytes | None) -> None:
+def check_parts(db: Connection, ca: CertificateAuthority, token: bytes | None) -> None:
     """Raises ConfigError where the database is not that of this CA and this operator token (None: there is none, and a new one is made)."""
-    row = db.execute(
-        "SELECT pem FROM certificates WHERE pem != '' ORDER BY issued_ns DESC LIMIT 1"
-    ).fetchone()
-    if row is not None and not _is_of(row["pem"], ca):
+    pem = certificates.newest_pem(db)
+    if pem is not None and not _is_of(pem, ca):
         raise ConfigError(
             "The database and the CA are of two installations",
             cause="the last certificate in state.db was issued by another CA than ca.pem",
@@ -124,7 +130,7 @@ def check_parts(db: sqlite3.Connection, ca: CertificateAuthority, token: bytes |
         )
     if token is None or tokens.operator_of(db, token.decode(errors="replace").strip()) is not None:
         return
-    if db.execute("SELECT 1 FROM operators").fetchone() is None:
+    if not tokens.has_operators(db):
         raise ConfigError(
             "The database is empty",
             cause=f"the installation is not new ({TOKEN_FILE} is there); it would know no machine, and would admit every certificate that"

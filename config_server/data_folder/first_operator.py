@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 from config_server.data_folder.belonging import OPERATOR, TOKEN_FILE
 from config_server.rules.facts import SELF
 from config_server.store import audit, tokens
-from config_server.store.database import Database
+from config_server.store.database import Connection, Database
 from shared import identity, logging
 
 _log = logging.get()
@@ -22,7 +21,7 @@ async def ensure(db: Database, folder: Path, now_ns: int) -> bool:
     # No file: the first start, or an administrator deleted it to have a new token. The old one ends with it.
     token = tokens.new_operator_token()
 
-    def work(db: sqlite3.Connection) -> None:
+    def work(db: Connection) -> None:
         tokens.set_operator(db, OPERATOR, token, now_ns)
         audit.add(db, SELF, "operator.token", OPERATOR, {}, now_ns)
 

@@ -22,7 +22,6 @@ import contextlib
 import datetime as dt
 import itertools
 import os
-import sqlite3
 import tarfile
 import time
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ import msgspec
 
 from config_server.config import ConfigServerConfig
 from config_server.data_folder import lock
-from config_server.data_folder.backup import check
+from config_server.data_folder.backup import check, refuse_elsewhere
 from config_server.data_folder.belonging import (
     LOGS,
     OPERATOR,
@@ -49,8 +48,8 @@ from config_server.data_folder.belonging import (
 from config_server.identity import ca_note
 from config_server.identity.ca import CertificateAuthority
 from config_server.rules.facts import SELF
-from config_server.store import audit, database, restored, tokens
-from config_server.store.database import DATABASE_FILE
+from config_server.store import audit, restored, sqlite, tokens
+from config_server.store.files import DATABASE_FILE
 from config_server.store.restored import Restored
 from shared import durable
 from shared.crashpoints import reach
@@ -81,6 +80,7 @@ class Done(NamedTuple):
 def restore(config: ConfigServerConfig, source: Path, *, new_operator_token: bool = False) -> Done:
     """Puts the parts of a backup into the data folder. Killed anywhere it is run again. Raises ConfigError, StateFileError,
     DataFolderInUseError."""
+    refuse_elsewhere(config, f"Nothing was restored from {source}")
     parts = _read(source)
     check(parts, f"Nothing was restored from {source}")
     if new_operator_token:
@@ -89,7 +89,7 @@ def restore(config: ConfigServerConfig, source: Path, *, new_operator_token: boo
         parts[DATABASE_FILE], found = _prepared(
             parts[DATABASE_FILE], parts[TOKEN_FILE] if new_operator_token else None
         )
-    except sqlite3.Error as exc:  # whole, and not what a config server of any version wrote
+    except sqlite.ERRORS as exc:  # whole, and not what a config server of any version wrote
         raise ConfigError(
             f"Nothing was restored from {source}", cause=str(exc), action="Take another backup."
         ) from exc
@@ -182,17 +182,14 @@ def _prepared(data: bytes, new_token: bytes | None) -> tuple[bytes, Restored]:
     """The database as it shall be put in place: of this version, without what must end, and with that operator token, if there is a new
     one. Raises ConfigError."""
     now_ns = time.time_ns()
-    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
-        db.row_factory = sqlite3.Row
-        db.deserialize(data)
-        database.migrate(db, "of the backup")
-        db.execute("BEGIN")
-        found = restored.prepare(db, now_ns)
-        if new_token is not None:
-            tokens.set_operator(db, OPERATOR, new_token.decode().strip(), now_ns)
-            audit.add(db, SELF, "operator.token", OPERATOR, {}, now_ns)
-        db.execute("COMMIT")
-        return db.serialize(), found
+    with sqlite.of_bytes(data) as db:
+        sqlite.migrate(db, "of the backup")
+        with db.begin():
+            found = restored.prepare(db, now_ns)
+            if new_token is not None:
+                tokens.set_operator(db, OPERATOR, new_token.decode().strip(), now_ns)
+                audit.add(db, SELF, "operator.token", OPERATOR, {}, now_ns)
+        return sqlite.raw_of(db).serialize(), found
 
 
 def _read(source: Path) -> dict[str, bytes]:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from config_server.rules.certificates import BACKDATED
-from config_server.store.database import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
+from config_server.store.files import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
 from shared import identity
 from shared.errors import ConfigError, RequestError
 from shared.naming import is_host

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from config_server.identity.ca import CertificateAuthority
-from config_server.store.database import DATABASE_FILE, RESTORE
+from config_server.store.files import DATABASE_FILE, RESTORE
 from shared import decoding, durable, logging
 from shared.enrol import fingerprint
 from shared.errors import UNDECODABLE, ConfigError, cause_of

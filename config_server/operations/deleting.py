@@ -10,7 +10,6 @@ whose storage is another account now, knows nothing. There nothing is said of a 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ from config_server.rules.deletion import Deletion, Found, Stage
 from config_server.rules.machine import Machine
 from config_server.storage import removal
 from config_server.store import audit, deletions, incarnations, inventory, revocation
+from config_server.store.database import Connection
 from shared import logging
 from shared.api.deletion import DeletionRequest, Kept
 from shared.api.machines import DeletionView, MachineView
@@ -87,7 +87,7 @@ class Deleting:
             )
         now_ns, place, id_ = self._control.now_ns(), self._control.storage.place, new_id()
 
-        def check(db: sqlite3.Connection) -> None:
+        def check(db: Connection) -> None:
             deletions.check_not_removed(db, name, place, what)
             if not call.is_there():  # he was told nothing, or that it failed
                 raise AskerGoneError(what)
@@ -96,7 +96,7 @@ class Deleting:
         if container:
             await removal.fence(self._control.storage.machines(), container, id_)
 
-        def also(db: sqlite3.Connection, before: Machine, after: Machine) -> None:
+        def also(db: Connection, before: Machine, after: Machine) -> None:
             check(db)
             assert after.wish is not None
             deletion = Deletion(
@@ -126,14 +126,14 @@ class Deleting:
         name, now_ns, place = call.path["machine"], self._control.now_ns(), self._control.storage.place
         what = f"The deletion of '{name}' was not taken back"
 
-        def check(db: sqlite3.Connection) -> Machine:
+        def check(db: Connection) -> Machine:
             deletions.check_not_removed(db, name, place, what)
             return inventory.machine(db, name)
 
         asked = (await self._control.db.run(check)).deletion
         is_there = asked is None or await self._note_kept(asked)
 
-        def work(db: sqlite3.Connection) -> tuple[Deletion | None, bool]:
+        def work(db: Connection) -> tuple[Deletion | None, bool]:
             deletion = check(db).deletion
             if deletion is None:
                 return None, False

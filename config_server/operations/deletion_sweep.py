@@ -21,7 +21,6 @@ takes the deletion back, looks at the stage in his own.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
@@ -36,7 +35,8 @@ from config_server.rules.deletion import Deletion, Found, Stage
 from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
 from config_server.storage import removal
-from config_server.store import audit, deleted, deletions, incarnations, inventory
+from config_server.store import audit, deleted, deletions, incarnations, inventory, jobs
+from config_server.store.database import Connection
 from shared import logging
 from shared.api.certificates import CertificateList
 from shared.crashpoints import reach
@@ -93,7 +93,7 @@ class DeletionSweep:
         """How much of each delay has passed. It waits for nobody but the database: a look may take long."""
         mono_ns, now_ns = self._control.mono_ns(), self._control.now_ns()
 
-        def work(db: sqlite3.Connection) -> dict[str, int]:
+        def work(db: Connection) -> dict[str, int]:
             counted: dict[str, int] = {}
             for machine, deletion in deletions.all_(db):
                 passed_ns = mono_ns - self._counted_ns.get(deletion.id, mono_ns)
@@ -243,7 +243,7 @@ class DeletionSweep:
         if deletion.container and not was_there:
             others = f"; its container {deletion.container} had gone before that{others}"
 
-        def work(db: sqlite3.Connection) -> bool:
+        def work(db: Connection) -> bool:
             machine = inventory.find(db, name)
             if machine is None or machine.deletion is None or machine.deletion.id != deletion.id:
                 return False
@@ -283,10 +283,10 @@ class DeletionSweep:
             _log.warning("machine not deleted", machine=name, **wrong.as_dict())
 
 
-def _standing(db: sqlite3.Connection) -> tuple[list[tuple[Machine, Deletion]], list[str]]:
+def _standing(db: Connection) -> tuple[list[tuple[Machine, Deletion]], list[str]]:
     """The machines that are to be deleted, and jobs of these that were given up."""
     found = deletions.all_(db)
-    return found, [id_ for machine, _ in found for id_ in deletions.given_up(db, machine.name)]
+    return found, [id_ for machine, _ in found for id_ in jobs.given_up(db, machine.name)]
 
 
 def _storage(name: str, deletion: Deletion, exc: UnderstudyError) -> DeletionStorageError:

@@ -27,7 +27,6 @@ Nobody has said it of the machine that begins: it is told to protect, by its own
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -40,6 +39,7 @@ from config_server.rules.machine import Machine
 from config_server.rules.settling import settled
 from config_server.rules.wishes import UNHEARD, Adopt, Agree, Tell, in_words, judge, named
 from config_server.store import audit, deletions, events, incarnations, inventory, policies
+from config_server.store.database import Connection
 from shared.active_side import shown
 from shared.api.events import EventKind
 from shared.desired import Desired, Settings, Verb, WantedDisk, Wish
@@ -65,7 +65,7 @@ class Answer(NamedTuple):
 
 
 def answer(
-    db: sqlite3.Connection,
+    db: Connection,
     machine: str,
     told: Wish | None,
     now_ns: int,
@@ -102,7 +102,9 @@ def answer(
         after = inventory.begin_anew(db, machine, identity, now_ns, begun, [told.mark])
         _note_begun(db, machine, told, after, now_ns)
         return Answer(_desired(after.wish, settings), left_entries=True)
-    match judge(own, told, incarnations.history(db)):
+    # What an agent goes by is mostly what is wanted: then no history is needed.
+    is_same = before is not None and told is not None and before.mark == told.mark
+    match judge(own, told, () if is_same else incarnations.history(db)):
         case Agree():
             if known is not None and (known.dropped or known.moved):
                 inventory.heard(db, machine)
@@ -151,7 +153,7 @@ def answer(
             return Answer(_desired(wish, settings), left_entries=True)
 
 
-def settle(db: sqlite3.Connection, known: Machine, offer: Offer, told: Wish | None) -> Machine:
+def settle(db: Connection, known: Machine, offer: Offer, told: Wish | None) -> Machine:
     """The machine, its disks by their ids as far as its agent has told these. Before anything is judged by them."""
     return inventory.settle(db, known, settled(known, offer, told)) if offer.is_known else known
 
@@ -188,7 +190,7 @@ def _is_in_doubt(known: Machine, told: Wish | None, incarnation: str) -> bool:
 
 
 def begin_anew(
-    db: sqlite3.Connection,
+    db: Connection,
     machine: Machine,
     identity: str,
     told: Wish | None,
@@ -245,7 +247,7 @@ def _plain(wish: Wish | None) -> Any:
 
 
 def _note_kept(
-    db: sqlite3.Connection, machine: str, before: Wish, after: Wish, kept: Sequence[WantedDisk], now_ns: int
+    db: Connection, machine: str, before: Wish, after: Wish, kept: Sequence[WantedDisk], now_ns: int
 ) -> None:
     names = ", ".join(named(disk) for disk in kept[:_SHOWN])
     detail = {"before": _plain(before), "after": _plain(after), "kept": names}
@@ -259,7 +261,7 @@ def _note_kept(
     events.note(db, EventKind.STATE, SELF, happened, now_ns)
 
 
-def _note_stays(db: sqlite3.Connection, machine: str, before: Wish, after: Wish, now_ns: int) -> None:
+def _note_stays(db: Connection, machine: str, before: Wish, after: Wish, now_ns: int) -> None:
     audit.add(
         db,
         SELF,
@@ -278,7 +280,7 @@ def _note_stays(db: sqlite3.Connection, machine: str, before: Wish, after: Wish,
 
 
 def _note_unheard(
-    db: sqlite3.Connection, machine: str, wish: Wish, protects: Sequence[WantedDisk], now_ns: int
+    db: Connection, machine: str, wish: Wish, protects: Sequence[WantedDisk], now_ns: int
 ) -> None:
     names = ", ".join(named(disk) for disk in protects[:_SHOWN])
     audit.add(
@@ -292,7 +294,7 @@ def _note_unheard(
     events.note(db, EventKind.RESTORED, SELF, happened, now_ns)
 
 
-def _note_begun(db: sqlite3.Connection, machine: str, told: Wish, after: Machine, now_ns: int) -> None:
+def _note_begun(db: Connection, machine: str, told: Wish, after: Machine, now_ns: int) -> None:
     detail = {"before": _plain(told), "after": _plain(after.wish)}
     audit.add(db, SELF, "machine.wish.anew", machine, detail, now_ns)
     happened = Problem(
@@ -306,9 +308,7 @@ def _note_begun(db: sqlite3.Connection, machine: str, told: Wish, after: Machine
     events.note(db, EventKind.STATE, SELF, happened, now_ns)
 
 
-def _note_adoption(
-    db: sqlite3.Connection, machine: str, before: Wish | None, wish: Wish, now_ns: int
-) -> None:
+def _note_adoption(db: Connection, machine: str, before: Wish | None, wish: Wish, now_ns: int) -> None:
     had = f"it had: {in_words(before)}" if before is not None else "it had no opinion"
     happened = Problem(
         code="",
@@ -322,7 +322,7 @@ def _note_adoption(
 
 
 def _note_doubt(
-    db: sqlite3.Connection, machine: str, own: Wish, told: Wish, holds: Wish, doubt: str, now_ns: int
+    db: Connection, machine: str, own: Wish, told: Wish, holds: Wish, doubt: str, now_ns: int
 ) -> bool:
     """Once for each two acts: while the agent has not taken what it is told, it says the same again."""
     key = f"{own.mark.act} {told.mark.act}"

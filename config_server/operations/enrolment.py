@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import sqlite3
 from typing import Final
 
 from cryptography import x509
@@ -18,7 +17,8 @@ from config_server.rules.certificates import fingerprint_of
 from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.rules.facts import SELF
 from config_server.rules.renewals import Renewals
-from config_server.store import audit, deletions, events, revocation, tokens
+from config_server.store import audit, certificates, deletions, events, revocation, tokens
+from config_server.store.database import Connection
 from shared import enrol, identity, logging
 from shared.api.certificates import (
     CaCertificate,
@@ -57,7 +57,7 @@ class Identity:
     async def recover(self) -> None:
         """What was issued before the last start is renewed no sooner for it."""
         now_ns, mono_ns = self._control.now_ns(), self._control.mono_ns()
-        for issued in await self._control.db.run(lambda db: revocation.living(db, now_ns)):
+        for issued in await self._control.db.run(lambda db: certificates.living(db, now_ns)):
             try:
                 certificate = identity.only_certificate(issued.pem)
             except ValueError as exc:
@@ -89,7 +89,7 @@ class Identity:
         expires_ns = now_ns + body.ttl_s * SECOND_NS
         subject = f"{grant.role}:{grant.name}"
 
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
             tokens.add(db, hash_, grant, now_ns, expires_ns)
             audit.add(db, call.who, "token.create", subject, {"expires": rfc3339(expires_ns)}, now_ns)
 
@@ -109,7 +109,7 @@ class Identity:
         await self._revoking.write_down()
         now_ns = self._control.now_ns()
 
-        def work(db: sqlite3.Connection) -> tuple[tokens.Answered, x509.Certificate | None]:
+        def work(db: Connection) -> tuple[tokens.Answered, x509.Certificate | None]:
             # The token first: who has none learns nothing about requests. A bad request rolls its use back.
             if not tokens.exists(db, hash_):
                 tokens.redeem(db, hash_, now_ns)
@@ -160,7 +160,7 @@ class Identity:
             object=subject or SELF,
         )
 
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
             audit.add(db, "unknown", "enrol.refused", subject, detail, now_ns)
             events.note(db, EventKind.ENROLMENT, SELF, happened, now_ns)
 
@@ -186,9 +186,9 @@ class Identity:
         self._revoking.check_renewal(call.who)
         await self._revoking.write_down()
 
-        def work(db: sqlite3.Connection) -> x509.Certificate:
+        def work(db: Connection) -> x509.Certificate:
             revocation.check(db, call.serial, call.who, call.begins_s)
-            revocation.note_presented(db, call.role, call.name, call.der)
+            certificates.note_presented(db, call.role, call.name, call.der)
             if revocation.is_key_revoked(db, fingerprint_of(public_key)):
                 raise CertificateRevokedError(
                     f"The certificate of {call.who} was not renewed", cause="its key was revoked"
@@ -204,12 +204,12 @@ class Identity:
         return self._answer(certificate, grant)
 
     async def certificates(self, _call: Call, body: Limit) -> CertificateList:
-        found = await self._control.db.run(lambda db: revocation.newest(db, body.limit))
+        found = await self._control.db.run(lambda db: certificates.newest(db, body.limit))
         return CertificateList(certificates=found)
 
     def _issue(
         self,
-        db: sqlite3.Connection,
+        db: Connection,
         public_key: ec.EllipticCurvePublicKey,
         grant: tokens.Grant,
         now_ns: int,
@@ -218,9 +218,9 @@ class Identity:
         now = _time(now_ns)
         life = _STORAGE_LIFE if grant.role == Role.STORAGE else self._control.certificate_life
         certificate = self._control.ca.issue(public_key, grant.role, grant.name, grant.hosts, life, now)
-        revocation.note_certificate(
+        certificates.note_certificate(
             db,
-            revocation.Issued(
+            certificates.Issued(
                 serial=certificate.serial_number,
                 role=grant.role,
                 name=grant.name,

@@ -26,7 +26,6 @@ import asyncio
 import contextlib
 import datetime as dt
 import re
-import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -36,6 +35,7 @@ from config_server.operations.control import Control, new_id
 from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.rules.facts import SELF
 from config_server.store import audit, deletions, grants, inventory
+from config_server.store.database import Connection
 from config_server.store.grants import Grant
 from shared import logging
 from shared.api.restores import GrantEnd, GrantList, GrantView, StorageGrant
@@ -102,7 +102,7 @@ class Granting:
     async def list(self, call: Call, body: Limit) -> GrantList:
         machine, now_ns = call.path["machine"], self._now_ns()
 
-        def work(db: sqlite3.Connection) -> list[Grant]:
+        def work(db: Connection) -> list[Grant]:
             inventory.machine(db, machine)
             return grants.newest(db, machine, body.limit)
 
@@ -198,7 +198,7 @@ class Granting:
         found = [(action, id_) for action, id_ in strays if (action, container, id_) not in self._noted]
         now_ns = self._control.now_ns()
 
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
             for action, id_ in found:
                 detail = {"grant": id_.removeprefix(_PREFIX), "container": container}
                 audit.add(db, SELF, action, machine, detail, now_ns)
@@ -247,8 +247,15 @@ class Granting:
         return grant
 
     async def _give(self, call: Call, store: BlobStore, grant: Grant, over: Sequence[str]) -> None:
-        def add(db: sqlite3.Connection) -> None:
+        def add(db: Connection) -> None:
             deletions.check_readable(db, grant.machine, self._control.storage.place)
+            # Since it was looked for: for another container, or by another server.
+            if grants.asked_for(db, grant.request) is not None:
+                raise RequestError(
+                    f"Access to machine '{grant.machine}' was not granted",
+                    cause="the same request is being answered already",
+                    action="Ask again, with the same id.",
+                )
             grants.add(db, grant)
 
         await self._note(
@@ -317,11 +324,11 @@ class Granting:
         action: str,
         grant: Grant,
         detail: dict[str, str],
-        work: Callable[[sqlite3.Connection], None],
+        work: Callable[[Connection], None],
     ) -> None:
         now_ns = self._control.now_ns()
 
-        def both(db: sqlite3.Connection) -> None:
+        def both(db: Connection) -> None:
             work(db)
             audit.add(db, call.who, action, grant.machine, {"grant": grant.id, **detail}, now_ns)
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import sqlite3
 from typing import Final
 
 import msgspec
 
 from config_server.operations.call import Call
 from config_server.operations.control import Control, check_name
-from config_server.store import audit
+from config_server.store import audit, settings
+from config_server.store.database import Connection
 from shared import decoding
 from shared.api.keys import KeyRequest, MachineKeyGrant
 from shared.api.route import Nothing
@@ -71,15 +71,14 @@ def grant_of(key: MachineKey) -> MachineKeyGrant:
     )
 
 
-def remembered(db: sqlite3.Connection, storage: str) -> Records:
+def remembered(db: Connection, storage: str) -> Records:
     """The vault keys that this storage had when it answered last."""
-    row = db.execute("SELECT value FROM settings WHERE name = ?", (_remembered(storage),)).fetchone()
-    return decoding.decode(row["value"], type=dict[str, str]) if row else {}
+    value = settings.get(db, _remembered(storage))
+    return {} if value is None else decoding.decode(value, type=dict[str, str])
 
 
-def remember(db: sqlite3.Connection, storage: str, recorded: Records) -> None:
-    value = msgspec.json.encode(dict(recorded)).decode()
-    db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_remembered(storage), value))
+def remember(db: Connection, storage: str, recorded: Records) -> None:
+    settings.put(db, _remembered(storage), msgspec.json.encode(dict(recorded)).decode())
 
 
 def _remembered(storage: str) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 
 from config_server.operations.call import Call
 from config_server.operations.control import Control
 from config_server.rules import view
 from config_server.rules.machine import Machine
-from config_server.store import inventory, revocation
+from config_server.store import certificates, inventory
+from config_server.store.database import Connection
 from shared import logging
 from shared.api.machines import MachineList, MachineView
 from shared.api.route import Nothing
@@ -27,9 +27,9 @@ async def known(control: Control, name: str) -> Machine:
     return await control.db.run(lambda db: _stored(db, name))
 
 
-def _stored(db: sqlite3.Connection, name: str) -> Machine:
+def _stored(db: Connection, name: str) -> Machine:
     found = inventory.find(db, name)
-    if found is None and revocation.is_known(db, Role.AGENT, name):
+    if found is None and certificates.is_known(db, Role.AGENT, name):
         raise NeverReportedError(f"Nothing is known of machine '{name}' yet")
     return found or inventory.machine(db, name)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 
 from config_server.operations import machines
 from config_server.operations.call import Call
 from config_server.operations.control import Control, check_name, new_id
 from config_server.store import audit, commands
+from config_server.store.database import Connection
 from shared.api.commands import CommandKind, CommandState, CommandView
 from shared.api.points import FlushReply, FlushRequest, PointList, PointRequest
 from shared.api.route import Nothing
@@ -42,7 +42,7 @@ class Points:
         id_ = check_name(body.id, "point request") if body.id else new_id()
         args = {"id": id_, "consistency": body.consistency}
 
-        def work(db: sqlite3.Connection) -> CommandView:
+        def work(db: Connection) -> CommandView:
             audit.add(db, call.who, "point.create", machine.name, args, now_ns)
             return commands.add(db, id_, target, CommandKind.MARK, args, now_ns)
 
@@ -80,7 +80,7 @@ class Points:
             await wait_for(rung, wait_s)
         now_ns = self._control.now_ns()
 
-        def work(db: sqlite3.Connection) -> CommandState:
+        def work(db: Connection) -> CommandState:
             commands.withdraw(db, id_, now_ns)
             return commands.get(db, id_).state
 
@@ -94,7 +94,7 @@ class Points:
         )
         id_, now_ns = new_id(), self._control.now_ns()
 
-        def work(db: sqlite3.Connection) -> CommandView:
+        def work(db: Connection) -> CommandView:
             commands.expire(db, now_ns)
             if (same := commands.waiting(db, target, CommandKind.RESYNC)) is not None:
                 return same  # once is enough: each reads all disks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable
 
 import msgspec
@@ -12,6 +11,7 @@ from config_server.operations.call import Call
 from config_server.operations.control import Control, check_name
 from config_server.rules.machine import Machine
 from config_server.store import audit, inventory, policies
+from config_server.store.database import Connection
 from shared.api.machines import MachineView, PolicyChoice
 from shared.api.policies import Policy, PolicyList, PolicyView
 from shared.api.route import Nothing
@@ -46,7 +46,7 @@ class PolicyOperations:
     async def _put(self, call: Call, name: str, body: Policy) -> PolicyView:
         now_ns = self._control.now_ns()
 
-        def work(db: sqlite3.Connection) -> PolicyView:
+        def work(db: Connection) -> PolicyView:
             before = msgspec.to_builtins(policies.find(db, name))
             policies.put(db, name, body)
             detail = {"before": before, "after": msgspec.to_builtins(body)}
@@ -61,7 +61,7 @@ class PolicyOperations:
         """What it was. Raises RequestError while it is assigned to a machine."""
         name, now_ns = call.path["policy"], self._control.now_ns()
 
-        def work(db: sqlite3.Connection) -> PolicyView:
+        def work(db: Connection) -> PolicyView:
             before = policies.view(db, name)
             detail = {"before": msgspec.to_builtins(policies.find(db, name))}
             policies.delete(db, name)
@@ -73,7 +73,7 @@ class PolicyOperations:
     async def assign(self, call: Call, body: PolicyChoice) -> MachineView:
         machine, now_ns = await machines.known(self._control, call.path["machine"]), self._control.now_ns()
 
-        def work(db: sqlite3.Connection) -> Machine:
+        def work(db: Connection) -> Machine:
             policies.assign(db, machine.name, body.name)
             after = inventory.machine(db, machine.name)
             detail = {"before": _named(machine), "after": _named(after)}

@@ -6,7 +6,6 @@ machine of which nothing is known each want a word of their own in the request, 
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -20,7 +19,8 @@ from config_server.rules.disks import Offer
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Seen
 from config_server.rules.wishes import without
-from config_server.store import audit, deletions, inventory, policies, revocation
+from config_server.store import audit, certificates, deletions, inventory, policies
+from config_server.store.database import Connection
 from shared.active_side import UNKNOWN
 from shared.api.machines import MachineView
 from shared.api.protection import DiskCandidates, Protection
@@ -59,7 +59,7 @@ class Protecting:
         has_image_target = self._control.presence.has_image_target()
         said = agent[1].wish if agent is not None else None
 
-        def work(db: sqlite3.Connection) -> Machine:
+        def work(db: Connection) -> Machine:
             before = inventory.find(db, name)
             if before is not None:
                 deletions.check_not_removed(db, name, self._control.storage.place, what)
@@ -110,7 +110,7 @@ class Protecting:
         return await machines.shown(self._control, machine)
 
     async def stop(
-        self, call: Call, name: str, also: Callable[[sqlite3.Connection, Machine, Machine], None]
+        self, call: Call, name: str, also: Callable[[Connection, Machine, Machine], None]
     ) -> Machine:
         """Its agent is told to stop. `also` is done in the same transaction, with the machine before and after. Raises
         MachineNotFoundError, and what `also` raises."""
@@ -119,7 +119,7 @@ class Protecting:
         agent = self._agent(name)
         said = agent[1].wish if agent is not None else None
 
-        def work(db: sqlite3.Connection) -> Machine:
+        def work(db: Connection) -> Machine:
             before = self._as_bound(db, inventory.machine(db, name), now_ns)
             machine = inventory.act(
                 db,
@@ -161,7 +161,7 @@ class Protecting:
         """Whose disks an operator speaks of."""
         return self._sides.bound(name) or (agent[1].identity if agent is not None else UNKNOWN)
 
-    def _as_bound(self, db: sqlite3.Connection, machine: Machine, now_ns: int) -> Machine:
+    def _as_bound(self, db: Connection, machine: Machine, now_ns: int) -> Machine:
         """The machine; of one that was bound to other hardware, and has not reported since, none of the former disks."""
         if not self._is_moved(machine):
             return machine
@@ -202,14 +202,14 @@ def _check_words(what: str, body: Protection) -> None:
 
 
 def _refuse_unknown(
-    db: sqlite3.Connection, what: str, name: str, known: Machine | None, *, is_moved: bool
+    db: Connection, what: str, name: str, known: Machine | None, *, is_moved: bool
 ) -> NoReturn:
     """Of a machine whose agent never came."""
     offline = "or record it before its agent ever comes: --offline (`offline` in the API)"
     if is_moved:
         cause = "its agent has not reported since the machine was bound to other hardware"
         raise RequestError(what, cause=cause, action=f"Start its agent there, {offline}.")
-    if known is not None or revocation.is_known(db, Role.AGENT, name):
+    if known is not None or certificates.is_known(db, Role.AGENT, name):
         raise NeverReportedError(what, action=f"Start its agent, {offline}.")
     raise MachineNotFoundError(
         what,

@@ -4,7 +4,6 @@ audit."""
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -19,7 +18,8 @@ from config_server.rules.disks import Offer
 from config_server.rules.health import worst
 from config_server.rules.presence import Seen, decode, problems_of
 from config_server.rules.wrong import problems_with
-from config_server.store import audit, commands, events, inventory, revocation
+from config_server.store import audit, certificates, commands, events, inventory
+from config_server.store.database import Connection
 from shared import logging
 from shared.api.audit import AuditList
 from shared.api.commands import Command, CommandState, CommandView
@@ -47,6 +47,8 @@ class _Told(NamedTuple):
     is_withheld: bool = False
     """There is an opinion, perhaps, that it does not hear (desired_state.py)."""
     waits: Wish | None = None
+    left_entries: bool = False
+    """What its agent said did."""
 
 
 class Reporting:
@@ -83,32 +85,33 @@ class Reporting:
         taken = seen is not before
         rung = self._control.bell.listen(call.who)
 
-        def told(db: sqlite3.Connection) -> _Told:
+        is_news = before is None or before.report.state != seen.report.state
+        is_saved = is_news or began_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS
+
+        def told(db: Connection) -> _Told:
             asked = commands.pending(db, call.who, now_ns)
             answer = self._answer(db, seen, now_ns, began_ns)
             if answer is None:
                 return _Told(asked)
             said = None if answer.desired == Desired() else answer.desired
-            return _Told(asked, said, answer.is_withheld, answer.waits)
+            return _Told(asked, said, answer.is_withheld, answer.waits, answer.left_entries)
 
-        def work(db: sqlite3.Connection) -> tuple[list[str], list[EventView], _Told]:
+        def work(db: Connection) -> tuple[list[str], list[EventView], _Told]:
             if not taken:
                 # Who was held up hears no answer any more; commands and wishes are not for a twin.
                 return [], [], _Told([])
             if call.serial not in self._noted:
                 # A database from a backup may not know it, and it shall be seen, and revoked with what is renewed from it.
-                revocation.note_presented(db, call.role, call.name, call.der)
+                certificates.note_presented(db, call.role, call.name, call.der)
             finished = commands.finish(db, call.who, seen.report.results, now_ns)
             changed = events.reconcile(db, call.who, problems_of(seen), now_ns)
             self._note_state(db, before, seen, now_ns)
-            news = before is None or before.report.state != seen.report.state
-            if news or (began_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS):
+            if is_saved:
                 if role == Role.AGENT:
                     inventory.ensure_machine(db, call.name, now_ns)
                 inventory.save_report(
                     db, inventory.StoredReport(role, call.name, now_ns, _without_results(seen))
                 )
-                self._saved_ns[call.who] = began_ns
             answer = told(db)
             return finished, changed, answer
 
@@ -117,20 +120,24 @@ class Reporting:
             finished, changed, answer = await self._control.db.run(work)
             if taken:
                 self._noted.add(call.serial)
+                self._note_entries(seen, answer, began_ns)
+                if is_saved:
+                    self._saved_ns[call.who] = began_ns
         except DatabaseError:
             # It says so itself. The answer tells who was revoked, which must not wait for room on a disk.
             finished, changed, answer, kept = [], [], _Told([]), False
         for id_ in finished:
             self._control.bell.ring(id_)
         log_changes(changed)
-        is_news = taken and self._note_wish(seen, answer)
-        if call.wait_s > 0 and not is_news and {c.id for c in answer.commands} <= set(seen.report.running):
+        has_news = taken and self._note_wish(seen, answer)
+        if call.wait_s > 0 and not has_news and {c.id for c in answer.commands} <= set(seen.report.running):
             await wait_for(rung, call.wait_s)
             answer = _Told([])
             if taken:
                 with contextlib.suppress(DatabaseError):  # it says so itself
                     now_ns = self._control.now_ns()
                     answer = await self._control.db.run(told)
+                    self._note_entries(seen, answer, began_ns)
                 self._note_wish(seen, answer)
         revoked = self._control.revoked if role in (Role.PROCESS_SERVER, Role.AGENT) else None
         deleted = await self._deleted.of(seen.report)
@@ -145,16 +152,14 @@ class Reporting:
             deleted=deleted,
         )
 
-    def _answer(
-        self, db: sqlite3.Connection, seen: Seen, now_ns: int, mono_ns: int
-    ) -> desired_state.Answer | None:
+    def _answer(self, db: Connection, seen: Seen, now_ns: int, mono_ns: int) -> desired_state.Answer | None:
         """What the daemon is to do, if it is an agent."""
         if not isinstance(seen.report, AgentReport):
             return None
         self._note_other(seen.name, seen.report.wish)
         last_ns = self._entries_ns.get(seen.name)
         may_leave = last_ns is None or mono_ns - last_ns > desired_state.PAUSE_NS
-        found = desired_state.answer(
+        return desired_state.answer(
             db,
             seen.name,
             seen.report.wish,
@@ -164,9 +169,10 @@ class Reporting:
             is_the_machine=self._sides.is_the_machine(seen.name, seen.report.identity),
             may_leave_entries=may_leave,
         )
-        if found.left_entries:
+
+    def _note_entries(self, seen: Seen, told: _Told, mono_ns: int) -> None:
+        if told.left_entries:
             self._entries_ns[seen.name] = mono_ns
-        return found
 
     def _note_other(self, machine: str, wish: Wish | None) -> None:
         """Once for each act that is a newer version's."""
@@ -210,7 +216,7 @@ class Reporting:
         found = await self._control.db.run(lambda db: audit.newest(db, body.limit))
         return AuditList(entries=found)
 
-    def _note_state(self, db: sqlite3.Connection, before: Seen | None, seen: Seen, now_ns: int) -> None:
+    def _note_state(self, db: Connection, before: Seen | None, seen: Seen, now_ns: int) -> None:
         if not isinstance(seen.report, AgentReport):
             return
         old = before.report.state if before is not None else "not-connected"

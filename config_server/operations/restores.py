@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any, Final
 
 import msgspec
@@ -13,6 +12,7 @@ from config_server.operations.control import Control, new_id
 from config_server.operations.granting import Granting
 from config_server.operations.keys import grant_of
 from config_server.store import audit, deletions, events, jobs
+from config_server.store.database import Connection
 from shared.api.events import EventKind
 from shared.api.jobs import JobList, JobProgress, JobState, JobView
 from shared.api.restores import RestoreGrant, RestoreRequest
@@ -44,7 +44,7 @@ class Restores:
         id_ = new_id()
         args: dict[str, Any] = msgspec.to_builtins(body)
 
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
             deletions.check_readable(db, machine.name, self._control.storage.place)
             audit.add(db, call.who, "restore.grant", machine.name, {"job": id_, **args}, now_ns)
             if not body.dry_run:
@@ -63,7 +63,7 @@ class Restores:
         now_ns = self._control.now_ns()
         self._control.job_heard_ns[call.path["id"]] = self._control.mono_ns()
 
-        def work(db: sqlite3.Connection) -> JobView:
+        def work(db: Connection) -> JobView:
             before = jobs.get(db, call.path["id"])
             after = jobs.update(db, before.id, body, now_ns)
             ended = after.state is not JobState.RUNNING
@@ -74,7 +74,7 @@ class Restores:
         return await self._control.db.run(work)
 
 
-def note_ended(db: sqlite3.Connection, job: JobView, who: str, now_ns: int) -> None:
+def note_ended(db: Connection, job: JobView, who: str, now_ns: int) -> None:
     """An event of how the job ended. A mistake in the request (a wrong folder or point) is none of the machine's: who made it was told,
     and the job says it."""
     error = job.error

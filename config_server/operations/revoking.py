@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -30,6 +29,7 @@ from config_server.rules.clock import rfc3339
 from config_server.rules.facts import SELF
 from config_server.rules.revocations import Record, newest
 from config_server.store import audit, events, restored, revocation, taking_in
+from config_server.store.database import Connection
 from config_server.store.taking_in import Unwritten, as_written
 from shared import logging
 from shared.api.certificates import CertificateList, CertificateView, Revocations, RevokeRequest
@@ -72,6 +72,8 @@ class Revoking:
     def __init__(self, control: Control) -> None:
         self._control = control
         self._of_database = Revocations()
+        self._asked = self._taken = 0
+        """How often the database was asked for them; and the how many-eth answer that is."""
         self._unwritten: dict[str, Unwritten] = {}
         """By blob: what is in force, and the database does not have."""
         self._stored: set[str] = set()
@@ -129,8 +131,12 @@ class Revoking:
 
     async def take(self) -> None:
         """From now on what the database has is in force, and what it still lacks."""
+        self._asked += 1
+        asked = self._asked
         with contextlib.suppress(DatabaseError):  # it says so itself; what was read before holds
-            self._of_database = await self._control.db.run(revocation.current)
+            found = await self._control.db.run(revocation.current)
+            if asked > self._taken:  # several threads read, and who asked first may be answered last
+                self._taken, self._of_database = asked, found
         self._enforce()
 
     def _enforce(self) -> None:
@@ -148,7 +154,7 @@ class Revoking:
             waiting = dict(self._unwritten)
             now_ns = self._control.now_ns()
 
-            def work(db: sqlite3.Connection) -> None:
+            def work(db: Connection) -> None:
                 for record, ours in waiting.values():
                     if ours:
                         _revoke(db, record)
@@ -362,14 +368,14 @@ class Revoking:
             _log.info("revocations: trouble is over")
 
 
-def _revoke(db: sqlite3.Connection, record: Record) -> list[CertificateView]:
+def _revoke(db: Connection, record: Record) -> list[CertificateView]:
     covered = revocation.revoke(db, record.subject, record.reason, record.revoked_ns, record.who)
     detail = {"reason": record.reason}
     audit.add(db, record.who, "certificate.revoke", record.subject, detail, record.revoked_ns)
     return covered
 
 
-def _take_in(db: sqlite3.Connection, found: Sequence[Record], now_ns: int) -> None:
+def _take_in(db: Connection, found: Sequence[Record], now_ns: int) -> None:
     """What storage knew, and this database did not."""
     news = taking_in.take_in(db, found)
     revocation.note_recorded(db, [record.blob for record in found])

@@ -11,7 +11,6 @@ Whoever was really restarted is heard as soon as the old boot is gone there, a f
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from collections.abc import Callable, Set
 from typing import Final, NamedTuple
@@ -23,6 +22,7 @@ from config_server.rules.copies import Copies, meant
 from config_server.rules.serving import signature
 from config_server.storage import removal
 from config_server.store import audit, commands, deletions
+from config_server.store.database import Connection
 from shared import active_side, logging
 from shared.active_side import ActiveSide, Known
 from shared.api.commands import CommandKind
@@ -176,7 +176,7 @@ class Sides:
         mono_ns = self._control.mono_ns()
         silent = [seen.source for seen in holders if seen.is_silent(mono_ns)]
 
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: Connection) -> None:
             detail = {
                 "identity": identity,
                 "generation": side.generation,

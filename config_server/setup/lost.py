@@ -22,7 +22,7 @@ from config_server.data_folder import belonging
 from config_server.identity import ca_note
 from config_server.identity.ca import CertificateAuthority
 from config_server.setup.unused import installation_in
-from config_server.store.database import DATABASE_FILE
+from config_server.store.files import DATABASE_FILE
 from shared import durable
 from shared.blob import BlobConfig
 from shared.errors import ConfigError
@@ -43,6 +43,12 @@ class DataThere(Check):
     begins_anew: bool = False
 
     async def look(self, dry_run: bool) -> Done:
+        if known(self.config, ConfigServerConfig).get("database", {}).get("url"):
+            raise ConfigError(
+                "This installation's database is not in its data folder",
+                cause=f"{self.config} names one of PostgreSQL ([database]), and this command knows files alone",
+                action="Nothing is to be set up here any more: what it would mend is named in docs/operations.md.",
+            )
         with durable.named(f"The data folder {self.data_dir} cannot be used"):
             belonging.check_folder(self.data_dir)
             if (self.data_dir / DATABASE_FILE).exists():

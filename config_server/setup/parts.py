@@ -12,7 +12,8 @@ from typing import Final
 from config_server.data_folder import belonging, first_operator, lock
 from config_server.identity import ca_note
 from config_server.identity.ca import CertificateAuthority
-from config_server.store.database import DATABASE_FILE, RESTORE, Database
+from config_server.store.database import Database
+from config_server.store.files import DATABASE_FILE, RESTORE
 from shared import durable
 from shared.crashpoints import reach
 from shared.enrol import fingerprint

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-import sqlite3
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+from sqlalchemy import Connection, bindparam, insert, select
 
 from config_server.rules.clock import rfc3339
+from config_server.store.schema import audit
 from shared import decoding
 from shared.api.audit import AuditView
 
+_ADD: Final = insert(audit).inline()
+_DETAILS: Final = select(audit.c.detail).where(
+    audit.c.action == bindparam("of_action"), audit.c.object == bindparam("of_object")
+)
+_NEWEST: Final = select(audit).order_by(audit.c.id.desc()).limit(bindparam("most"))
 
-def add(
-    db: sqlite3.Connection, who: str, action: str, object_: str, detail: dict[str, Any], now_ns: int
-) -> None:
+
+def add(db: Connection, who: str, action: str, object_: str, detail: dict[str, Any], now_ns: int) -> None:
     """`who` is an operator (`operator:admin`), a daemon (ROLE:NAME), or `unknown`. `detail` holds no secrets."""
-    db.execute(
-        "INSERT INTO audit (time_ns, who, action, object, detail) VALUES (?, ?, ?, ?, ?)",
-        (now_ns, who, action, object_, msgspec.json.encode(detail).decode()),
-    )
+    plain = msgspec.json.encode(detail).decode()
+    db.execute(_ADD, {"time_ns": now_ns, "who": who, "action": action, "object": object_, "detail": plain})
 
 
-def newest(db: sqlite3.Connection, limit: int) -> list[AuditView]:
-    rows = db.execute("SELECT * FROM audit ORDER BY id DESC LIMIT ?", (limit,))
+def details(db: Connection, action: str, object_: str) -> list[dict[str, Any]]:
+    """Of all entries about this."""
+    found = db.scalars(_DETAILS, {"of_action": action, "of_object": object_})
+    return [decoding.decode(detail, type=dict[str, Any]) for detail in found]
+
+
+def newest(db: Connection, limit: int) -> list[AuditView]:
     return [
         AuditView(
-            time=rfc3339(row["time_ns"]),
-            who=row["who"],
-            action=row["action"],
-            object=row["object"],
-            detail=decoding.decode(row["detail"], type=Any),
+            time=rfc3339(row.time_ns),
+            who=row.who,
+            action=row.action,
+            object=row.object,
+            detail=decoding.decode(row.detail, type=Any),
         )
-        for row in rows
+        for row in db.execute(_NEWEST, {"most": limit})
     ]

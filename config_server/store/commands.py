@@ -10,13 +10,16 @@ A daemon that had fetched it reports its result all the same, and that counts.
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
+from sqlalchemy import Connection, Row, bindparam, delete, select, text, update
 
 from config_server.rules.clock import SECOND_NS, rfc3339
+from config_server.store.schema import commands
+from config_server.store.statements import unless_there
 from shared import decoding
 from shared.api.commands import Command, CommandKind, CommandState, CommandView
 from shared.errors import CommandExpiredError, CommandNotFoundError, RequestError
@@ -29,16 +32,40 @@ LIFE_S: Final = {
 }
 _KEPT_NS: Final = 7 * 86_400 * SECOND_NS
 
+_IT: Final = commands.c.id == bindparam("it")
+_IS_PENDING: Final = commands.c.state == text(
+    "'pending'"
+)  # as the index has it, which no parameter would match
+_ADD: Final = unless_there(commands)
+_FORGET: Final = delete(commands).where(commands.c.done_ns < bindparam("until_ns"))
+_GET: Final = select(commands).where(_IT)
+_PENDING: Final = select(commands).where(_IS_PENDING).order_by(commands.c.rowid)
+_PENDING_FOR: Final = _PENDING.where(commands.c.target == bindparam("of_target"))
+_END: Final = update(commands).where(_IT)
+_WITHDRAW: Final = (
+    update(commands).where(_IT, _IS_PENDING).values(state=CommandState.WITHDRAWN, done_ns=bindparam("now_ns"))
+)
+_FORGET_PENDING: Final = delete(commands).where(commands.c.target == bindparam("of_target"), _IS_PENDING)
+_NOT_DONE: Final = select(commands.c.id, commands.c.state, commands.c.result).where(
+    commands.c.target == bindparam("of_target"), commands.c.state != CommandState.DONE
+)
+
 
 def add(
-    db: sqlite3.Connection, id_: str, target: str, kind: CommandKind, args: dict[str, Any], now_ns: int
+    db: Connection, id_: str, target: str, kind: CommandKind, args: dict[str, Any], now_ns: int
 ) -> CommandView:
     """Queue a command for `target` (ROLE:NAME). Raises RequestError when the id is another command's."""
-    db.execute("DELETE FROM commands WHERE done_ns < ?", (now_ns - _KEPT_NS,))
-    db.execute(
-        "INSERT OR IGNORE INTO commands VALUES (?, ?, ?, ?, ?, 'pending', '{}', NULL)",
-        (id_, target, kind, msgspec.json.encode(args).decode(), now_ns),
-    )
+    db.execute(_FORGET, {"until_ns": now_ns - _KEPT_NS})
+    new = {
+        "id": id_,
+        "target": target,
+        "kind": kind,
+        "args": msgspec.json.encode(args).decode(),
+        "created_ns": now_ns,
+        "state": CommandState.PENDING,
+        "result": "{}",
+    }
+    _ADD(db, new)
     view = get(db, id_)
     if (view.target, view.kind) != (target, kind):
         raise RequestError(
@@ -48,88 +75,97 @@ def add(
     return view
 
 
-def pending(db: sqlite3.Connection, target: str, now_ns: int) -> list[Command]:
+def pending(db: Connection, target: str, now_ns: int) -> list[Command]:
     """What waits for `target` and is wanted still, oldest first."""
-    expire(db, now_ns)
-    rows = db.execute(
-        "SELECT * FROM commands WHERE target = ? AND state = 'pending' ORDER BY rowid", (target,)
-    )
-    return [Command(row["id"], row["kind"], decoding.decode(row["args"], type=Any)) for row in rows]
-
-
-def waiting(db: sqlite3.Connection, target: str, kind: CommandKind) -> CommandView | None:
-    """The newest such command that was not done yet."""
-    row = db.execute(
-        "SELECT id FROM commands WHERE target = ? AND kind = ? AND state = 'pending' ORDER BY rowid DESC",
-        (target, kind),
-    ).fetchone()
-    return get(db, row["id"]) if row else None
-
-
-def expire(db: sqlite3.Connection, now_ns: int) -> list[str]:
-    """Fail those whose time is over; their ids. Of a clock that jumped, either way, it cannot be told: ask again."""
-    over = [
-        row
-        for row in db.execute("SELECT id, target, kind, created_ns FROM commands WHERE state = 'pending'")
-        if abs(now_ns - row["created_ns"]) > LIFE_S[CommandKind(row["kind"])] * SECOND_NS
+    rows = db.execute(_PENDING_FOR, {"of_target": target}).all()
+    if not rows:
+        return []
+    over = _expire(db, rows, now_ns)
+    return [
+        Command(row.id, row.kind, decoding.decode(row.args, type=Any)) for row in rows if row.id not in over
     ]
+
+
+def waiting(db: Connection, target: str, kind: CommandKind) -> CommandView | None:
+    """The newest such command that was not done yet."""
+    rows = db.execute(_PENDING_FOR, {"of_target": target}).all()
+    return next((_view(row) for row in reversed(rows) if row.kind == kind), None)
+
+
+def expire(db: Connection, now_ns: int) -> list[str]:
+    """Fail those whose time is over; their ids. Of a clock that jumped, either way, it cannot be told: ask again."""
+    return _expire(db, db.execute(_PENDING).all(), now_ns)
+
+
+def _expire(db: Connection, rows: Sequence[Row[Any]], now_ns: int) -> list[str]:
+    over = [row for row in rows if abs(now_ns - row.created_ns) > LIFE_S[CommandKind(row.kind)] * SECOND_NS]
     for row in over:
-        error = CommandExpiredError(f"The command '{row['kind']}' for {row['target']} was given up")
-        result = msgspec.json.encode({"error": error.as_dict()}).decode()
-        db.execute(
-            "UPDATE commands SET state = 'failed', result = ?, done_ns = ? WHERE id = ?",
-            (result, now_ns, row["id"]),
-        )
-    return [row["id"] for row in over]
+        error = CommandExpiredError(f"The command '{row.kind}' for {row.target} was given up")
+        _end(db, row.id, CommandState.FAILED, {"error": error.as_dict()}, now_ns)
+    return [row.id for row in over]
 
 
-def finish(db: sqlite3.Connection, target: str, results: dict[str, dict[str, Any]], now_ns: int) -> list[str]:
+def _end(db: Connection, id_: str, state: CommandState, result: dict[str, Any], now_ns: int) -> None:
+    plain = msgspec.json.encode(result).decode()
+    db.execute(_END, {"it": id_, "state": state, "result": plain, "done_ns": now_ns})
+
+
+def finish(db: Connection, target: str, results: dict[str, dict[str, Any]], now_ns: int) -> list[str]:
     """Store the results that `target` reported; the ids whose result was not known. Others are ignored: known
     already."""
-    finished = []
-    for id_, result in results.items():
-        state = CommandState.FAILED if "error" in result else CommandState.DONE
-        changed = db.execute(
-            "UPDATE commands SET state = ?, result = ?, done_ns = ? WHERE id = ? AND target = ? AND ("
-            " state IN ('pending', 'withdrawn') OR json_extract(result, '$.error.code') = ?)",
-            (state, msgspec.json.encode(result).decode(), now_ns, id_, target, CommandExpiredError.code),
-        )
-        if changed.rowcount:
-            finished.append(id_)
+    if not results:
+        return []
+    known = {row.id: row for row in db.execute(_NOT_DONE, {"of_target": target})}
+    finished = [id_ for id_ in results if id_ in known and _is_awaited(known[id_])]
+    for id_ in finished:
+        state = CommandState.FAILED if "error" in results[id_] else CommandState.DONE
+        _end(db, id_, state, results[id_], now_ns)
     return finished
 
 
-def withdraw(db: sqlite3.Connection, id_: str, now_ns: int) -> None:
+def _is_awaited(row: Row[Any]) -> bool:
+    """Also of one that nobody had fetched in its time, as far as was known."""
+    if row.state in (CommandState.PENDING, CommandState.WITHDRAWN):
+        return True
+    error = decoding.decode(row.result, type=dict[str, Any]).get("error")
+    return isinstance(error, dict) and error.get("code") == CommandExpiredError.code
+
+
+def withdraw(db: Connection, id_: str, now_ns: int) -> None:
     """Stop handing out a command for which nobody waits any more."""
-    db.execute(
-        "UPDATE commands SET state = 'withdrawn', done_ns = ? WHERE id = ? AND state = 'pending'",
-        (now_ns, id_),
-    )
+    db.execute(_WITHDRAW, {"it": id_, "now_ns": now_ns})
 
 
-def withdraw_all(db: sqlite3.Connection, now_ns: int) -> list[tuple[str, str, str]]:
+def withdraw_all(db: Connection, now_ns: int) -> list[tuple[str, str, str]]:
     """All that are pending; id, target and kind of each."""
-    pending = db.execute(
-        "SELECT id, target, kind FROM commands WHERE state = 'pending' ORDER BY rowid"
-    ).fetchall()
-    for row in pending:
-        withdraw(db, row["id"], now_ns)
-    return [(row["id"], row["target"], row["kind"]) for row in pending]
+    rows = db.execute(_PENDING).all()
+    if rows:
+        db.execute(_WITHDRAW, [{"it": row.id, "now_ns": now_ns} for row in rows])
+    return [(row.id, row.target, row.kind) for row in rows]
 
 
-def get(db: sqlite3.Connection, id_: str) -> CommandView:
+def forget(db: Connection, target: str) -> None:
+    """What waits for `target`: it was deleted."""
+    db.execute(_FORGET_PENDING, {"of_target": target})
+
+
+def get(db: Connection, id_: str) -> CommandView:
     """Raises CommandNotFoundError."""
-    row = db.execute("SELECT * FROM commands WHERE id = ?", (id_,)).fetchone()
+    row = db.execute(_GET, {"it": id_}).first()
     if row is None:
         raise CommandNotFoundError(f"Command '{id_}' was not found")
+    return _view(row)
+
+
+def _view(row: Row[Any]) -> CommandView:
     return CommandView(
-        id=row["id"],
-        target=row["target"],
-        kind=CommandKind(row["kind"]),
-        args=decoding.decode(row["args"], type=Any),
-        state=CommandState(row["state"]),
-        result=decoding.decode(row["result"], type=Any),
-        created=rfc3339(row["created_ns"]),
+        id=row.id,
+        target=row.target,
+        kind=CommandKind(row.kind),
+        args=decoding.decode(row.args, type=Any),
+        state=CommandState(row.state),
+        result=decoding.decode(row.result, type=Any),
+        created=rfc3339(row.created_ns),
     )
 
 

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Collection
+from typing import Final
 
-import msgspec
+from sqlalchemy import Connection, bindparam, delete, select
 
 from config_server.store import incarnations
+from config_server.store.schema import deleted
+from config_server.store.statements import replacing
+
+_AT_ONCE: Final = 500
+"""Databases take so many parameters, and a daemon names what it likes."""
+
+_NOTE: Final = replacing(deleted)
+_AMONG: Final = select(deleted.c.container, deleted.c.machine).where(
+    deleted.c.incarnation == bindparam("current"),
+    deleted.c.container.in_(bindparam("asked", expanding=True)),
+)
+_FORGET: Final = delete(deleted).where(deleted.c.container == bindparam("it"))
 
 
-def note(db: sqlite3.Connection, container: str, machine: str, now_ns: int) -> None:
-    row = container, machine, incarnations.history(db)[-1], now_ns
-    db.execute("INSERT OR REPLACE INTO deleted VALUES (?, ?, ?, ?)", row)
+def note(db: Connection, container: str, machine: str, now_ns: int) -> None:
+    current = incarnations.history(db)[-1]
+    _NOTE(db, {"container": container, "machine": machine, "incarnation": current, "deleted_ns": now_ns})
 
 
-def among(db: sqlite3.Connection, containers: Collection[str]) -> dict[str, str]:
+def among(db: Connection, containers: Collection[str]) -> dict[str, str]:
     """Of these, those that were deleted in this incarnation of the database; and with which machine."""
-    found = db.execute(
-        "SELECT container, machine FROM deleted WHERE incarnation = ?"
-        " AND container IN (SELECT value FROM json_each(?)) ORDER BY container",
-        (incarnations.history(db)[-1], msgspec.json.encode(list(containers)).decode()),
-    )
-    return {row["container"]: row["machine"] for row in found}
+    current, found = incarnations.history(db)[-1], dict[str, str]()
+    asked = sorted(containers)
+    for begin in range(0, len(asked), _AT_ONCE):
+        some = {"current": current, "asked": asked[begin : begin + _AT_ONCE]}
+        found |= {row.container: row.machine for row in db.execute(_AMONG, some)}
+    return dict(sorted(found.items()))
 
 
-def forget(db: sqlite3.Connection, container: str) -> None:
-    db.execute("DELETE FROM deleted WHERE container = ?", (container,))
+def forget(db: Connection, container: str) -> None:
+    db.execute(_FORGET, {"it": container})

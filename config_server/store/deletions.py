@@ -6,18 +6,18 @@ back, or asked for again, since he looked is not changed.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Collection
 from typing import Final
 
 import msgspec
+from sqlalchemy import Connection
 
 from config_server.rules.deletion import Deletion, Stage, of_acts
 from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
-from config_server.store import events, incarnations, inventory
+from config_server.store import audit, commands, events, grants, incarnations, inventory, jobs
 from shared.api.events import EventKind
-from shared.errors import BeingDeletedError, JobGivenUpError
+from shared.errors import BeingDeletedError
 from shared.status import Problem
 from shared.vocabulary import Role, Severity
 
@@ -25,18 +25,17 @@ DONE: Final = "machine.deleted"
 """In the audit log; with it stays which act it was (`was_done`)."""
 
 
-def all_(db: sqlite3.Connection) -> list[tuple[Machine, Deletion]]:
+def all_(db: Connection) -> list[tuple[Machine, Deletion]]:
     """The machines that are to be deleted."""
     found = inventory.machines(db)
     return [(machine, machine.deletion) for machine in found if machine.deletion is not None]
 
 
-def put(db: sqlite3.Connection, name: str, deletion: Deletion | None) -> None:
-    plain = None if deletion is None else msgspec.json.encode(deletion).decode()
-    db.execute("UPDATE machines SET deletion = ? WHERE name = ?", (plain, name))
+def put(db: Connection, name: str, deletion: Deletion | None) -> None:
+    inventory.put_deletion(db, name, deletion)
 
 
-def current(db: sqlite3.Connection, name: str, id_: str) -> Machine | None:
+def current(db: Connection, name: str, id_: str) -> Machine | None:
     """The machine, if this deletion of it stands, by the word of somebody in this incarnation, and nothing else is wanted since."""
     machine = inventory.find(db, name)
     if machine is None or machine.deletion is None or machine.deletion.id != id_:
@@ -44,7 +43,7 @@ def current(db: sqlite3.Connection, name: str, id_: str) -> Machine | None:
     return None if of_acts(name, machine.deletion, machine.wish, incarnations.history(db)[-1]) else machine
 
 
-def count(db: sqlite3.Connection, name: str, id_: str, passed_ns: int, now_ns: int) -> Deletion | None:
+def count(db: Connection, name: str, id_: str, passed_ns: int, now_ns: int) -> Deletion | None:
     """So much more of the delay has passed; when it is over, nothing more is counted. None: it does not stand any more."""
     machine = current(db, name, id_)
     if machine is None or machine.deletion is None:
@@ -59,7 +58,7 @@ def count(db: sqlite3.Connection, name: str, id_: str, passed_ns: int, now_ns: i
 
 
 def advance(
-    db: sqlite3.Connection, name: str, seen: Deletion, to: Stage, now_ns: int, over: Collection[str] = ()
+    db: Connection, name: str, seen: Deletion, to: Stage, now_ns: int, over: Collection[str] = ()
 ) -> list[str] | None:
     """From the stage in which it was `seen` to another one; unless the machine is in use: then by what (`running`). None: the deletion is
     not as it was seen."""
@@ -72,37 +71,21 @@ def advance(
     return []
 
 
-def given_up(db: sqlite3.Connection, name: str) -> list[str]:
-    """Jobs of the machine whose workers have lost this server, or are no more: such a one goes on when it is heard again."""
-    found = db.execute(
-        "SELECT id FROM jobs WHERE machine = ? AND json_extract(error, '$.code') = ? ORDER BY id",
-        (name, JobGivenUpError.code),
-    )
-    return [row["id"] for row in found]
-
-
-def running(db: sqlite3.Connection, name: str, now_ns: int, over: Collection[str] = ()) -> list[str]:
+def running(db: Connection, name: str, now_ns: int, over: Collection[str] = ()) -> list[str]:
     """What reads the machine in storage, or may, in words. `now_ns` is storage's time of day, by which grants end; `over`: jobs that were
     given up for good."""
-    given = db.execute(
-        "SELECT id, who FROM grants WHERE machine = ? AND ended_ns IS NULL AND expires_ns > ? ORDER BY id",
-        (name, now_ns),
-    )
-    jobs = db.execute(
-        "SELECT id, kind FROM jobs WHERE machine = ? AND state = 'running' ORDER BY id", (name,)
-    )
     return [
-        *(f"a {row['kind']} of it runs (job {row['id']})" for row in jobs),
+        *(f"a {kind} of it runs (job {id_})" for id_, kind in jobs.running(db, name)),
         *(
             f"job {id_}, of which nothing is heard, may go on"
-            for id_ in given_up(db, name)
+            for id_ in jobs.given_up(db, name)
             if id_ not in over
         ),
-        *(f"{row['who']} may read it by a grant (grant {row['id']})" for row in given),
+        *(f"{who} may read it by a grant (grant {id_})" for id_, who in grants.living_of(db, name, now_ns)),
     ]
 
 
-def check_not_removed(db: sqlite3.Connection, name: str, place: str, what: str) -> Machine | None:
+def check_not_removed(db: Connection, name: str, place: str, what: str) -> Machine | None:
     """The machine. Raises BeingDeletedError with these words where storage was asked to delete it, as far as this database knows how things
     are now; `place` is where storage is."""
     machine = inventory.find(db, name)
@@ -114,24 +97,24 @@ def check_not_removed(db: sqlite3.Connection, name: str, place: str, what: str) 
     return machine
 
 
-def check_readable(db: sqlite3.Connection, name: str, place: str) -> None:
+def check_readable(db: Connection, name: str, place: str) -> None:
     """Before somebody is given access. Raises BeingDeletedError."""
     check_not_removed(db, name, place, f"Access to machine '{name}' was not granted")
 
 
-def is_of_before(db: sqlite3.Connection, deletion: Deletion, place: str) -> bool:
+def is_of_before(db: Connection, deletion: Deletion, place: str) -> bool:
     """Whether this database was put back since, or storage is another account: then what became of it is not known here, whatever its
     stage."""
     return deletion.incarnation != incarnations.history(db)[-1] or deletion.place not in ("", place)
 
 
-def note(db: sqlite3.Connection, name: str, what: str, action: str, now_ns: int) -> None:
+def note(db: Connection, name: str, what: str, action: str, now_ns: int) -> None:
     """As an event."""
     happened = Problem(code="", what=what, action=action, severity=Severity.WARNING, object=name)
     events.note(db, EventKind.STATE, SELF, happened, now_ns)
 
 
-def follow(db: sqlite3.Connection, before: Machine, after: Machine) -> None:
+def follow(db: Connection, before: Machine, after: Machine) -> None:
     """Somebody has said again that it is to stop, as was said with its deletion."""
     deletion = before.deletion
     if deletion is None or before.wish is None or after.wish is None or before.wish.mark.act != deletion.act:
@@ -139,27 +122,23 @@ def follow(db: sqlite3.Connection, before: Machine, after: Machine) -> None:
     put(db, after.name, msgspec.structs.replace(deletion, act=after.wish.mark.act))
 
 
-def note_enrolled(db: sqlite3.Connection, name: str) -> None:
+def note_enrolled(db: Connection, name: str) -> None:
     """An agent was enrolled under the machine's name: it may be another machine's, and nobody has said of it that it shall go."""
     machine = inventory.find(db, name)
     if machine is not None and machine.deletion is not None:
         put(db, name, msgspec.structs.replace(machine.deletion, is_enrolled=True))
 
 
-def was_done(db: sqlite3.Connection, name: str, act: str) -> bool:
+def was_done(db: Connection, name: str, act: str) -> bool:
     """Whether a machine of this name was deleted, and this was the act to stop of it."""
-    found = db.execute(
-        "SELECT 1 FROM audit WHERE action = ? AND object = ? AND json_extract(detail, '$.act') = ?",
-        (DONE, name, act),
-    )
-    return found.fetchone() is not None
+    return any(detail.get("act") == act for detail in audit.details(db, DONE, name))
 
 
-def remove(db: sqlite3.Connection, name: str, now_ns: int) -> None:
+def remove(db: Connection, name: str, now_ns: int) -> None:
     """All that is kept of the machine goes, but what happened: events, jobs, and the audit log. Nobody else says that what its agent
     reported is over."""
-    events.reconcile(db, f"{Role.AGENT}:{name}", (), now_ns)
-    db.execute("DELETE FROM machines WHERE name = ?", (name,))
-    db.execute("DELETE FROM reports WHERE role = ? AND name = ?", (Role.AGENT, name))
-    db.execute("DELETE FROM grants WHERE machine = ?", (name,))
-    db.execute("DELETE FROM commands WHERE target = ? AND state = 'pending'", (f"{Role.AGENT}:{name}",))
+    agent = f"{Role.AGENT}:{name}"
+    events.reconcile(db, agent, (), now_ns)
+    inventory.forget(db, name)
+    grants.forget_all(db, name)
+    commands.forget(db, agent)

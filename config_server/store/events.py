@@ -7,11 +7,16 @@ more.
 
 from __future__ import annotations
 
-import sqlite3
+import functools
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, or_, select, update
 
 from config_server.rules.clock import SECOND_NS, rfc3339
+from config_server.store.schema import OPEN, events
+from config_server.store.statements import Put
 from shared.api.events import EventKind, EventView
 from shared.status import Problem
 from shared.vocabulary import Severity
@@ -23,121 +28,185 @@ KEPT_OF_SOURCE: Final = 5000
 _REFRESH_NS: Final = 60 * SECOND_NS
 """An open event's time of last sight is stored at most this often."""
 
-
-def reconcile(
-    db: sqlite3.Connection, source: str, problems: Iterable[Problem], now_ns: int
-) -> list[EventView]:
-    """Make the open events of `source` those that `problems` say; the events that were opened or resolved."""
-    now_open = {(p.object, p.code, p.key): p for p in problems}
-    changed: list[int] = []
-    rows = db.execute("SELECT * FROM events WHERE source = ? AND resolved_ns IS NULL", (source,)).fetchall()
-    for row in rows:
-        problem = now_open.pop((row["object"], row["code"], row["key"]), None)
-        if problem is None:
-            db.execute("UPDATE events SET resolved_ns = ? WHERE id = ?", (now_ns, row["id"]))
-            changed.append(row["id"])
-        elif (problem.what, problem.cause, problem.severity) != (row["what"], row["cause"], row["severity"]):
-            db.execute(
-                "UPDATE events SET severity = ?, what = ?, cause = ?, action = ?, last_ns = ?, count = count + 1"
-                " WHERE id = ?",
-                (problem.severity, problem.what, problem.cause, problem.action, now_ns, row["id"]),
-            )
-        elif abs(now_ns - row["last_ns"]) > _REFRESH_NS:  # a clock that was ahead stops nothing
-            db.execute("UPDATE events SET last_ns = ? WHERE id = ?", (now_ns, row["id"]))
-    changed.extend(
-        _insert(db, EventKind.PROBLEM, source, problem, now_ns, None) for problem in now_open.values()
+_IS_OPEN: Final = events.c.resolved_ns.is_(None)
+_IS_OVER: Final = events.c.resolved_ns.is_not(None)
+_OF_SOURCE: Final = events.c.source == bindparam("of_source")
+_IT: Final = events.c.id == bindparam("it")
+_VIEWED: Final = select(events, events.c.count.label("times"))  # (each row has a method `count`)
+_OPEN_OF_SOURCE: Final = (
+    select(
+        events.c.id, events.c.last_ns, events.c.severity, events.c.what, events.c.cause, events.c.object, events.c.code, events.c.key
     )
+    .where(_OF_SOURCE, _IS_OPEN)
+    .order_by(events.c.id)
+)  # fmt: skip
+_RESOLVE: Final = (
+    update(events)
+    .where(events.c.id.in_(bindparam("ids", expanding=True)))
+    .values(resolved_ns=bindparam("now_ns"))
+    .returning(*_VIEWED.selected_columns)
+)
+_REFRESH: Final = update(events).where(_IT).values(last_ns=bindparam("now_ns"))
+_REWORD: Final = (
+    update(events)
+    .where(_IT)
+    .values(
+        last_ns=bindparam("now_ns"),
+        count=events.c.count + 1,
+        severity=bindparam("as_severity"),
+        what=bindparam("as_what"),
+        cause=bindparam("as_cause"),
+        action=bindparam("as_action"),
+    )
+)
+_NOTE: Final = insert(events).inline()
+_BEGIN: Final = Put(
+    lambda into: (
+        into(events)
+        .on_conflict_do_nothing(index_elements=OPEN, index_where=_IS_OPEN)
+        .returning(*_VIEWED.selected_columns)
+    )
+)
+"""Nothing where another server has opened the same one meanwhile."""
+_NOTED: Final = (
+    select(events.c.id)
+    .where(_OF_SOURCE, events.c.code == bindparam("of_code"), events.c.key == bindparam("of_key"))
+    .limit(1)
+)
+_TRIM: Final = delete(events).where(
+    events.c.resolved_ns < bindparam("until_ns"),
+    events.c.id <= select(func.max(events.c.id)).scalar_subquery() - bindparam("kept"),
+)
+_TRIM_SOURCE: Final = delete(events).where(
+    _OF_SOURCE,
+    _IS_OVER,
+    events.c.id
+    <= select(events.c.id)
+    .where(_OF_SOURCE, _IS_OVER)
+    .order_by(events.c.id.desc())
+    .limit(1)
+    .offset(bindparam("kept"))
+    .scalar_subquery(),
+)
+
+
+def reconcile(db: Connection, source: str, problems: Iterable[Problem], now_ns: int) -> list[EventView]:
+    """Make the open events of `source` those that `problems` say; the events that were opened or resolved."""
+    now_open = {(p.object, p.code, p.key): p for p in map(_storable, problems)}
+    over: list[int] = []
+    reworded: list[dict[str, Any]] = []
+    seen: list[dict[str, Any]] = []
+    for row in db.execute(_OPEN_OF_SOURCE, {"of_source": source}).all():
+        problem = now_open.pop((row.object, row.code, row.key), None)
+        if problem is None:
+            over.append(row.id)
+        elif (problem.what, problem.cause, problem.severity) != (row.what, row.cause, row.severity):
+            words = {
+                "as_severity": problem.severity,
+                "as_what": problem.what,
+                "as_cause": problem.cause,
+                "as_action": problem.action,
+            }
+            reworded.append({"it": row.id, "now_ns": now_ns, **words})
+        elif abs(now_ns - row.last_ns) > _REFRESH_NS:  # a clock that was ahead stops nothing
+            seen.append({"it": row.id, "now_ns": now_ns})
+    for statement, rows in ((_REWORD, reworded), (_REFRESH, seen)):
+        if rows:
+            db.execute(statement, rows)
+    changed = _views(db.execute(_RESOLVE, {"ids": over, "now_ns": now_ns})) if over else []
+    if now_open:
+        new = [_row(EventKind.PROBLEM, source, problem, now_ns, None) for problem in now_open.values()]
+        changed += _views(_BEGIN(db, new))
     if changed:
         _trim_source(db, source)
-    return [_view(db.execute("SELECT * FROM events WHERE id = ?", (id_,)).fetchone()) for id_ in changed]
+    return changed
 
 
-def note(db: sqlite3.Connection, kind: EventKind, source: str, happened: Problem, now_ns: int) -> None:
+def _storable(problem: Problem) -> Problem:
+    """As it is found again: PostgreSQL has no letter for NUL, and would have another one's words in the row."""
+    words = msgspec.structs.asdict(problem)
+    if not any("\0" in word for word in words.values()):
+        return problem
+    return Problem(
+        **words | {name: word.replace("\0", "\ufffd") for name, word in words.items() if name != "severity"}
+    )
+
+
+def _views(changed: Iterable[Row[Any]]) -> list[EventView]:
+    """By id: databases give them as it comes."""
+    return sorted(map(_view, changed), key=lambda event: event.id)
+
+
+def note(db: Connection, kind: EventKind, source: str, happened: Problem, now_ns: int) -> None:
     """Something that happened and is over: a state that changed, a job that ended."""
-    _insert(db, kind, source, happened, now_ns, now_ns)
+    db.execute(_NOTE, _row(kind, source, happened, now_ns, now_ns))
     _trim_source(db, source)
 
 
-def is_noted(db: sqlite3.Connection, source: str, code: str, key: str) -> bool:
+def is_noted(db: Connection, source: str, code: str, key: str) -> bool:
     """Whether such an event is known, over or not."""
-    found = db.execute(
-        "SELECT 1 FROM events WHERE source = ? AND code = ? AND key = ?", (source, code, key)
-    ).fetchone()
-    return found is not None
+    return db.execute(_NOTED, {"of_source": source, "of_code": code, "of_key": key}).first() is not None
 
 
-def trim(db: sqlite3.Connection, now_ns: int) -> None:
+def trim(db: Connection, now_ns: int) -> None:
     """What is over, old, and not among the newest: a clock that is years ahead must not wipe out the history."""
-    db.execute(
-        "DELETE FROM events WHERE resolved_ns < ? AND id <= (SELECT max(id) FROM events) - ?",
-        (now_ns - _KEPT_NS, _KEPT_ALWAYS),
-    )
+    db.execute(_TRIM, {"until_ns": now_ns - _KEPT_NS, "kept": _KEPT_ALWAYS})
 
 
-def _trim_source(db: sqlite3.Connection, source: str) -> None:
-    db.execute(
-        "DELETE FROM events WHERE source = ?1 AND resolved_ns IS NOT NULL AND id <= (SELECT id FROM events"
-        " WHERE source = ?1 AND resolved_ns IS NOT NULL ORDER BY id DESC LIMIT 1 OFFSET ?2)",
-        (source, KEPT_OF_SOURCE),
-    )
+def _trim_source(db: Connection, source: str) -> None:
+    db.execute(_TRIM_SOURCE, {"of_source": source, "kept": KEPT_OF_SOURCE})
 
 
-def find(db: sqlite3.Connection, object_: str, only_open: bool, limit: int) -> list[EventView]:
+def find(db: Connection, object_: str, only_open: bool, limit: int) -> list[EventView]:
     """Newest first. `object_` "" means all; "web1" also finds its disks ("web1/sda")."""
-    rows = db.execute(
-        "SELECT * FROM events WHERE (? = '' OR object = ? OR object LIKE ? ESCAPE '!')"
-        " AND (NOT ? OR resolved_ns IS NULL) ORDER BY id DESC LIMIT ?",
-        (object_, object_, f"{_escaped(object_)}/%", only_open, limit),
-    )
-    return [_view(row) for row in rows]
+    asked = {"most": limit} | ({"of_object": object_, "within": f"{object_}/"} if object_ else {})
+    return [_view(row) for row in db.execute(_found(bool(object_), only_open), asked)]
 
 
-def _insert(
-    db: sqlite3.Connection,
-    kind: EventKind,
-    source: str,
-    problem: Problem,
-    now_ns: int,
-    resolved_ns: int | None,
-) -> int:
-    cursor = db.execute(
-        "INSERT INTO events (kind, severity, source, object, code, key, what, cause, action, first_ns, last_ns,"
-        " count, resolved_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?)",
-        (
-            kind,
-            problem.severity,
-            source,
-            problem.object,
-            problem.code,
-            problem.key,
-            problem.what,
-            problem.cause,
-            problem.action,
-            now_ns,
-            now_ns,
-            resolved_ns,
-        ),
-    )
-    return int(cursor.lastrowid or 0)
+@functools.cache
+def _found(of_object: bool, only_open: bool) -> Select[Any]:
+    found = _VIEWED.order_by(events.c.id.desc()).limit(bindparam("most"))
+    if of_object:
+        within = bindparam("within", type_=events.c.object.type)
+        # (Of LIKE, each database takes other letters for the same.)
+        begins = func.substr(events.c.object, 1, func.length(within)) == within
+        found = found.where(or_(events.c.object == bindparam("of_object"), begins))
+    return found.where(_IS_OPEN) if only_open else found
 
 
-def _view(row: sqlite3.Row) -> EventView:
+def _row(
+    kind: EventKind, source: str, problem: Problem, now_ns: int, resolved_ns: int | None
+) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "severity": problem.severity,
+        "source": source,
+        "object": problem.object,
+        "code": problem.code,
+        "key": problem.key,
+        "what": problem.what,
+        "cause": problem.cause,
+        "action": problem.action,
+        "first_ns": now_ns,
+        "last_ns": now_ns,
+        "count": 1,
+        "resolved_ns": resolved_ns,
+    }
+
+
+def _view(row: Row[Any]) -> EventView:
     return EventView(
-        id=row["id"],
-        kind=EventKind(row["kind"]),
-        severity=Severity(row["severity"]),
-        object=row["object"],
-        code=row["code"],
-        what=row["what"],
-        cause=row["cause"],
-        action=row["action"],
-        source=row["source"],
-        first=rfc3339(row["first_ns"]),
-        last=rfc3339(row["last_ns"]),
-        count=row["count"],
-        resolved=None if row["resolved_ns"] is None else rfc3339(row["resolved_ns"]),
+        id=row.id,
+        kind=EventKind(row.kind),
+        severity=Severity(row.severity),
+        object=row.object,
+        code=row.code,
+        what=row.what,
+        cause=row.cause,
+        action=row.action,
+        source=row.source,
+        first=rfc3339(row.first_ns),
+        last=rfc3339(row.last_ns),
+        count=row.times,
+        resolved=None if row.resolved_ns is None else rfc3339(row.resolved_ns),
     )
-
-
-def _escaped(text: str) -> str:
-    return text.replace("!", "!!").replace("%", "!%").replace("_", "!_")

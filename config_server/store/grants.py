@@ -4,17 +4,44 @@ storage (granting.py).
 
 from __future__ import annotations
 
-import sqlite3
+from typing import Any, Final
 
 import msgspec
+from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
 
 from config_server.rules.clock import SECOND_NS, rfc3339
-from shared import decoding
+from config_server.store.schema import grants
 from shared.api.restores import GrantState, GrantView
 from shared.errors import NotFoundError
 
 _KEPT_NS = 90 * 86_400 * SECOND_NS
 """Older ones are in the audit log only."""
+
+
+_IT: Final = grants.c.id == bindparam("it")
+_LIVES: Final = (grants.c.ended_ns.is_(None), grants.c.expires_ns > bindparam("now_ns"))
+_ADD: Final = insert(grants)
+_FORGET_OLD: Final = delete(grants).where(grants.c.expires_ns < bindparam("until_ns"))
+_FORGET: Final = delete(grants).where(_IT)
+_FORGET_ALL: Final = delete(grants).where(grants.c.machine == bindparam("of_machine"))
+_GET: Final = select(grants).where(_IT, grants.c.machine == bindparam("of_machine"))
+_EXTEND: Final = update(grants).where(_IT)
+_END: Final = update(grants).where(_IT, grants.c.ended_ns.is_(None))
+_LIVING: Final = (
+    select(grants).where(grants.c.container == bindparam("of_container"), *_LIVES).order_by(grants.c.id)
+)
+_LIVING_OF: Final = (
+    select(grants.c.id, grants.c.who)
+    .where(grants.c.machine == bindparam("of_machine"), *_LIVES)
+    .order_by(grants.c.id)
+)
+_ASKED: Final = select(grants).where(grants.c.request == bindparam("wanted"))
+_NEWEST: Final = (
+    select(grants)
+    .where(grants.c.machine == bindparam("of_machine"))
+    .order_by(grants.c.given_ns.desc(), grants.c.id)
+    .limit(bindparam("most"))
+)
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,32 +63,24 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
         return self.ended_ns is None and self.expires_ns > now_ns
 
 
-def add(db: sqlite3.Connection, grant: Grant) -> None:
-    db.execute("DELETE FROM grants WHERE expires_ns < ?", (grant.given_ns - _KEPT_NS,))
-    db.execute(
-        "INSERT INTO grants (id, machine, container, who, host, given_ns, expires_ns, request)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            grant.id,
-            grant.machine,
-            grant.container,
-            grant.who,
-            grant.host,
-            grant.given_ns,
-            grant.expires_ns,
-            grant.request,
-        ),
-    )
+def add(db: Connection, grant: Grant) -> None:
+    db.execute(_FORGET_OLD, {"until_ns": grant.given_ns - _KEPT_NS})
+    db.execute(_ADD, msgspec.structs.asdict(grant))
 
 
-def forget(db: sqlite3.Connection, id_: str) -> None:
+def forget(db: Connection, id_: str) -> None:
     """It was never given."""
-    db.execute("DELETE FROM grants WHERE id = ?", (id_,))
+    db.execute(_FORGET, {"it": id_})
 
 
-def get(db: sqlite3.Connection, machine: str, id_: str) -> Grant:
+def forget_all(db: Connection, machine: str) -> None:
+    """It was deleted."""
+    db.execute(_FORGET_ALL, {"of_machine": machine})
+
+
+def get(db: Connection, machine: str, id_: str) -> Grant:
     """Raises NotFoundError."""
-    row = db.execute("SELECT * FROM grants WHERE id = ? AND machine = ?", (id_, machine)).fetchone()
+    row = db.execute(_GET, {"it": id_, "of_machine": machine}).first()
     if row is None:
         raise NotFoundError(
             f"Grant '{id_}' of machine '{machine}' was not found",
@@ -71,37 +90,32 @@ def get(db: sqlite3.Connection, machine: str, id_: str) -> Grant:
     return _grant(row)
 
 
-def extend(db: sqlite3.Connection, id_: str, expires_ns: int) -> None:
-    db.execute("UPDATE grants SET expires_ns = ? WHERE id = ?", (expires_ns, id_))
+def extend(db: Connection, id_: str, expires_ns: int) -> None:
+    db.execute(_EXTEND, {"it": id_, "expires_ns": expires_ns})
 
 
-def end(db: sqlite3.Connection, id_: str, who: str, now_ns: int, *, returned: bool) -> None:
+def end(db: Connection, id_: str, who: str, now_ns: int, *, returned: bool) -> None:
     """Of one that has ended, how it ended stays."""
-    db.execute(
-        "UPDATE grants SET ended_ns = ?, ended_by = ?, returned = ? WHERE id = ? AND ended_ns IS NULL",
-        (now_ns, who, returned, id_),
-    )
+    db.execute(_END, {"it": id_, "ended_ns": now_ns, "ended_by": who, "returned": returned})
 
 
-def living(db: sqlite3.Connection, container: str, now_ns: int) -> list[Grant]:
-    rows = db.execute(
-        "SELECT * FROM grants WHERE container = ? AND ended_ns IS NULL AND expires_ns > ?",
-        (container, now_ns),
-    )
-    return [_grant(row) for row in rows]
+def living(db: Connection, container: str, now_ns: int) -> list[Grant]:
+    return [_grant(row) for row in db.execute(_LIVING, {"of_container": container, "now_ns": now_ns})]
 
 
-def asked_for(db: sqlite3.Connection, request: str) -> Grant | None:
+def living_of(db: Connection, machine: str, now_ns: int) -> list[tuple[str, str]]:
+    """Id of each by which the machine may be read, and who has it."""
+    return [(id_, who) for id_, who in db.execute(_LIVING_OF, {"of_machine": machine, "now_ns": now_ns})]
+
+
+def asked_for(db: Connection, request: str) -> Grant | None:
     """What was given when it was asked for with this id."""
-    row = db.execute("SELECT * FROM grants WHERE request = ? AND request != ''", (request,)).fetchone()
+    row = db.execute(_ASKED, {"wanted": request}).first() if request else None
     return None if row is None else _grant(row)
 
 
-def newest(db: sqlite3.Connection, machine: str, limit: int) -> list[Grant]:
-    rows = db.execute(
-        "SELECT * FROM grants WHERE machine = ? ORDER BY given_ns DESC, id LIMIT ?", (machine, limit)
-    )
-    return [_grant(row) for row in rows]
+def newest(db: Connection, machine: str, limit: int) -> list[Grant]:
+    return [_grant(row) for row in db.execute(_NEWEST, {"of_machine": machine, "most": limit})]
 
 
 def view(grant: Grant, now_ns: int) -> GrantView:
@@ -123,5 +137,5 @@ def view(grant: Grant, now_ns: int) -> GrantView:
     )
 
 
-def _grant(row: sqlite3.Row) -> Grant:
-    return decoding.convert({**dict(row), "returned": bool(row["returned"])}, Grant)
+def _grant(row: Row[Any]) -> Grant:
+    return Grant(**{**row._asdict(), "returned": bool(row.returned)})

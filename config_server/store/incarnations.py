@@ -8,26 +8,27 @@ wishes.py tells by the history which of two is the later.
 from __future__ import annotations
 
 import secrets
-import sqlite3
 from typing import Final
 
 import msgspec
+from sqlalchemy import Connection
 
+from config_server.store import settings
 from shared import decoding
 
 _SETTING: Final = "incarnations"
 """A JSON list of words, the first one first. The migration that brought it has drawn one."""
 
 
-def history(db: sqlite3.Connection) -> tuple[str, ...]:
+def history(db: Connection) -> tuple[str, ...]:
     """The current one is the last; there is always one."""
-    row = db.execute("SELECT value FROM settings WHERE name = ?", (_SETTING,)).fetchone()
-    return decoding.decode(row["value"], type=tuple[str, ...])
+    value = settings.get(db, _SETTING)
+    assert value is not None
+    return decoding.decode(value, type=tuple[str, ...])
 
 
-def begin(db: sqlite3.Connection) -> str:
+def begin(db: Connection) -> str:
     """Another one, from now on."""
     drawn = secrets.token_hex(8)
-    value = msgspec.json.encode((*history(db), drawn)).decode()
-    db.execute("UPDATE settings SET value = ? WHERE name = ?", (value, _SETTING))
+    settings.put(db, _SETTING, msgspec.json.encode((*history(db), drawn)).decode())
     return drawn

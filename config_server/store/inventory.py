@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
+from sqlalchemy import Connection, Row, bindparam, delete, select, update
+from sqlalchemy import false as no
 
 from config_server.rules import wishes
 from config_server.rules.deletion import Deletion
 from config_server.rules.machine import Machine
-from config_server.store import incarnations, policies
+from config_server.store import incarnations, policies, schema
+from config_server.store.statements import replacing, unless_there
 from shared import decoding
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import MachineNotFoundError
@@ -19,6 +21,24 @@ from shared.vocabulary import Role
 
 _MOST_NOTED: Final = 256
 """As many as an operator may name: what agents say is anything."""
+
+_READ_DISKS: Final = decoding.json_decoder(tuple[WantedDisk, ...])
+_READ_WISH: Final = decoding.json_decoder(Wish)
+
+_IT: Final = schema.machines.c.name == bindparam("machine")
+_ALL: Final = select(schema.machines, policies.BODY)
+_FIND: Final = _ALL.where(_IT)
+_ENSURE: Final = unless_there(schema.machines)
+_CHANGE: Final = update(schema.machines).where(_IT)
+_HEARD: Final = {"dropped": "[]", "moved": no()}
+_HEAR: Final = _CHANGE.values(_HEARD)
+_HEAR_ALL: Final = update(schema.machines).values(_HEARD)
+_FORGET: Final = delete(schema.machines).where(_IT)
+_SAVE: Final = replacing(schema.reports)
+_REPORTS: Final = select(schema.reports)
+_FORGET_REPORT: Final = delete(schema.reports).where(
+    schema.reports.c.role == Role.AGENT, schema.reports.c.name == bindparam("machine")
+)
 
 
 class StoredReport(msgspec.Struct, frozen=True):
@@ -29,11 +49,12 @@ class StoredReport(msgspec.Struct, frozen=True):
     """JSON as the daemon sent it."""
 
 
-def machines(db: sqlite3.Connection) -> list[Machine]:
-    return [_machine(db, row) for row in db.execute("SELECT * FROM machines ORDER BY name").fetchall()]
+def machines(db: Connection) -> list[Machine]:
+    """By name."""
+    return sorted((_machine(row) for row in db.execute(_ALL)), key=lambda machine: machine.name)
 
 
-def machine(db: sqlite3.Connection, name: str) -> Machine:
+def machine(db: Connection, name: str) -> Machine:
     """Raises MachineNotFoundError."""
     found = find(db, name)
     if found is None:
@@ -41,31 +62,28 @@ def machine(db: sqlite3.Connection, name: str) -> Machine:
     return found
 
 
-def find(db: sqlite3.Connection, name: str) -> Machine | None:
-    row = db.execute("SELECT * FROM machines WHERE name = ?", (name,)).fetchone()
-    return None if row is None else _machine(db, row)
+def find(db: Connection, name: str) -> Machine | None:
+    row = db.execute(_FIND, {"machine": name}).first()
+    return None if row is None else _machine(row)
 
 
-def ensure_machine(db: sqlite3.Connection, name: str, now_ns: int) -> None:
+def ensure_machine(db: Connection, name: str, now_ns: int) -> None:
     """A machine whose agent reports is known, protected or not."""
-    db.execute(
-        "INSERT OR IGNORE INTO machines (name, protected, disks, policy, created_ns) VALUES (?, 0, '[]', NULL, ?)",
-        (name, now_ns),
-    )
+    _ENSURE(db, {"name": name, "protected": False, "disks": "[]", "created_ns": now_ns})
 
 
-def note_identity(db: sqlite3.Connection, name: str, identity: str) -> None:
+def note_identity(db: Connection, name: str, identity: str) -> None:
     """It was not known whose disks these are, and they are this one's."""
-    db.execute("UPDATE machines SET identity = ? WHERE name = ?", (identity, name))
+    db.execute(_CHANGE, {"machine": name, "identity": identity})
 
 
 def begin_anew(
-    db: sqlite3.Connection, name: str, identity: str, now_ns: int, wish: Wish | None, over: Sequence[Mark]
+    db: Connection, name: str, identity: str, now_ns: int, wish: Wish | None, over: Sequence[Mark]
 ) -> Machine:
     """It is other hardware: what was noted of disks was the former one's. `wish` is what is wanted from now on, as an act later than those
     of `over`; None: no opinion, as before."""
     note_identity(db, name, identity)
-    db.execute("UPDATE machines SET disks = '[]', dropped = '[]', moved = 0 WHERE name = ?", (name,))
+    db.execute(_CHANGE, {"machine": name, "disks": "[]", "dropped": "[]", "moved": False})
     if wish is not None:
         current = incarnations.history(db)[-1]
         wish = msgspec.structs.replace(wish, mark=wishes.next_mark(current, over, now_ns))
@@ -73,19 +91,19 @@ def begin_anew(
     return machine(db, name)
 
 
-def settle(db: sqlite3.Connection, before: Machine, after: Machine) -> Machine:
+def settle(db: Connection, before: Machine, after: Machine) -> Machine:
     """The same machine, its disks by what is known of them since (settling.py)."""
     if after == before:
         return before
     _put_disks(db, after.name, after.disks)
     _drop(db, after.name, after.dropped)
     if after.wish is not None and after.wish != before.wish:
-        db.execute("UPDATE machines SET wish = ? WHERE name = ?", (_json(after.wish), after.name))
+        db.execute(_CHANGE, {"machine": after.name, "wish": _json(after.wish)})
     return machine(db, after.name)
 
 
 def act(
-    db: sqlite3.Connection,
+    db: Connection,
     name: str,
     verb: Verb,
     now_ns: int,
@@ -111,13 +129,13 @@ def act(
     _drop(db, name, wishes.without((*known_before.dropped, *gone), disks))
     servers_before = before.process_servers if before is not None else ()
     if verb is Verb.PROTECT and process_servers != servers_before:
-        db.execute("UPDATE machines SET moved = 1 WHERE name = ?", (name,))
+        db.execute(_CHANGE, {"machine": name, "moved": True})
     if identity:
         note_identity(db, name, identity)
     return machine(db, name)
 
 
-def adopt(db: sqlite3.Connection, name: str, wish: Wish, now_ns: int) -> None:
+def adopt(db: Connection, name: str, wish: Wish, now_ns: int) -> None:
     """What its agent goes by is what is wanted of the machine."""
     ensure_machine(db, name, now_ns)
     wish = _keeping(machine(db, name).wish, wish)
@@ -125,16 +143,14 @@ def adopt(db: sqlite3.Connection, name: str, wish: Wish, now_ns: int) -> None:
     heard(db, name)
 
 
-def withdraw(db: sqlite3.Connection, name: str) -> None:
+def withdraw(db: Connection, name: str) -> None:
     """Nobody knows whether its act still counts: no opinion, until somebody says what is wanted."""
-    db.execute(
-        "UPDATE machines SET wish = NULL, wish_ns = NULL, wish_incarnation = NULL, protected = 0, ended = 0 WHERE name = ?",
-        (name,),
-    )
+    none = {"wish": None, "wish_ns": None, "wish_incarnation": None, "protected": False, "ended": False}
+    db.execute(_CHANGE, {"machine": name, **none})
 
 
 def keep(
-    db: sqlite3.Connection,
+    db: Connection,
     name: str,
     disks: Sequence[WantedDisk],
     servers: tuple[str, ...],
@@ -149,30 +165,28 @@ def keep(
     return renumber(db, name, wish, over or wish.mark)
 
 
-def heard(db: sqlite3.Connection, name: str) -> None:
+def heard(db: Connection, name: str) -> None:
     """Its agent goes by what it was told."""
-    db.execute("UPDATE machines SET dropped = '[]', moved = 0 WHERE name = ?", (name,))
+    db.execute(_HEAR, {"machine": name})
 
 
-def forget_unheard(db: sqlite3.Connection) -> None:
+def forget_unheard(db: Connection) -> None:
     """Of all machines: the database is older than what their agents know, so what was said of their disks and process servers may not be
     the last word."""
-    db.execute("UPDATE machines SET dropped = '[]', moved = 0")
+    db.execute(_HEAR_ALL)
 
 
-def _drop(db: sqlite3.Connection, name: str, disks: Sequence[WantedDisk]) -> None:
-    db.execute("UPDATE machines SET dropped = ? WHERE name = ?", (_json(disks), name))
+def _drop(db: Connection, name: str, disks: Sequence[WantedDisk]) -> None:
+    db.execute(_CHANGE, {"machine": name, "dropped": _json(disks)})
 
 
-def renumber(db: sqlite3.Connection, name: str, wish: Wish, over: Mark) -> Wish:
+def renumber(db: Connection, name: str, wish: Wish, over: Mark) -> Wish:
     """The same act, with a number above `over`, which its agent goes by and this database did not know when the act was made: an agent
     takes no lower number for news."""
     current = incarnations.history(db)[-1]
     number = wishes.next_number((wish.mark, over))
     again = msgspec.structs.replace(wish, mark=Mark(current, number, wish.mark.act))
-    db.execute(
-        "UPDATE machines SET wish = ?, wish_incarnation = ? WHERE name = ?", (_json(again), current, name)
-    )
+    db.execute(_CHANGE, {"machine": name, "wish": _json(again), "wish_incarnation": current})
     return again
 
 
@@ -182,53 +196,60 @@ def _keeping(before: Wish | None, wish: Wish) -> Wish:
     return msgspec.structs.replace(wish, disks=before.disks, process_servers=before.process_servers)
 
 
-def _put_wish(db: sqlite3.Connection, name: str, wish: Wish, now_ns: int, incarnation: str) -> None:
+def _put_wish(db: Connection, name: str, wish: Wish, now_ns: int, incarnation: str) -> None:
     protected = wish.verb is Verb.PROTECT
-    db.execute(
-        "UPDATE machines SET wish = ?, wish_ns = ?, wish_incarnation = ?, protected = ?, ended = ? WHERE name = ?",
-        (_json(wish), now_ns, incarnation, protected, not protected, name),
-    )
+    now = {"wish": _json(wish), "wish_ns": now_ns, "wish_incarnation": incarnation}
+    db.execute(_CHANGE, {"machine": name, **now, "protected": protected, "ended": not protected})
     if protected:  # of one that is stopped it stays known which they were
         _put_disks(db, name, wish.disks)
 
 
-def _put_disks(db: sqlite3.Connection, name: str, disks: Sequence[WantedDisk]) -> None:
+def _put_disks(db: Connection, name: str, disks: Sequence[WantedDisk]) -> None:
     """No disk twice."""
     known = wishes.once(disks)[:_MOST_NOTED]
-    db.execute("UPDATE machines SET disks = ? WHERE name = ?", (_json(known), name))
+    db.execute(_CHANGE, {"machine": name, "disks": _json(known)})
 
 
-def save_report(db: sqlite3.Connection, stored: StoredReport) -> None:
-    db.execute(
-        "INSERT OR REPLACE INTO reports VALUES (?, ?, ?, ?)",
-        (stored.role, stored.name, stored.received_ns, stored.report.decode()),
-    )
+def put_deletion(db: Connection, name: str, deletion: Deletion | None) -> None:
+    """For deletions.py."""
+    plain = None if deletion is None else _json(deletion)
+    db.execute(_CHANGE, {"machine": name, "deletion": plain})
 
 
-def reports(db: sqlite3.Connection) -> list[StoredReport]:
+def forget(db: Connection, name: str) -> None:
+    """The machine, and what its agent reported."""
+    db.execute(_FORGET, {"machine": name})
+    db.execute(_FORGET_REPORT, {"machine": name})
+
+
+def save_report(db: Connection, stored: StoredReport) -> None:
+    _SAVE(db, {**msgspec.structs.asdict(stored), "report": stored.report.decode()})
+
+
+def reports(db: Connection) -> list[StoredReport]:
     return [
-        StoredReport(Role(row["role"]), row["name"], row["received_ns"], row["report"].encode())
-        for row in db.execute("SELECT * FROM reports")
+        StoredReport(Role(row.role), row.name, row.received_ns, row.report.encode())
+        for row in db.execute(_REPORTS)
     ]
 
 
-def _machine(db: sqlite3.Connection, row: sqlite3.Row) -> Machine:
-    assigned = policies.of_row(db, row)
+def _machine(row: Row[Any]) -> Machine:
+    assigned = policies.of_row(row)
     return Machine(
-        name=row["name"],
-        protected=bool(row["protected"]),
-        disks=decoding.decode(row["disks"], type=tuple[WantedDisk, ...]),
+        name=row.name,
+        protected=bool(row.protected),
+        disks=_READ_DISKS.decode(row.disks),
         policy=assigned.policy,
-        created_ns=row["created_ns"],
-        ended=bool(row["ended"]),
+        created_ns=row.created_ns,
+        ended=bool(row.ended),
         policy_name=assigned.name,
-        wish=None if row["wish"] is None else decoding.decode(row["wish"], type=Wish),
-        wish_ns=row["wish_ns"] or 0,
-        wish_incarnation=row["wish_incarnation"] or "",
-        identity=row["identity"],
-        dropped=decoding.decode(row["dropped"], type=tuple[WantedDisk, ...]),
-        deletion=None if row["deletion"] is None else decoding.decode(row["deletion"], type=Deletion),
-        moved=bool(row["moved"]),
+        wish=None if row.wish is None else _READ_WISH.decode(row.wish),
+        wish_ns=row.wish_ns or 0,
+        wish_incarnation=row.wish_incarnation or "",
+        identity=row.identity,
+        dropped=_READ_DISKS.decode(row.dropped),
+        deletion=None if row.deletion is None else decoding.decode(row.deletion, type=Deletion),
+        moved=bool(row.moved),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Final
 
 import msgspec
+from sqlalchemy import Connection
 
 from config_server.rules.lasting import Kept
+from config_server.store import settings
 from shared import decoding, logging
 from shared.errors import UNDECODABLE
 
@@ -37,15 +38,15 @@ def decode(text: str) -> Kept:
     return record.machines if record.format == _FORMAT else {}
 
 
-def save(db: sqlite3.Connection, kept: Kept) -> None:
-    db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_SETTING, encode(kept)))
+def save(db: Connection, kept: Kept) -> None:
+    settings.put(db, _SETTING, encode(kept))
 
 
-def forget(db: sqlite3.Connection) -> None:
+def forget(db: Connection) -> None:
     """The database is from a backup: what lasted then says nothing of today."""
-    db.execute("DELETE FROM settings WHERE name = ?", (_SETTING,))
+    settings.forget(db, _SETTING)
 
 
-def load(db: sqlite3.Connection) -> Kept:
-    row = db.execute("SELECT value FROM settings WHERE name = ?", (_SETTING,)).fetchone()
-    return {} if row is None else decode(row["value"])
+def load(db: Connection) -> Kept:
+    value = settings.get(db, _SETTING)
+    return {} if value is None else decode(value)

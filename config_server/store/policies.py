@@ -6,12 +6,15 @@ default policy again, which nobody ever set, takes back what another one said. S
 
 from __future__ import annotations
 
-import sqlite3
-from typing import Final
+from typing import Any, Final
 
 import msgspec
+from sqlalchemy import Connection, Row, bindparam, func, select, update
+from sqlalchemy import delete as deleting
 
 from config_server.rules.machine import Assigned
+from config_server.store.schema import machines, policies
+from config_server.store.statements import replacing
 from shared import decoding
 from shared.api.policies import Policy, PolicyView
 from shared.desired import Settings
@@ -22,13 +25,32 @@ UNCHOSEN_S: Final = 300.0
 DEFAULT: Final = "default"
 """Of machines that have no other. It is always there, and need not have been set."""
 
+_READ: Final = decoding.json_decoder(Policy)
+_NAMED: Final = policies.c.name == bindparam("wanted")
+_FIND: Final = select(policies.c.body).where(_NAMED)
+_NAMES: Final = select(policies.c.name)
+_PUT: Final = replacing(policies)
+_DELETE: Final = deleting(policies).where(_NAMED)
+_OF: Final = select(machines.c.name).where(machines.c.policy_name == bindparam("wanted"))
+_OF_DEFAULT: Final = select(machines.c.name).where(
+    machines.c.policy_name.is_(None), machines.c.policy.is_(None)
+)
+_ASSIGN: Final = update(machines).where(machines.c.name == bindparam("machine"))
+BODY: Final = (
+    select(policies.c.body)
+    .where(policies.c.name == func.coalesce(machines.c.policy_name, DEFAULT))
+    .scalar_subquery()
+    .label("policy_body")
+)
+"""In a statement over machines: of the policy with a name that each has."""
 
-def find(db: sqlite3.Connection, name: str) -> Policy | None:
-    row = db.execute("SELECT body FROM policies WHERE name = ?", (name,)).fetchone()
-    return None if row is None else decoding.decode(row["body"], type=Policy)
+
+def find(db: Connection, name: str) -> Policy | None:
+    body = db.scalar(_FIND, {"wanted": name})
+    return None if body is None else _READ.decode(body)
 
 
-def get(db: sqlite3.Connection, name: str) -> Policy:
+def get(db: Connection, name: str) -> Policy:
     """Raises PolicyNotFoundError."""
     found = find(db, name)
     if found is None and name != DEFAULT:
@@ -36,12 +58,12 @@ def get(db: sqlite3.Connection, name: str) -> Policy:
     return found or Policy()
 
 
-def put(db: sqlite3.Connection, name: str, policy: Policy) -> None:
+def put(db: Connection, name: str, policy: Policy) -> None:
     """Creates or changes it."""
-    db.execute("INSERT OR REPLACE INTO policies VALUES (?, ?)", (name, msgspec.json.encode(policy).decode()))
+    _PUT(db, {"name": name, "body": msgspec.json.encode(policy).decode()})
 
 
-def delete(db: sqlite3.Connection, name: str) -> None:
+def delete(db: Connection, name: str) -> None:
     """Raises RequestError while it holds for a machine, PolicyNotFoundError."""
     get(db, name)
     what = f"Policy '{name}' was not deleted"
@@ -58,31 +80,22 @@ def delete(db: sqlite3.Connection, name: str) -> None:
             cause=f"it is assigned to {shown}",
             action="Assign another policy to them first: understudy policy assign default MACHINE.",
         )
-    db.execute("DELETE FROM policies WHERE name = ?", (name,))
+    db.execute(_DELETE, {"wanted": name})
 
 
-def users(db: sqlite3.Connection, name: str) -> list[str]:
+def users(db: Connection, name: str) -> list[str]:
     """The machines for which it holds."""
-    if name == DEFAULT:
-        return [
-            row["name"]
-            for row in db.execute(
-                "SELECT name FROM machines WHERE policy_name IS NULL AND policy IS NULL ORDER BY name"
-            )
-        ]
-    return [
-        row["name"]
-        for row in db.execute("SELECT name FROM machines WHERE policy_name = ? ORDER BY name", (name,))
-    ]
+    found = db.scalars(_OF_DEFAULT) if name == DEFAULT else db.scalars(_OF, {"wanted": name})
+    return sorted(found)
 
 
-def views(db: sqlite3.Connection) -> list[PolicyView]:
+def views(db: Connection) -> list[PolicyView]:
     """All, by name; the default one first."""
-    names = [row["name"] for row in db.execute("SELECT name FROM policies ORDER BY name")]
+    names = sorted(db.scalars(_NAMES))
     return [view(db, name) for name in (DEFAULT, *(name for name in names if name != DEFAULT))]
 
 
-def view(db: sqlite3.Connection, name: str) -> PolicyView:
+def view(db: Connection, name: str) -> PolicyView:
     """Raises PolicyNotFoundError."""
     policy = get(db, name)
     return PolicyView(
@@ -93,33 +106,29 @@ def view(db: sqlite3.Connection, name: str) -> PolicyView:
     )
 
 
-def assign(db: sqlite3.Connection, machine: str, name: str) -> None:
+def assign(db: Connection, machine: str, name: str) -> None:
     """From now on it holds for the machine, and follows its changes. Raises PolicyNotFoundError."""
     get(db, name)
-    db.execute(
-        "UPDATE machines SET policy = NULL, policy_name = ? WHERE name = ?",
-        (None if name == DEFAULT else name, machine),
-    )
+    chosen = None if name == DEFAULT else name
+    db.execute(_ASSIGN, {"machine": machine, "policy": None, "policy_name": chosen})
 
 
-def give_own(db: sqlite3.Connection, machine: str, policy: Policy) -> None:
+def give_own(db: Connection, machine: str, policy: Policy) -> None:
     """One of the machine's own, without a name."""
-    db.execute(
-        "UPDATE machines SET policy = ?, policy_name = NULL WHERE name = ?",
-        (msgspec.json.encode(policy).decode(), machine),
-    )
+    own = msgspec.json.encode(policy).decode()
+    db.execute(_ASSIGN, {"machine": machine, "policy": own, "policy_name": None})
 
 
-def default(db: sqlite3.Connection) -> Assigned:
+def default(db: Connection) -> Assigned:
     return Assigned(get(db, DEFAULT), DEFAULT)
 
 
-def of_row(db: sqlite3.Connection, row: sqlite3.Row) -> Assigned:
-    """Of a machine's row."""
-    if row["policy"] is not None:
-        return Assigned(decoding.decode(row["policy"], type=Policy), "")
-    name = row["policy_name"] or DEFAULT
-    return Assigned(find(db, name) or Policy(), name)
+def of_row(row: Row[Any]) -> Assigned:
+    """Of a machine's row, with BODY."""
+    if row.policy is not None:
+        return Assigned(_READ.decode(row.policy), "")
+    body = row.policy_body
+    return Assigned(Policy() if body is None else _READ.decode(body), row.policy_name or DEFAULT)
 
 
 def settings(policy: Policy) -> Settings:

@@ -13,8 +13,9 @@ and sides.
 from __future__ import annotations
 
 import secrets
-import sqlite3
 from typing import Final, NamedTuple
+
+from sqlalchemy import Connection, func, select
 
 from config_server.rules.clock import rfc3339
 from config_server.rules.facts import SELF
@@ -26,6 +27,8 @@ from config_server.store import (
     incarnations,
     inventory,
     lasting_record,
+    schema,
+    settings,
     tokens,
 )
 from shared.api.events import EventKind
@@ -34,11 +37,17 @@ from shared.vocabulary import Severity
 
 _MARK: Final = "restored"
 """The setting with the mark: its id, and its number."""
-_NEWEST: Final = (
-    "SELECT max(at) FROM (SELECT max(time_ns) AS at FROM audit UNION ALL SELECT max(received_ns) FROM reports"
-    " UNION ALL SELECT max(last_ns) FROM events UNION ALL SELECT max(created_ns) FROM operators)"
-)
+_NEWEST: Final = [
+    select(func.max(time))
+    for time in (
+        schema.audit.c.time_ns,
+        schema.reports.c.received_ns,
+        schema.events.c.last_ns,
+        schema.operators.c.created_ns,
+    )
+]
 """Each change leaves an entry in the audit log, and each daemon that is there a report every few seconds."""
+_LAST: Final = select(func.coalesce(func.max(schema.certificates.c.rowid), 0))
 _ALL: Final = 1 << 62
 """As the number of the newest certificate: none counts as issued here since."""
 
@@ -63,9 +72,9 @@ class Restored(NamedTuple):
     """Of machines: they wait until somebody says them again (deletion.py)."""
 
 
-def prepare(db: sqlite3.Connection, now_ns: int) -> Restored:
+def prepare(db: Connection, now_ns: int) -> Restored:
     """Ends what must end, and leaves the event and the mark. In the transaction of the caller."""
-    [newest_ns] = db.execute(_NEWEST).fetchone()
+    newest_ns = max(db.scalar(newest) or 0 for newest in _NEWEST)
     void = tokens.make_void(db)
     for role, name in void:
         audit.add(db, SELF, "token.void", f"{role}:{name}", {"cause": "the database was restored"}, now_ns)
@@ -74,7 +83,7 @@ def prepare(db: sqlite3.Connection, now_ns: int) -> Restored:
         detail = {"command": id_, "kind": kind, "cause": "the database was restored"}
         audit.add(db, SELF, "command.withdrawn", target, detail, now_ns)
     waiting = deletions.all_(db)
-    restored = Restored(newest_ns or 0, len(void), len(withdrawn), len(waiting))
+    restored = Restored(newest_ns, len(void), len(withdrawn), len(waiting))
     inventory.forget_unheard(db)
     lasting_record.forget(db)
     detail = {
@@ -84,23 +93,22 @@ def prepare(db: sqlite3.Connection, now_ns: int) -> Restored:
     }
     audit.add(db, SELF, "database.restored", SELF, detail, now_ns)
     events.note(db, EventKind.RESTORED, SELF, _happened(restored), now_ns)
-    [last] = db.execute("SELECT coalesce(max(rowid), 0) FROM certificates").fetchone()
-    db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_MARK, f"{secrets.token_hex(8)} {last}"))
+    settings.put(db, _MARK, f"{secrets.token_hex(8)} {db.scalar(_LAST)}")
     return restored
 
 
-def mark(db: sqlite3.Connection) -> Mark | None:
+def mark(db: Connection) -> Mark | None:
     """None where storage has told what was revoked since the backup, or nothing was put back."""
-    row = db.execute("SELECT value FROM settings WHERE name = ?", (_MARK,)).fetchone()
-    if row is None:
+    value = settings.get(db, _MARK)
+    if value is None:
         return None
-    id_, _, last = row["value"].partition(" ")
+    id_, _, last = value.partition(" ")
     return Mark(id_, int(last or _ALL))  # an earlier version's has no number
 
 
-def forget(db: sqlite3.Connection) -> None:
+def forget(db: Connection) -> None:
     """The mark: storage has told what was revoked since the backup, and the database has it."""
-    db.execute("DELETE FROM settings WHERE name = ?", (_MARK,))
+    settings.forget(db, _MARK)
 
 
 def _happened(restored: Restored) -> Problem:

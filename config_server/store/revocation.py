@@ -1,4 +1,4 @@
-"""Certificates that were issued, and those of them that are refused.
+"""Which certificates are refused.
 
 A revocation names a certificate by its serial number, or a ROLE:NAME. It is entered whether or not this database knows what it
 names: it may have been restored from a backup.
@@ -22,266 +22,232 @@ as many entries as operators made, and as those names and keys had certificates.
 
 from __future__ import annotations
 
-import datetime as dt
 import re
-import sqlite3
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Insert,
+    and_,
+    bindparam,
+    delete,
+    func,
+    or_,
+    select,
+    update,
+)
 
-from config_server.rules.certificates import BACKDATED, fingerprint_of
-from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.rules.revocations import Record
+from config_server.store.certificates import OF_NAME, begins_of, of_key, of_name, same_key
 from config_server.store.restored import mark as mark_of
-from shared import decoding
+from config_server.store.schema import certificates, recorded_revocations, revocations, tokens
+from config_server.store.statements import Into, Put, later, unless_there
 from shared.api.certificates import CertificateView, Revocations
 from shared.errors import CertificateRevokedError, RequestError
 from shared.naming import SAYS, is_name
-from shared.vocabulary import ENROLLED, Role
+from shared.vocabulary import ENROLLED
 
-LAST_NS: Final = "max(revocations.revoked_ns, coalesce(revocations.readmitted_ns, 0))"
+LAST_NS: Final = later(revocations.c.revoked_ns, func.coalesce(revocations.c.readmitted_ns, 0))
 """Of a row: when the last thing was said of its name."""
+EVER: Final = (1 << 63) - 1
 _SERIAL: Final = re.compile(r"[0-9a-f]{1,40}\Z")
 
+_STANDS: Final = revocations.c.before_s.is_(None)
+"""Of a name: all of it is refused."""
+_IT: Final = revocations.c.subject == bindparam("of_subject")
+TOKENS: Final = delete(tokens).where(
+    tokens.c.role == bindparam("of_role"), tokens.c.name == bindparam("of_name")
+)
 
-class Issued(NamedTuple):
-    """A certificate that was issued here."""
-
-    serial: int
-    role: Role
-    name: str
-    key: str
-    """The fingerprint of its public key."""
-    issued_ns: int
-    expires_ns: int
-    renews: int = 0
-    """The serial number of what it was renewed from; 0 for none."""
-    pem: str = ""
-
-
-def note_certificate(db: sqlite3.Connection, issued: Issued) -> None:
-    db.execute(
-        "INSERT INTO certificates (serial, role, name, key, issued_ns, expires_ns, renews, pem) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            f"{issued.serial:x}",
-            issued.role,
-            issued.name,
-            issued.key,
-            issued.issued_ns,
-            issued.expires_ns,
-            f"{issued.renews:x}" if issued.renews else "",
-            issued.pem,
+_LAST_ISSUED: Final = select(func.max(certificates.c.issued_ns)).where(*OF_NAME)
+_REFUSE_SERIAL: Final = unless_there(revocations)
+_RECORDS: Final = select(
+    revocations.c.subject,
+    revocations.c.reason,
+    revocations.c.who,
+    revocations.c.revoked_ns,
+    revocations.c.mark,
+).where(revocations.c.revoked_ns > 0)
+_READMITTED: Final = select(
+    revocations.c.subject,
+    revocations.c.readmitted_ns.label("revoked_ns"),
+    revocations.c.before_s.label("begins_s"),
+    revocations.c.mark,
+).where(revocations.c.readmitted_ns.is_not(None), revocations.c.before_s.is_not(None))
+_RECORDED: Final = select(recorded_revocations.c.blob)
+_NOTE_RECORDED: Final = unless_there(recorded_revocations)
+_FORGET_RECORDED: Final = delete(recorded_revocations).where(
+    recorded_revocations.c.blob == bindparam("of_blob")
+)
+_READMIT: Final = (
+    update(revocations)
+    .where(_IT, revocations.c.readmitted_ns.is_(None))
+    .values(
+        before_s=bindparam("begins_s"),
+        readmitted_ns=later(bindparam("now_ns", type_=revocations.c.revoked_ns.type), LAST_NS + 1),
+        mark=bindparam("as_mark"),
+    )
+)
+_ADMIT_FROM: Final = (
+    update(revocations)
+    .where(_IT, revocations.c.before_s > bindparam("begins_s"))
+    .values(before_s=bindparam("begins_s"), readmitted_ns=LAST_NS + 1, mark=bindparam("as_mark"))
+)
+_CURRENT: Final = select(revocations.c.subject, revocations.c.before_s, LAST_NS.label("last_ns"))
+_REFUSED_OF_KEY: Final = (
+    select(certificates.c.serial)
+    .join(
+        revocations,
+        or_(
+            revocations.c.subject == certificates.c.serial,
+            and_(revocations.c.subject == certificates.c.role + ":" + certificates.c.name, _STANDS),
         ),
     )
+    .where(certificates.c.key == bindparam("of_key"), certificates.c.key != "")
+    .limit(1)
+)
 
 
-def is_known(db: sqlite3.Connection, role: Role, name: str) -> bool:
-    """Whether a certificate of it was ever issued, or shown, here, and it may come: its name does not stand revoked."""
-    found = db.execute(
-        "SELECT 1 FROM certificates WHERE role = ? AND name = ?"
-        " AND NOT EXISTS (SELECT 1 FROM revocations WHERE subject = ? AND before_s IS NULL)",
-        (role, name, f"{role}:{name}"),
-    )
-    return found.fetchone() is not None
-
-
-def living(db: sqlite3.Connection, now_ns: int) -> list[Issued]:
-    """What was issued and has not expired, in that order."""
-    rows = db.execute(
-        "SELECT * FROM certificates WHERE expires_ns > ? AND pem != '' ORDER BY issued_ns, rowid", (now_ns,)
-    )
-    return [
-        Issued(
-            int(row["serial"], 16),
-            Role(row["role"]),
-            row["name"],
-            row["key"],
-            row["issued_ns"],
-            row["expires_ns"],
-            int(row["renews"] or "0", 16),
-            row["pem"],
-        )
-        for row in rows
-    ]
-
-
-def note_presented(db: sqlite3.Connection, role: str, name: str, der: bytes) -> None:
-    """Of a certificate that its owner shows: one from before keys were noted, or that a database from a backup does not know. What is
-    renewed from it shall be refused with it.
-    """
-    shown = x509.load_der_x509_certificate(der)
-    key = shown.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise TypeError("this CA signs EC keys only")
-    # Whole seconds stand in it, and a name may have been revoked in that very one: the readmitted shall not be taken for who was before.
-    issued_ns = (_unix_s(shown.not_valid_before_utc + BACKDATED) + 1) * SECOND_NS - 1
-    db.execute(
-        "INSERT INTO certificates (serial, role, name, key, issued_ns, expires_ns) VALUES (?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (serial) DO UPDATE SET key = excluded.key WHERE key = ''",
-        (
-            f"{shown.serial_number:x}",
-            role,
-            name,
-            fingerprint_of(key),
-            issued_ns,
-            _unix_s(shown.not_valid_after_utc) * SECOND_NS,
-        ),
+def _refusing_name(into: Into) -> Insert:
+    new = into(revocations)
+    return new.on_conflict_do_update(
+        index_elements=[revocations.c.subject],
+        set_={
+            "reason": new.excluded.reason,
+            "revoked_ns": later(new.excluded.revoked_ns, LAST_NS + 1),
+            "who": new.excluded.who,
+            "before_s": None,
+            "readmitted_ns": None,
+            "mark": new.excluded.mark,
+        },
+        where=or_(revocations.c.before_s.is_not(None), revocations.c.mark != new.excluded.mark),
     )
 
 
-def _unix_s(time: dt.datetime) -> int:
-    return int(time.timestamp())
+def refusing_known(which: ColumnElement[bool]) -> Put:
+    """Of certificates of a name that stands revoked, and was before `until_ns`, those which …: by their serial numbers, too. For
+    `refuse_known`."""
+    refused = (
+        select(certificates.c.serial, revocations.c.reason, revocations.c.revoked_ns, revocations.c.who)
+        .select_from(certificates.join(revocations, _IT))
+        .where(_STANDS, *OF_NAME, which, revocations.c.revoked_ns < bindparam("until_ns"))
+    )
+    columns = ["subject", "reason", "revoked_ns", "who"]
+    return Put(lambda into: into(revocations).from_select(columns, refused).on_conflict_do_nothing())
 
 
-def revoke(
-    db: sqlite3.Connection, subject: str, reason: str, now_ns: int, who: str = ""
-) -> list[CertificateView]:
+_REFUSE_NAME: Final = Put(_refusing_name)
+_REFUSE_OTHERS: Final = refusing_known(certificates.c.serial != bindparam("of_serial"))
+
+
+def revoke(db: Connection, subject: str, reason: str, now_ns: int, who: str = "") -> list[CertificateView]:
     """Refuse the certificate or the ROLE:NAME (see `subject_of`) from now on; what is known of what that covers. Again is harmless."""
-    role, colon, name = subject.partition(":")
-    if colon:
-        db.execute("DELETE FROM tokens WHERE role = ? AND name = ?", (role, name))
-        # Later than what it covers, also where the clock was ahead at that time: so it is read from storage.
-        [last_ns] = db.execute(
-            "SELECT coalesce(max(issued_ns), 0) FROM certificates WHERE role = ? AND name = ?", (role, name)
-        ).fetchone()
-        now_ns = max(now_ns, last_ns + 1)
-        db.execute(
-            "INSERT INTO revocations (subject, reason, revoked_ns, who, mark) VALUES (?, ?, ?, ?, ?) ON CONFLICT (subject) DO UPDATE"
-            f" SET reason = excluded.reason, revoked_ns = max(excluded.revoked_ns, {LAST_NS} + 1), who = excluded.who,"
-            " before_s = NULL, readmitted_ns = NULL, mark = excluded.mark WHERE before_s IS NOT NULL OR mark != excluded.mark",
-            (subject, reason, now_ns, who, mark_of_restore(db)),
-        )
-    else:
-        db.executemany(
-            "INSERT OR IGNORE INTO revocations (subject, reason, revoked_ns, who) VALUES (?, ?, ?, ?)",
-            [(serial, reason, now_ns, who) for serial in _same_key(db, subject)],
-        )
+    refuse(db, subject, reason, now_ns, who)
     return covered(db, subject)[1]
 
 
-def covered(db: sqlite3.Connection, subject: str) -> tuple[list[str], list[CertificateView]]:
+def refuse(db: Connection, subject: str, reason: str, now_ns: int, who: str) -> bool:
+    """As `revoke`; whether it changed anything."""
+    role, colon, name = subject.partition(":")
+    new = {"reason": reason, "who": who}
+    if not colon:
+        rows = [{"subject": serial, "revoked_ns": now_ns, **new} for serial in same_key(db, subject)]
+        return _REFUSE_SERIAL(db, rows).rowcount > 0
+    whose = {"of_role": role, "of_name": name}
+    void = db.execute(TOKENS, whose).rowcount
+    # Later than what it covers, also where the clock was ahead at that time: so it is read from the database.
+    now_ns = max(now_ns, (db.scalar(_LAST_ISSUED, whose) or 0) + 1)
+    put = _REFUSE_NAME(db, {"subject": subject, "revoked_ns": now_ns, "mark": mark_of_restore(db), **new})
+    return void + put.rowcount > 0
+
+
+def covered(db: Connection, subject: str) -> tuple[list[str], list[CertificateView]]:
     """The serial numbers that go with this one, itself included (none for a name); and what is known of all that it covers."""
     role, colon, name = subject.partition(":")
     if colon:
-        return [], _views(db, "role = ? AND name = ?", (role, name), -1)
-    serials = _same_key(db, subject)
-    found = (_views(db, "serial = ?", (serial,), 1) for serial in serials)
-    return serials, [view for views in found for view in views]
+        return [], of_name(db, role, name)
+    return same_key(db, subject), of_key(db, subject)
 
 
-def _same_key(db: sqlite3.Connection, serial: str) -> list[str]:
-    known = "SELECT serial FROM certificates WHERE key = (SELECT key FROM certificates WHERE serial = ?) AND key != ''"
-    return [serial, *(row["serial"] for row in db.execute(known, (serial,)) if row["serial"] != serial)]
-
-
-def rows(db: sqlite3.Connection) -> list[Record]:
+def rows(db: Connection) -> list[Record]:
     """All, as storage records them."""
-    found = db.execute("SELECT subject, reason, who, revoked_ns, mark FROM revocations WHERE revoked_ns > 0")
-    records = [decoding.convert(dict(row), Record) for row in found]
-    readmitted = db.execute(
-        "SELECT subject, readmitted_ns AS revoked_ns, before_s AS begins_s, mark FROM revocations"
-        " WHERE readmitted_ns IS NOT NULL AND before_s IS NOT NULL"
-    )
-    return [*records, *(decoding.convert(dict(row), Record) for row in readmitted)]
+    return [Record(**row._asdict()) for row in (*db.execute(_RECORDS), *db.execute(_READMITTED))]
 
 
-def recorded(db: sqlite3.Connection) -> set[str]:
+def recorded(db: Connection) -> set[str]:
     """The blobs of which this database knows that storage has them, and whose content it has."""
-    return {row["blob"] for row in db.execute("SELECT blob FROM recorded_revocations")}
+    return set(db.scalars(_RECORDED))
 
 
-def note_recorded(db: sqlite3.Connection, blobs: Iterable[str]) -> None:
-    db.executemany("INSERT OR IGNORE INTO recorded_revocations VALUES (?)", [(blob,) for blob in blobs])
+def note_recorded(db: Connection, blobs: Iterable[str]) -> None:
+    if new := [{"blob": blob} for blob in blobs]:
+        _NOTE_RECORDED(db, new)
 
 
-def forget_recorded(db: sqlite3.Connection, blobs: Iterable[str]) -> None:
+def forget_recorded(db: Connection, blobs: Iterable[str]) -> None:
     """Storage does not have them any more."""
-    db.executemany("DELETE FROM recorded_revocations WHERE blob = ?", [(blob,) for blob in blobs])
+    if gone := [{"of_blob": blob} for blob in blobs]:
+        db.execute(_FORGET_RECORDED, gone)
 
 
-def readmit(db: sqlite3.Connection, role: str, name: str, serial: int, begins_s: int, now_ns: int) -> None:
+def readmit(db: Connection, role: str, name: str, serial: int, begins_s: int, now_ns: int) -> None:
     """ROLE:NAME got this certificate for a token that was made after its revocation: only earlier ones stay refused. That is said also
     where the revocation was taken in from storage: whoever was told of it first hand refuses the name until he is told."""
-    refuse_known(db, role, name, f"c.serial != '{serial:x}'")
-    db.execute(
-        f"UPDATE revocations SET before_s = ?, readmitted_ns = max(?, {LAST_NS} + 1), mark = ?"
-        " WHERE subject = ? AND readmitted_ns IS NULL",
-        (begins_s, now_ns, mark_of_restore(db), f"{role}:{name}"),
-    )
+    refuse_known(db, _REFUSE_OTHERS, role, name, of_serial=f"{serial:x}")
+    readmitted = {"begins_s": begins_s, "now_ns": now_ns, "as_mark": mark_of_restore(db)}
+    db.execute(_READMIT, {"of_subject": f"{role}:{name}", **readmitted})
 
 
 def refuse_known(
-    db: sqlite3.Connection, role: str, name: str, which: str, until_ns: int | None = None
-) -> None:
-    """ROLE:NAME stands revoked (and was before `until_ns`): certificates of it that are known, by their serial numbers, too. `which` is a
-    condition of this module's own."""
-    db.execute(
-        "INSERT OR IGNORE INTO revocations (subject, reason, revoked_ns, who) SELECT c.serial, r.reason, r.revoked_ns, r.who"
-        " FROM certificates c, revocations r WHERE r.subject = ? AND r.before_s IS NULL AND c.role = ? AND c.name = ?"
-        f" AND {which} AND (? IS NULL OR r.revoked_ns < ?)",
-        (f"{role}:{name}", role, name, until_ns, until_ns),
-    )
+    db: Connection, which: Put, role: str, name: str, until_ns: int = EVER, **values: object
+) -> bool:
+    """See `refusing_known`; whether there were any. `values`: of the condition."""
+    whose = {"of_subject": f"{role}:{name}", "of_role": role, "of_name": name}
+    return which(db, {**whose, "until_ns": until_ns, **values}).rowcount > 0
 
 
-def admit_from(db: sqlite3.Connection, role: str, name: str, begins_s: int) -> None:
+def admit_from(db: Connection, role: str, name: str, begins_s: int) -> None:
     """A certificate was issued to ROLE:NAME that begins then. It is good, also if this host's clock was ahead when the name was
     readmitted and has been set right since: that is readmitting it again."""
-    db.execute(
-        f"UPDATE revocations SET before_s = ?, readmitted_ns = {LAST_NS} + 1, mark = ? WHERE subject = ? AND before_s > ?",
-        (begins_s, mark_of_restore(db), f"{role}:{name}", begins_s),
-    )
+    admitted = {"begins_s": begins_s, "as_mark": mark_of_restore(db)}
+    db.execute(_ADMIT_FROM, {"of_subject": f"{role}:{name}", **admitted})
 
 
-def mark_of_restore(db: sqlite3.Connection) -> str:
+def mark_of_restore(db: Connection) -> str:
     restored = mark_of(db)
     return restored.id if restored is not None else ""
 
 
-def current(db: sqlite3.Connection) -> Revocations:
-    rows = db.execute(
-        f"SELECT subject, before_s, {LAST_NS} AS last_ns FROM revocations ORDER BY subject"
-    ).fetchall()
-    names = [row for row in rows if ":" in row["subject"]]
+def current(db: Connection) -> Revocations:
+    rows = sorted(db.execute(_CURRENT), key=lambda row: str(row.subject))
+    names = [row for row in rows if ":" in row.subject]
     return Revocations(
-        serials=[row["subject"] for row in rows if ":" not in row["subject"]],
-        names=[row["subject"] for row in names if row["before_s"] is None],
-        before={row["subject"]: row["before_s"] for row in names if row["before_s"] is not None},
-        since={row["subject"]: row["last_ns"] for row in names},
+        serials=[row.subject for row in rows if ":" not in row.subject],
+        names=[row.subject for row in names if row.before_s is None],
+        before={row.subject: row.before_s for row in names if row.before_s is not None},
+        since={row.subject: row.last_ns for row in names},
     )
 
 
-def check(db: sqlite3.Connection, serial: int, name: str, begins_s: int) -> None:
+def check(db: Connection, serial: int, name: str, begins_s: int) -> None:
     """Raises CertificateRevokedError for who may not have what this transaction gives."""
     if current(db).covers(serial, name, begins_s):
         raise CertificateRevokedError(f"The certificate of {name} was refused")
 
 
-def is_refused(db: sqlite3.Connection, role: str, name: str) -> bool:
+def is_refused(db: Connection, role: str, name: str) -> bool:
     """Whether ROLE:NAME is by every certificate of it that is known here: it has to be enrolled anew."""
     revoked, subject = current(db), f"{role}:{name}"
-    found = db.execute("SELECT serial, issued_ns FROM certificates WHERE role = ? AND name = ?", (role, name))
-    begins = [
-        (int(row["serial"], 16), row["issued_ns"] // SECOND_NS - int(BACKDATED.total_seconds()))
-        for row in found
-    ]
+    begins = begins_of(db, role, name)
     is_said = subject in revoked.since or bool(begins)
     return is_said and all(revoked.covers(serial, subject, begins_s) for serial, begins_s in begins)
 
 
-def is_key_revoked(db: sqlite3.Connection, key: str) -> bool:
+def is_key_revoked(db: Connection, key: str) -> bool:
     """Whether a certificate of this key, as far as it is known here, is refused: then no other of it may be issued."""
-    found = db.execute(
-        "SELECT 1 FROM certificates c JOIN revocations r"
-        " ON r.subject = c.serial OR (r.subject = c.role || ':' || c.name AND r.before_s IS NULL) WHERE c.key = ? AND c.key != ''",
-        (key,),
-    )
-    return found.fetchone() is not None
-
-
-def newest(db: sqlite3.Connection, limit: int) -> list[CertificateView]:
-    return _views(db, "TRUE", (), limit)
+    return db.execute(_REFUSED_OF_KEY, {"of_key": key}).first() is not None
 
 
 def subject_of(certificate: str) -> str:
@@ -298,25 +264,3 @@ def subject_of(certificate: str) -> str:
         cause=f"it is neither a serial number (hexadecimal) nor ROLE:NAME (the roles are {roles}; {SAYS})",
         action="`understudy certificate list` shows what was issued.",
     )
-
-
-def _views(db: sqlite3.Connection, which: str, values: tuple[str, ...], limit: int) -> list[CertificateView]:
-    """`which` is one of the conditions above, never anybody's input."""
-    rows = db.execute(
-        "SELECT c.*, r.revoked_ns, r.reason FROM certificates c LEFT JOIN revocations r"
-        " ON r.subject = c.serial OR (r.subject = c.role || ':' || c.name AND r.before_s IS NULL)"
-        f" WHERE {which}"
-        " GROUP BY c.serial ORDER BY c.issued_ns DESC, c.serial LIMIT ?",
-        (*values, limit),
-    )
-    return [
-        CertificateView(
-            serial=row["serial"],
-            name=f"{row['role']}:{row['name']}",
-            issued=rfc3339(row["issued_ns"]),
-            expires=rfc3339(row["expires_ns"]),
-            revoked=None if row["revoked_ns"] is None else rfc3339(row["revoked_ns"]),
-            reason=row["reason"] or "",
-        )
-        for row in rows
-    ]

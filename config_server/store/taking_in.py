@@ -7,23 +7,137 @@ Only of what this database did not do, the times decide; and of certificates tha
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, Insert, and_, bindparam, case, func, not_, null, or_, select, update
 
 from config_server.rules.certificates import BACKDATED
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.revocations import Record
+from config_server.store.certificates import OF_NAME
 from config_server.store.restored import Mark
 from config_server.store.restored import mark as mark_of
-from config_server.store.revocation import LAST_NS, mark_of_restore, refuse_known, revoke
+from config_server.store.revocation import (
+    LAST_NS,
+    TOKENS,
+    mark_of_restore,
+    refuse,
+    refuse_known,
+    refusing_known,
+)
+from config_server.store.schema import NUMBER, certificates, revocations, tokens
+from config_server.store.statements import Into, Put, later
 from shared.api.certificates import Revocations
 from shared.revocation import merged
 
-_BEGINS_S: Final = f"(issued_ns / {SECOND_NS} - {int(BACKDATED.total_seconds())})"
-"""Of a certificate's row."""
 _END: Final = 1 << 62
 """Later than any time, and behind any row."""
+
+_BEGINS_S: Final = certificates.c.issued_ns // SECOND_NS - int(BACKDATED.total_seconds())
+_ENROLLED: Final = and_(certificates.c.pem != "", certificates.c.renews == "")
+"""Of a certificate: issued here for a token. (Without `pem` it was only shown here, with `renews` renewed.)"""
+_ENROLLED_SINCE: Final = and_(_ENROLLED, certificates.c.rowid > bindparam("last_row"))
+"""Behind that row."""
+_IT: Final = revocations.c.subject == bindparam("of_subject")
+_FIND: Final = select(revocations).where(_IT)
+_SAID_NS: Final = bindparam("said_ns", type_=NUMBER)
+_REFUSE_MEANT: Final = refusing_known(
+    or_(
+        certificates.c.pem != "",
+        and_(
+            certificates.c.issued_ns <= revocations.c.revoked_ns,
+            bindparam("begins_s", type_=NUMBER) > _BEGINS_S,
+        ),
+    )
+)
+_HOLDS: Final = (
+    update(revocations)
+    .where(_IT, LAST_NS <= _SAID_NS)
+    .values(
+        revoked_ns=case(
+            (revocations.c.readmitted_ns.is_(None), _SAID_NS + 1), else_=revocations.c.revoked_ns
+        ),
+        readmitted_ns=case((revocations.c.readmitted_ns.is_(None), null()), else_=_SAID_NS + 1),
+    )
+)
+_TOKENS_UNTIL: Final = TOKENS.where(tokens.c.created_ns <= _SAID_NS)
+_FIRST_ENROLLED: Final = select(
+    func.min(certificates.c.issued_ns).label("first_ns"), func.min(_BEGINS_S).label("first_s")
+).where(
+    *OF_NAME,
+    or_(and_(_ENROLLED, certificates.c.issued_ns > bindparam("since_ns")), _ENROLLED_SINCE),
+    certificates.c.serial.not_in(select(revocations.c.subject)),
+)
+_FIRST_S: Final = bindparam("first_s", type_=NUMBER)
+_READMIT: Final = (
+    update(revocations)
+    .where(
+        _IT,
+        func.coalesce(revocations.c.readmitted_ns, revocations.c.revoked_ns) == _SAID_NS,
+        revocations.c.before_s.is_not(None),
+        or_(revocations.c.readmitted_ns.is_(None), revocations.c.before_s > _FIRST_S),
+    )
+    .values(
+        readmitted_ns=later(bindparam("first_ns", type_=NUMBER), LAST_NS + 1),
+        before_s=_FIRST_S,
+        mark=bindparam("as_mark"),
+    )
+)
+
+
+def _readmitting(into: Into) -> Insert:
+    new = into(revocations)
+    return new.on_conflict_do_update(
+        index_elements=[revocations.c.subject],
+        set_={name: new.excluded[name] for name in ("before_s", "readmitted_ns", "mark")},
+        where=new.excluded.readmitted_ns > LAST_NS,
+    )
+
+
+def _revoking(into: Into) -> Insert:
+    new = into(revocations)
+    stands = revocations.c.before_s.is_(None)
+    return new.on_conflict_do_update(
+        index_elements=[revocations.c.subject],
+        set_={name: new.excluded[name] for name in ("reason", "revoked_ns", "who", "mark")}
+        | {
+            # The name that stands revoked goes on to.
+            "before_s": case((stands, null()), else_=later(revocations.c.before_s, new.excluded.before_s)),
+            "readmitted_ns": null(),
+        },
+        where=new.excluded.revoked_ns > LAST_NS,
+    )
+
+
+def _refusing_until(into: Into) -> Insert:
+    meant = (
+        select(certificates.c.serial, certificates.c.key)
+        .where(
+            *OF_NAME,
+            certificates.c.issued_ns <= _SAID_NS,
+            bindparam("good_from_s", type_=NUMBER) > _BEGINS_S,
+            not_(_ENROLLED_SINCE),
+        )
+        .cte("meant")
+    )
+    said = [
+        bindparam(f"as_{column.name}", type_=column.type)
+        for column in (revocations.c.reason, revocations.c.who, revocations.c.mark)
+    ]
+    refused = select(certificates.c.serial, _SAID_NS, *said).where(
+        or_(
+            certificates.c.serial.in_(select(meant.c.serial)),
+            and_(certificates.c.key != "", certificates.c.key.in_(select(meant.c.key))),
+        )
+    )
+    columns = ["subject", "revoked_ns", "reason", "who", "mark"]
+    return into(revocations).from_select(columns, refused).on_conflict_do_nothing()
+
+
+_PUT_READMISSION: Final = Put(_readmitting)
+_PUT_REVOCATION: Final = Put(_revoking)
+_REFUSE_UNTIL: Final = Put(_refusing_until)
 
 
 class Unwritten(NamedTuple):
@@ -32,7 +146,7 @@ class Unwritten(NamedTuple):
     """Revoked here; else it was found in storage."""
 
 
-def take_in(db: sqlite3.Connection, found: Iterable[Record]) -> list[Record]:
+def take_in(db: Connection, found: Iterable[Record]) -> list[Record]:
     """Revocations and readmissions that storage has records of, in whatever order; those that changed anything.
 
     Of a name the later one holds. A revocation means what was issued until then: what is known of that, and whatever begins earlier, but
@@ -42,114 +156,83 @@ def take_in(db: sqlite3.Connection, found: Iterable[Record]) -> list[Record]:
     in_time = sorted(found, key=lambda record: record.revoked_ns)
     news = []
     for number, record in enumerate(in_time):
-        before = db.total_changes
         if not record.is_name:
-            revoke(db, record.subject, record.reason, record.revoked_ns, record.who)
+            is_new = refuse(db, record.subject, record.reason, record.revoked_ns, record.who)
         else:
             later = [
                 r.begins_s for r in in_time[number:] if r.subject == record.subject and r.begins_s is not None
             ]
-            _take_in_name(db, record, min(later, default=_END), restored)
-        if db.total_changes != before:
+            is_new = _take_in_name(db, record, min(later, default=_END), restored)
+        if is_new:
             news.append(record)
     return news
 
 
-def _take_in_name(db: sqlite3.Connection, record: Record, good_from_s: int, restored: Mark | None) -> None:
-    """`good_from_s`: when the first certificate begins that was readmitted later. This revocation does not mean it, nor any behind it,
-    whatever the clocks said. `restored`: the mark of this database, while it has one."""
+def _take_in_name(db: Connection, record: Record, good_from_s: int, restored: Mark | None) -> bool:
+    """Whether it changed anything. `good_from_s`: when the first certificate begins that was readmitted later. This revocation does not
+    mean it, nor any behind it, whatever the clocks said. `restored`: the mark of this database, while it has one."""
     if restored is not None and record.mark == restored.id:
         restored = None  # it was said behind the restore, too: on one host, its clock decides
-    row = db.execute("SELECT * FROM revocations WHERE subject = ?", (record.subject,)).fetchone()
-    here = restored is not None and row is not None and row["mark"] == restored.id
-    if row is not None and not here and (row["readmitted_ns"] or 0) > record.revoked_ns:
-        good_from_s = min(good_from_s, row["before_s"])
+    it = {"of_subject": record.subject}
+    row = db.execute(_FIND, it).first()
+    here = restored is not None and row is not None and row.mark == restored.id
+    if row is not None and not here and (row.readmitted_ns or 0) > record.revoked_ns:
+        good_from_s = min(good_from_s, row.before_s)
+    is_new = False
     if record.begins_s is None:
-        _refuse_until(db, record, good_from_s, restored)
+        is_new = _refuse_until(db, record, good_from_s, restored)
     elif not here:
         # Issued here, and the name stands revoked here: that was earlier. Of what was only shown, the times decide.
         role, _, name = record.subject.partition(":")
-        meant = f"(c.pem != '' OR c.issued_ns <= r.revoked_ns AND {_BEGINS_S} < {record.begins_s:d})"
-        refuse_known(db, role, name, meant, record.revoked_ns)
+        begins = {"begins_s": record.begins_s}
+        is_new = refuse_known(db, _REFUSE_MEANT, role, name, record.revoked_ns, **begins)
     if here:
         # What was said of the name here since the restore holds; whoever goes by the times is told so.
-        db.execute(
-            "UPDATE revocations SET revoked_ns = iif(readmitted_ns IS NULL, ? + 1, revoked_ns),"
-            " readmitted_ns = iif(readmitted_ns IS NULL, NULL, ? + 1)"
-            f" WHERE subject = ? AND {LAST_NS} <= ?",
-            (record.revoked_ns, record.revoked_ns, record.subject, record.revoked_ns),
-        )
-        return
+        return db.execute(_HOLDS, {**it, "said_ns": record.revoked_ns}).rowcount > 0 or is_new
+    new: dict[str, Any] = {"subject": record.subject, "mark": record.mark}
     if record.begins_s is not None:
         # Its revocation may be taken in later, and changes nothing then.
-        db.execute(
-            "INSERT INTO revocations (subject, reason, revoked_ns, before_s, readmitted_ns, mark) VALUES (?, '', 0, ?, ?, ?)"
-            " ON CONFLICT (subject) DO UPDATE SET before_s = excluded.before_s, readmitted_ns = excluded.readmitted_ns,"
-            f" mark = excluded.mark WHERE {LAST_NS} < excluded.readmitted_ns",
-            (record.subject, record.begins_s, record.revoked_ns, record.mark),
-        )
+        new |= {
+            "reason": "",
+            "revoked_ns": 0,
+            "before_s": record.begins_s,
+            "readmitted_ns": record.revoked_ns,
+        }
+        put = _PUT_READMISSION(db, new)
     else:
-        db.execute(
-            "INSERT INTO revocations (subject, reason, revoked_ns, who, before_s, mark) VALUES (?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (subject) DO UPDATE SET reason = excluded.reason, revoked_ns = excluded.revoked_ns, who = excluded.who,"
-            # NULL, the name stands revoked, stays NULL.
-            " before_s = max(before_s, excluded.before_s), readmitted_ns = NULL, mark = excluded.mark"
-            f" WHERE {LAST_NS} < excluded.revoked_ns",
-            (record.subject, record.reason, record.revoked_ns, record.who, record.before_s, record.mark),
-        )
-    _readmit_enrolled(db, record, restored)
+        new |= {"reason": record.reason, "who": record.who}
+        put = _PUT_REVOCATION(db, {**new, "revoked_ns": record.revoked_ns, "before_s": record.before_s})
+    return _readmit_enrolled(db, record, restored) or put.rowcount > 0 or is_new
 
 
-def _refuse_until(db: sqlite3.Connection, record: Record, good_from_s: int, restored: Mark | None) -> None:
+def _refuse_until(db: Connection, record: Record, good_from_s: int, restored: Mark | None) -> bool:
     """Refuses what the name had when it was revoked, by serial numbers, and each with its key: so what was renewed from it before this
-    was known goes with it. Its tokens of that time are made void."""
+    was known goes with it. Its tokens of that time are made void. Whether there was any."""
     role, _, name = record.subject.partition(":")
+    of_name = {"of_role": role, "of_name": name, "said_ns": record.revoked_ns}
+    void = 0
     if restored is None:  # else a restore made all void that there were (restored.py)
-        db.execute(
-            "DELETE FROM tokens WHERE role = ? AND name = ? AND created_ns <= ?",
-            (role, name, record.revoked_ns),
-        )
-    db.execute(
-        "WITH meant AS (SELECT serial, key FROM certificates WHERE role = ? AND name = ? AND issued_ns <= ?"
-        f" AND {_BEGINS_S} < ? AND NOT {_ENROLLED_SINCE})"
-        " INSERT OR IGNORE INTO revocations (subject, reason, revoked_ns, who, mark) SELECT serial, ?, ?, ?, ? FROM certificates"
-        " WHERE serial IN (SELECT serial FROM meant) OR (key != '' AND key IN (SELECT key FROM meant))",
-        (
-            *(role, name, record.revoked_ns, good_from_s, _last(restored)),
-            *(record.reason, record.revoked_ns, record.who, record.mark),
-        ),
-    )
-
-
-_ENROLLED_SINCE: Final = "(pem != '' AND renews = '' AND rowid > ?)"
-"""Of a certificate: issued here for a token, behind that row. (Without `pem` it was only shown here, with `renews` renewed.)"""
+        void = db.execute(_TOKENS_UNTIL, of_name).rowcount
+    said = {"as_reason": record.reason, "as_who": record.who, "as_mark": record.mark}
+    until = {"good_from_s": good_from_s, "last_row": _last(restored)}
+    return _REFUSE_UNTIL(db, {**of_name, **said, **until}).rowcount + void > 0
 
 
 def _last(restored: Mark | None) -> int:
     return restored.last if restored is not None else _END
 
 
-def _readmit_enrolled(db: sqlite3.Connection, record: Record, restored: Mark | None) -> None:
-    """Who enrolled here since, before `record` was known, is readmitted by that."""
+def _readmit_enrolled(db: Connection, record: Record, restored: Mark | None) -> bool:
+    """Who enrolled here since, before `record` was known, is readmitted by that. Whether somebody was."""
     role, _, name = record.subject.partition(":")
-    db.execute(
-        f"UPDATE revocations SET readmitted_ns = max(first_ns, {LAST_NS} + 1), before_s = first_s, mark = ? FROM"
-        f" (SELECT min(issued_ns) AS first_ns, min({_BEGINS_S}) AS first_s FROM certificates WHERE role = ? AND name = ?"
-        f" AND (pem != '' AND renews = '' AND issued_ns > ? OR {_ENROLLED_SINCE})"
-        " AND serial NOT IN (SELECT subject FROM revocations)) AS issued"
-        " WHERE subject = ? AND coalesce(readmitted_ns, revoked_ns) = ? AND before_s IS NOT NULL AND first_ns IS NOT NULL"
-        " AND (readmitted_ns IS NULL OR first_s < before_s)",
-        (
-            *(
-                mark_of_restore(db),
-                role,
-                name,
-                _END if record.begins_s is not None else record.revoked_ns,
-                _last(restored),
-            ),
-            *(record.subject, record.revoked_ns),
-        ),
-    )
+    since_ns = _END if record.begins_s is not None else record.revoked_ns
+    since = {"since_ns": since_ns, "last_row": _last(restored)}
+    first = db.execute(_FIRST_ENROLLED, {"of_role": role, "of_name": name, **since}).one()
+    if first.first_ns is None:
+        return False
+    it = {"of_subject": record.subject, "said_ns": record.revoked_ns}
+    now = {"first_ns": first.first_ns, "first_s": first.first_s, "as_mark": mark_of_restore(db)}
+    return db.execute(_READMIT, {**it, **now}).rowcount > 0
 
 
 def as_written(known: Revocations, unwritten: Iterable[Unwritten]) -> Revocations:

@@ -1,7 +1,7 @@
 """Who may call: the operator token, and one-time enrolment tokens. Only hashes are stored.
 
-An enrolment token is single use: `redeem` marks it in the transaction that checks it, and the database has
-one writer, so of two simultaneous uses one is refused. A token whose request was refused for another reason
+An enrolment token is single use: `redeem` marks it in the transaction that checks it, so of two simultaneous
+uses one is refused. A token whose request was refused for another reason
 (a bad certificate request) stays usable, because that transaction is rolled back. Who asks again with the same key gets the same
 answer.
 """
@@ -11,17 +11,38 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-import sqlite3
-from typing import Final
+from typing import Any, Final
 
 import msgspec
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
+from config_server.rules.clock import SECOND_NS
+from config_server.store.schema import operators, tokens
+from config_server.store.statements import replacing
 from shared import decoding
 from shared.errors import TokenExpiredError, TokenUnknownError, TokenUsedError
 from shared.vocabulary import Role
 
 OPERATOR_PREFIX: Final = "uso1."
 _WHAT: Final = "The enrolment was refused"
+_KEPT: Final = 1000
+"""As many tokens are kept, however old they are."""
+
+_SET_OPERATOR: Final = replacing(operators)
+_OPERATORS: Final = select(operators.c.name, operators.c.hash)
+_BY_HASH: Final = tokens.c.hash == bindparam("token_hash")
+_FIND: Final = select(tokens).where(_BY_HASH)
+_ADD: Final = insert(tokens)
+_FORGET_OLD: Final = delete(tokens).where(
+    tokens.c.expires_ns < bindparam("until_ns"),
+    tokens.c.rowid <= select(func.max(tokens.c.rowid)).scalar_subquery() - _KEPT,
+)
+_UNUSED: Final = (
+    select(tokens.c.role, tokens.c.name).where(tokens.c.used_ns.is_(None)).order_by(tokens.c.rowid)
+)
+_FORGET_UNUSED: Final = delete(tokens).where(tokens.c.used_ns.is_(None))
+_USE: Final = update(tokens).where(_BY_HASH).values(used_ns=bindparam("now_ns"))
+_ANSWER: Final = update(tokens).where(_BY_HASH)
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -36,39 +57,42 @@ def new_operator_token() -> str:
     return OPERATOR_PREFIX + secrets.token_urlsafe(32)
 
 
-def set_operator(db: sqlite3.Connection, name: str, token: str, now_ns: int) -> None:
+def set_operator(db: Connection, name: str, token: str, now_ns: int) -> None:
     """From now on `token` is the only one of operator `name`."""
-    db.execute("INSERT OR REPLACE INTO operators VALUES (?, ?, ?)", (name, _operator_hash(token), now_ns))
+    _SET_OPERATOR(db, {"name": name, "hash": _operator_hash(token), "created_ns": now_ns})
 
 
-def operator_of(db: sqlite3.Connection, token: str) -> str | None:
+def operator_of(db: Connection, token: str) -> str | None:
     """The operator to whom `token` belongs."""
     given = _operator_hash(token)
-    for row in db.execute("SELECT name, hash FROM operators"):
-        if hmac.compare_digest(given, row["hash"]):
-            return str(row["name"])
+    for name, known in db.execute(_OPERATORS):
+        if hmac.compare_digest(given, known):
+            return str(name)
     return None
 
 
-def add(db: sqlite3.Connection, token_hash: bytes, grant: Grant, now_ns: int, expires_ns: int) -> None:
+def has_operators(db: Connection) -> bool:
+    return db.execute(_OPERATORS).first() is not None
+
+
+def add(db: Connection, token_hash: bytes, grant: Grant, now_ns: int, expires_ns: int) -> None:
     """Register an enrolment token; forgets those that are long over and not among the newest (the clock may be years ahead)."""
-    db.execute(
-        "DELETE FROM tokens WHERE expires_ns < ? AND rowid <= (SELECT max(rowid) FROM tokens) - 1000",
-        (now_ns - 30 * 86_400 * 1_000_000_000,),
-    )
-    db.execute(
-        "INSERT INTO tokens (hash, role, name, hosts, created_ns, expires_ns) VALUES (?, ?, ?, ?, ?, ?)",
-        (token_hash, grant.role, grant.name, msgspec.json.encode(grant.hosts).decode(), now_ns, expires_ns),
-    )
+    db.execute(_FORGET_OLD, {"until_ns": now_ns - 30 * 86_400 * SECOND_NS})
+    new = {
+        "hash": token_hash,
+        "role": grant.role,
+        "name": grant.name,
+        "hosts": msgspec.json.encode(grant.hosts).decode(),
+        "created_ns": now_ns,
+        "expires_ns": expires_ns,
+    }
+    db.execute(_ADD, new)
 
 
-def make_void(db: sqlite3.Connection) -> list[tuple[str, str]]:
+def make_void(db: Connection) -> list[tuple[str, str]]:
     """All that were not used; role and name of each."""
-    unused = [
-        (row["role"], row["name"])
-        for row in db.execute("SELECT role, name FROM tokens WHERE used_ns IS NULL")
-    ]
-    db.execute("DELETE FROM tokens WHERE used_ns IS NULL")
+    unused = [(role, name) for role, name in db.execute(_UNUSED)]
+    db.execute(_FORGET_UNUSED)
     return unused
 
 
@@ -79,45 +103,48 @@ class Answered(msgspec.Struct, frozen=True):
     certificate: str
 
 
-def answered(db: sqlite3.Connection, token_hash: bytes, key: str, now_ns: int) -> Answered | None:
+def answered(db: Connection, token_hash: bytes, key: str, now_ns: int) -> Answered | None:
     """The answer that was given already for this token and this key (its fingerprint), until the token expires: it may not have
     arrived, or its receiver may have died. Nobody else can use it."""
-    row = db.execute(
-        "SELECT * FROM tokens WHERE hash = ? AND used_ns IS NOT NULL AND key = ? AND key != '' AND expires_ns > ?",
-        (token_hash, key, now_ns),
-    ).fetchone()
-    return Answered(_grant(row), row["certificate"]) if row else None
+    row = _found(db, token_hash)
+    if row is None or row.used_ns is None or not key or row.key != key or row.expires_ns <= now_ns:
+        return None
+    return Answered(_grant(row), row.certificate)
 
 
-def note_answer(db: sqlite3.Connection, token_hash: bytes, key: str, certificate: str) -> None:
-    db.execute("UPDATE tokens SET key = ?, certificate = ? WHERE hash = ?", (key, certificate, token_hash))
+def note_answer(db: Connection, token_hash: bytes, key: str, certificate: str) -> None:
+    db.execute(_ANSWER, {"token_hash": token_hash, "key": key, "certificate": certificate})
 
 
-def exists(db: sqlite3.Connection, token_hash: bytes) -> bool:
-    return db.execute("SELECT 1 FROM tokens WHERE hash = ?", (token_hash,)).fetchone() is not None
+def exists(db: Connection, token_hash: bytes) -> bool:
+    return _found(db, token_hash) is not None
 
 
-def redeem(db: sqlite3.Connection, token_hash: bytes, now_ns: int) -> Grant:
+def redeem(db: Connection, token_hash: bytes, now_ns: int) -> Grant:
     """Use the token up. Raises TokenUnknownError, TokenUsedError or TokenExpiredError."""
-    row = db.execute("SELECT * FROM tokens WHERE hash = ?", (token_hash,)).fetchone()
+    row = _found(db, token_hash)
     if row is None:
         raise TokenUnknownError(_WHAT)
-    if row["used_ns"] is not None:
+    if row.used_ns is not None:
         raise TokenUsedError(_WHAT)
-    if row["expires_ns"] <= now_ns:
+    if row.expires_ns <= now_ns:
         raise TokenExpiredError(_WHAT)
-    db.execute("UPDATE tokens SET used_ns = ? WHERE hash = ?", (now_ns, token_hash))
+    db.execute(_USE, {"token_hash": token_hash, "now_ns": now_ns})
     return _grant(row)
 
 
-def _grant(row: sqlite3.Row) -> Grant:
-    return Grant(Role(row["role"]), row["name"], decoding.decode(row["hosts"], type=tuple[str, ...]))
+def _found(db: Connection, token_hash: bytes) -> Row[Any] | None:
+    return db.execute(_FIND, {"token_hash": token_hash}).first()
 
 
-def subject_of(db: sqlite3.Connection, token_hash: bytes) -> str:
+def _grant(row: Row[Any]) -> Grant:
+    return Grant(Role(row.role), row.name, decoding.decode(row.hosts, type=tuple[str, ...]))
+
+
+def subject_of(db: Connection, token_hash: bytes) -> str:
     """ROLE:NAME that the token was made for, usable or not; "" when it is not known."""
-    row = db.execute("SELECT role, name FROM tokens WHERE hash = ?", (token_hash,)).fetchone()
-    return f"{row['role']}:{row['name']}" if row else ""
+    row = _found(db, token_hash)
+    return "" if row is None else f"{row.role}:{row.name}"
 
 
 def _operator_hash(token: str) -> bytes:

@@ -56,6 +56,15 @@ class DatabaseError(StateFileError):
     )
 
 
+class OutcomeUnknownError(DatabaseError):
+    """A change of which nobody knows whether it was made: PostgreSQL was asked to, and did not answer."""
+
+    code = "US637"
+    default_action = (
+        "Look whether it was made, and do it again if not. Whatever this server does by itself looks again."
+    )
+
+
 class NotMountedError(UnhealthyError):
     """A folder of a daemon's lies on another file system than before; mounted again, it is as it was."""
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -23,6 +22,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from sqlalchemy import Connection, select
+from sqlalchemy.exc import IntegrityError
 
 from config_server.operations import deleting, deletion_sweep, desired_state
 from config_server.operations.control import Control
@@ -33,8 +34,9 @@ from config_server.rules import deletion
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.deletion import Found
 from config_server.rules.disks import Offer
-from config_server.store import database, deletions, grants, incarnations, inventory, restored
+from config_server.store import deletions, grants, incarnations, inventory, restored, sqlite
 from config_server.store.grants import Grant
+from config_server.store.schema import audit
 from shared.api.certificates import CertificateList, Revocations
 from shared.api.deletion import DeletionRequest
 from shared.api.points import PointList
@@ -51,6 +53,7 @@ from shared.errors import (
 )
 from shared.status import AgentDisk, AgentReport, AvailableDisk, ProcessServerReport, StreamReport
 from shared.vocabulary import Role
+from tests.databases import copied
 
 START_NS: Final = 1_800_000_000 * SECOND_NS
 YEAR_S: Final = 366 * 86_400
@@ -123,7 +126,7 @@ class Said:
 class World:
     """Time in seconds that really pass; the server's time of day is `ahead_s` ahead of it."""
 
-    db: sqlite3.Connection = field(default_factory=lambda: database.connect(":memory:"))
+    db: Connection = field(default_factory=lambda: sqlite.connect(":memory:"))
     now_s: int = 0
     ahead_s: int = 0
     agent: Agent = field(default_factory=Agent)
@@ -132,7 +135,7 @@ class World:
     """The container that it names."""
     said: Said | None = None
     revoked: Revocations = field(default_factory=Revocations)
-    copies: list[sqlite3.Connection] = field(default_factory=list)
+    copies: list[Connection] = field(default_factory=list)
     kill_in: int | None = None
     is_storage_away: bool = False
     is_held: bool = False
@@ -192,11 +195,8 @@ class World:
         except Killed:
             self.start()
 
-    def copied(self) -> sqlite3.Connection:
-        copy = sqlite3.connect(":memory:", isolation_level=None)
-        copy.row_factory = sqlite3.Row
-        self.db.backup(copy)
-        return copy
+    def copied(self) -> Connection:
+        return copied(self.db)
 
     # ---- what is
 
@@ -342,7 +342,7 @@ class World:
             if life is not None and _at(life.changed_s) <= changed:
                 self.go(name, self.said if self.has_spoken else said, is_late=True)
 
-    def put_back(self, db: sqlite3.Connection) -> None:
+    def put_back(self, db: Connection) -> None:
         """Another state of the database. One that knows nothing of the deletion comes too late for what is on its way."""
         if inventory.find(db, "web1") is None or not self.standing_in(db):
             self.land()
@@ -395,7 +395,7 @@ class World:
         return self.standing_in(self.db)
 
     @staticmethod
-    def standing_in(db: sqlite3.Connection) -> str:
+    def standing_in(db: Connection) -> str:
         machine = inventory.find(db, "web1")
         return "" if machine is None or machine.deletion is None else machine.deletion.id
 
@@ -414,7 +414,7 @@ class World:
             deletions.check_readable(self.db, "web1", VAULT)
         except BeingDeletedError:
             return
-        with contextlib.suppress(sqlite3.IntegrityError):  # twice in one moment
+        with contextlib.suppress(IntegrityError):  # twice in one moment
             grants.add(self.db, grant)
         life.granted_s = self.now_s + GRANT_S
         life.changed_s = self.now_s
@@ -448,16 +448,12 @@ class _Database:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    async def run(self, work: Callable[[sqlite3.Connection], Any], **_: Any) -> Any:
+    async def run(self, work: Callable[[Connection], Any], **_: Any) -> Any:
         self._world.point()
         db = self._world.db
-        db.execute("BEGIN IMMEDIATE")
-        try:
+        db.commit()  # what was done past the server
+        with db.begin():
             result = work(db)
-            db.execute("COMMIT")
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
         self._world.point()
         return result
 
@@ -609,7 +605,7 @@ def lived(steps: list[Step]) -> World:
 )
 def test_nothing_is_deleted_of_which_nobody_says_so_or_too_early_or_in_use(steps: list[Step]) -> None:
     world = lived(steps)
-    assert world.db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    assert sqlite.raw_of(world.db).execute("PRAGMA integrity_check").fetchone()[0] == "ok"
 
 
 GOES: Final = [("pass", 0), ("delete", 0), ("pass", 9), ("pass", 2)]
@@ -620,7 +616,7 @@ def test_what_was_said_is_done_and_leaves_nothing_but_what_happened() -> None:
     assert (world.containers, world.registry, world.deleted) == ({}, "", 1)
     assert not world.is_known()
     assert world.revoked.names == ["agent:web1"]
-    said = [row["action"] for row in world.db.execute("SELECT action FROM audit ORDER BY id")]
+    said = [*world.db.scalars(select(audit.c.action).order_by(audit.c.id))]
     assert said[-3:] == ["machine.unprotect", "machine.delete", "machine.deleted"]
 
 

@@ -6,21 +6,22 @@ The tables are the real ones (SQLite), and so is what answers. Each rule is take
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Connection
 
 from config_server.operations import desired_state
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
 from config_server.rules.machine import Machine
-from config_server.store import database, inventory, restored
+from config_server.store import inventory, restored, sqlite
 from shared.desired import Verb, WantedDisk, Wish
 from shared.status import AgentReport, AvailableDisk
+from tests.databases import copied
 
 NAME: Final = "web1"
 OFFER: Final = Offer.of(AgentReport(available=[AvailableDisk(device="/dev/sda", sectors=8)]))
@@ -43,7 +44,7 @@ class Site:
     """A step takes a second. Whoever is the machine by storage reports; the others are refused before (sides.py)."""
 
     def __init__(self) -> None:
-        self.db = database.connect(":memory:")
+        self.db = sqlite.connect(":memory:")
         self.copies = [self.copied()]
         self.agents: dict[str, Wish] = {}
         self.bound = "hw0"
@@ -52,11 +53,8 @@ class Site:
         self.is_whole = True
         """No database was put back."""
 
-    def copied(self) -> sqlite3.Connection:
-        copy = sqlite3.connect(":memory:", isolation_level=None)
-        copy.row_factory = sqlite3.Row
-        self.db.backup(copy)
-        return copy
+    def copied(self) -> Connection:
+        return copied(self.db)
 
     def do(self, what: str, number: int) -> None:
         self.now_ns += SECOND_NS
@@ -150,7 +148,7 @@ def test_hardware_that_is_the_machine_again_has_the_disks_that_it_had(
 
 
 def never_moved(_real: Callable[..., Any]) -> Callable[..., Any]:
-    def begin_anew(db: sqlite3.Connection, machine: Machine, *_: Any, **_more: Any) -> Machine:
+    def begin_anew(db: Connection, machine: Machine, *_: Any, **_more: Any) -> Machine:
         return machine
 
     return begin_anew

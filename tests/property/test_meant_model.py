@@ -25,7 +25,7 @@ from config_server.operations import desired_state
 from config_server.rules import wishes
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
-from config_server.store import database, inventory
+from config_server.store import inventory, sqlite
 from shared.desired import Verb, WantedDisk, Wish
 from shared.errors import ConfigError, RequestError
 from shared.status import AgentDisk, AgentReport, AvailableDisk, BoundDisk
@@ -170,7 +170,7 @@ class Host:
 
 class Site:
     def __init__(self) -> None:
-        self.db = database.connect(":memory:")
+        self.db = sqlite.connect(":memory:")
         self.host = Host()
         self.host.fit()
         self.now_ns = 1_800_000_000 * SECOND_NS
@@ -215,7 +215,7 @@ class Site:
     def begin_anew(self, number: int) -> None:
         """Another database, whose operator names a disk before its agent ever reported, by where it stands or by a link, and the agent
         comes before names change. Nobody spoke of the others."""
-        self.db = database.connect(":memory:")
+        self.db = sqlite.connect(":memory:")
         inventory.ensure_machine(self.db, NAME, self.now_ns)
         self.heard = AgentReport()
         place = number % len(self.host.there)

@@ -3,20 +3,22 @@ was told of it all, refuses no fewer meanwhile."""
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Final
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Connection, select
 
 from config_server.rules.certificates import BACKDATED
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.revocations import Record
-from config_server.store import database, restored, revocation, taking_in
-from config_server.store.revocation import Issued
+from config_server.store import certificates, restored, revocation, schema, sqlite, taking_in
+from config_server.store.certificates import Issued
+from config_server.store.statements import unless_there
 from shared.api.certificates import Revocations
 from shared.revocation import merged
 from shared.vocabulary import Role
+from tests.databases import copied
 
 START_S: Final = 1_800_000_000
 NAMES: Final = ("web1", "web2")
@@ -36,11 +38,14 @@ STEPS = st.lists(
 SHOWN = st.lists(st.tuples(st.just("show"), st.integers(0, 5)), max_size=4)
 
 
+_SHOW: Final = unless_there(schema.certificates)
+
+
 class Site:
     """One database, with a step each second, and what storage has of it."""
 
     def __init__(self) -> None:
-        self.db = database.connect(":memory:")
+        self.db = sqlite.connect(":memory:")
         self.now_s = START_S
         self.issued: list[Issued] = []
         self.storage: dict[str, Record] = {}
@@ -83,14 +88,12 @@ class Site:
     def show(self, issued: Issued) -> None:
         """Whole seconds stand in a certificate."""
         shown_ns = (issued.issued_ns // SECOND_NS + 1) * SECOND_NS - 1
-        self.db.execute(
-            "INSERT OR IGNORE INTO certificates (serial, role, name, key, issued_ns, expires_ns) VALUES (?, ?, ?, ?, ?, ?)",
-            (f"{issued.serial:x}", Role.AGENT, issued.name, issued.key, shown_ns, issued.expires_ns),
-        )
+        row = {"serial": f"{issued.serial:x}", "role": Role.AGENT, "name": issued.name, "key": issued.key}
+        _SHOW(self.db, {**row, "issued_ns": shown_ns, "expires_ns": issued.expires_ns})
 
-    def restore(self, backup: sqlite3.Connection, *, is_marked: bool) -> None:
+    def restore(self, backup: Connection, *, is_marked: bool) -> None:
         self.db.close()
-        self.db, backup.row_factory = backup, sqlite3.Row
+        self.db = backup
         if is_marked:
             restored.prepare(backup, self.now_s * SECOND_NS)
         self.is_stored = False
@@ -104,7 +107,7 @@ class Site:
         serial, ends_ns = 0x1000 + len(self.issued), now_ns + 10**18
         new = Issued(serial, Role.AGENT, name, key, now_ns, ends_ns, renews, pem=PEM)
         self.issued.append(new)
-        revocation.note_certificate(self.db, new)
+        certificates.note_certificate(self.db, new)
         revocation.admit_from(self.db, Role.AGENT, name, begins_s(new))
         return new
 
@@ -123,11 +126,11 @@ def begins_s(issued: Issued) -> int:
     return issued.issued_ns // SECOND_NS - int(BACKDATED.total_seconds())
 
 
-def backed_up_between(before: list[Step], after: list[Step]) -> tuple[Site, sqlite3.Connection, Revocations]:
+def backed_up_between(before: list[Step], after: list[Step]) -> tuple[Site, Connection, Revocations]:
     """A site that did both, its database as it was between them, and what a daemon was told at the end."""
-    site, backup = Site(), sqlite3.connect(":memory:")
+    site = Site()
     site.do_all(before)
-    site.db.backup(backup)
+    backup = copied(site.db)
     site.do_all(after)
     told = merged(Revocations(), revocation.current(site.db))
     return site, backup, told
@@ -211,7 +214,7 @@ def test_what_is_done_at_a_restored_server_before_storage_answers_is_done_after_
     if is_marked:
         assert stand_revoked <= set(revocation.current(backup).names)
     daemon = merged(told, revocation.current(backup))
-    known = {int(row["serial"], 16) for row in backup.execute("SELECT serial FROM certificates")}
+    known = {int(serial, 16) for serial in backup.scalars(select(schema.certificates.c.serial))}
     for issued in site.issued:
         serial, refused = issued.serial, site.is_refused(issued)
         by_intent = [

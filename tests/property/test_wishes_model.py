@@ -7,7 +7,6 @@ The tables are the real ones (SQLite), and so is what judges and answers. Each r
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -15,15 +14,17 @@ import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Connection
 
 from config_server.operations import desired_state
 from config_server.rules import wishes
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
 from config_server.rules.wishes import Adopt, Tell
-from config_server.store import database, incarnations, inventory, restored
+from config_server.store import incarnations, inventory, restored, sqlite
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.status import AgentReport, AvailableDisk
+from tests.databases import copied
 
 START_NS: Final = 1_800_000_000 * SECOND_NS
 MACHINES: Final = ("web1", "web2")
@@ -52,10 +53,10 @@ class Site:
     """One database at a time, and an agent for each machine. A step takes a second."""
 
     def __init__(self) -> None:
-        self.db = database.connect(":memory:")
+        self.db = sqlite.connect(":memory:")
         self.said: set[tuple[str, str]] = set()
         """Machines and disks of which an operator has said that they shall go, and its agent has not heard of that."""
-        self.copies: list[tuple[sqlite3.Connection, set[tuple[str, str]]]] = [(self.copied(), set())]
+        self.copies: list[tuple[Connection, set[tuple[str, str]]]] = [(self.copied(), set())]
         """With what was said of disks by the acts that each has."""
         self.agents: dict[str, Wish] = {}
         self.order: dict[str, int] = {}
@@ -68,11 +69,8 @@ class Site:
         self.is_noticed = True
         """Nobody has ever set one back, or a clock."""
 
-    def copied(self) -> sqlite3.Connection:
-        copy = sqlite3.connect(":memory:", isolation_level=None)
-        copy.row_factory = sqlite3.Row
-        self.db.backup(copy)
-        return copy
+    def copied(self) -> Connection:
+        return copied(self.db)
 
     def do(self, what: str, number: int) -> None:
         self.now_ns += SECOND_NS
@@ -94,12 +92,12 @@ class Site:
                 self.said |= said
                 self.is_certain = self.is_noticed = False
             case "begin anew":
-                self.put(database.connect(":memory:"))
+                self.put(sqlite.connect(":memory:"))
             case "set the clock":
                 self.is_noticed = False
                 self.now_ns += (number - 5) * 1000 * SECOND_NS
 
-    def put(self, other: sqlite3.Connection) -> None:
+    def put(self, other: Connection) -> None:
         self.db, self.begun, self.is_certain = other, self.acts, True
         self.db = self.copied()
 

@@ -23,8 +23,9 @@ from config_server.cli.rescue import is_of_the_user
 from config_server.operations.control import Control
 from config_server.operations.granting import FIRST_LIFE_S, Granting
 from config_server.storage.account import Storage
-from config_server.store import grants
-from config_server.store.database import Database
+from config_server.store import audit, grants
+from config_server.store.database import Connection, Database
+from config_server.store.grants import Grant
 from shared import api
 from shared.api.protection import Protection
 from shared.api.restores import GrantEnd, GrantView, RestoreRequest, StorageGrant
@@ -377,8 +378,8 @@ async def test_what_hinders_the_look_at_one_machine_s_grants_hinders_no_other_an
     granting = Granting(Control(db, None, storage, dt.timedelta(days=90)), 12)  # type: ignore[arg-type]
 
     async def noted() -> int:
-        query = "SELECT count(*) FROM audit WHERE action = 'grant.swept'"
-        return await db.run(lambda d: int(d.execute(query).fetchone()[0]))
+        entries = await db.run(lambda d: audit.newest(d, 100))
+        return sum(entry.action == "grant.swept" for entry in entries)
 
     try:
         with monkeypatch.context() as patched:
@@ -407,6 +408,32 @@ async def test_the_same_request_gets_the_same_grant_however_often_it_is_made(
     await machine_key(other, FileVault(tmp_path / "vault.json"), "web2", create=True)
     with pytest.raises(RequestError, match="id of the request"):
         await operator.call(api.RESTORE, asked, machine="web2")
+
+
+async def test_a_request_that_another_server_answers_meanwhile_is_told_to_ask_again(
+    operator: RestClient, container: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, others = grants.living, list[Grant]()
+
+    def meanwhile(db: Connection, *args: Any) -> list[Grant]:
+        found = real(db, *args)
+        if not others:
+            now_ns = time.time_ns()
+            end_ns = now_ns + HOUR_NS
+            others.append(
+                Grant(
+                    id="0" * 16, machine="web1", container=container.container, who="operator:admin", host="",
+                    given_ns=now_ns, expires_ns=end_ns, request=ID,
+                )
+            )  # fmt: skip
+            grants.add(db, others[0])
+        return found
+
+    monkeypatch.setattr(grants, "living", meanwhile)
+    with pytest.raises(RequestError, match="answered already"):
+        await operator.call(api.RESTORE, RestoreRequest(dry_run=True, request=ID), machine="web1")
+    assert [view.id for view in await listed(operator)] == ["0" * 16]
+    assert await policies(container) == set()
 
 
 async def test_who_gave_up_waiting_for_slow_storage_takes_no_place(

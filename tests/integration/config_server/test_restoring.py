@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from sqlalchemy import Connection
 
 from config_server.config import ConfigServerConfig
 from config_server.data_folder import backup, belonging, restoring
@@ -30,13 +31,14 @@ from config_server.rules.lasting import Lasted
 from config_server.store import (
     audit,
     commands,
-    database,
     events,
     incarnations,
     lasting_record,
     restored,
+    sqlite,
     tokens,
 )
+from config_server.store.files import DATABASE_FILE
 from config_server.store.tokens import Grant
 from shared import durable, enrol
 from shared.api.commands import CommandKind, CommandState
@@ -387,12 +389,12 @@ def test_what_is_put_back_is_not_changed_by_the_log_of_who_looked_into_a_half_re
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
         ours = table(db, "ours")
     durable.replace_file(tmp_path / "restoring", msgspec.json.encode(belonging.Stage("", moved=True)))
-    with contextlib.closing(sqlite3.connect(tmp_path / database.DATABASE_FILE)) as db:
+    with contextlib.closing(sqlite3.connect(tmp_path / DATABASE_FILE)) as db:
         table(db, "theirs")
-        assert (tmp_path / f"{database.DATABASE_FILE}-wal").stat().st_size
-        restoring.put(tmp_path, NEW | {database.DATABASE_FILE: ours})
+        assert (tmp_path / f"{DATABASE_FILE}-wal").stat().st_size
+        restoring.put(tmp_path, NEW | {DATABASE_FILE: ours})
     assert not list(tmp_path.glob("state.db-*"))
-    with contextlib.closing(sqlite3.connect(tmp_path / database.DATABASE_FILE)) as db:
+    with contextlib.closing(sqlite3.connect(tmp_path / DATABASE_FILE)) as db:
         assert db.execute("SELECT name FROM sqlite_master").fetchall() == [("ours",)]
 
 
@@ -461,12 +463,13 @@ def test_a_size_that_no_number_holds_is_refused_in_words(tmp_path: Path) -> None
         restoring.restore(config_for(tmp_path), target)
 
 
-def installation(config: ConfigServerConfig) -> sqlite3.Connection:
+def installation(config: ConfigServerConfig) -> Connection:
     config.data_dir.mkdir()
     CertificateAuthority.open(config.data_dir)
-    db = database.connect(config.data_dir / "state.db")
+    db = sqlite.connect(config.data_dir / "state.db")
     token = tokens.new_operator_token()
     tokens.set_operator(db, "admin", token, 10**9)
+    db.commit()
     (config.data_dir / "operator.token").write_text(token)
     return db
 
@@ -484,15 +487,17 @@ def test_what_a_backup_held_ready_is_void_in_the_restored_database_and_an_event_
         commands.add(db, "c1", "agent:web1", CommandKind.RESYNC, {}, now_ns)
         was = incarnations.history(db)
         lasting_record.save(db, {"web1": {"without-session": Lasted((), 280 * SECOND_NS, 0)}})
+        db.commit()
         backup.backup(config, target)
         # Since then:
         tokens.redeem(db, enrol.token_hash(b"unused"), now_ns)
         commands.finish(db, "agent:web1", {"c1": {}}, now_ns)
+        db.commit()
     before = (config.data_dir / "operator.token").read_text()
     done = restoring.restore(config, target)
     assert (done.restored.tokens, done.restored.commands) == (1, 1)
     assert (config.data_dir / "operator.token").read_text() == before
-    with contextlib.closing(database.connect(config.data_dir / "state.db")) as db:
+    with contextlib.closing(sqlite.connect(config.data_dir / "state.db")) as db:
         with pytest.raises(TokenUnknownError):
             tokens.redeem(db, enrol.token_hash(b"unused"), now_ns)
         assert commands.pending(db, "agent:web1", now_ns) == []
@@ -507,7 +512,7 @@ def test_what_a_backup_held_ready_is_void_in_the_restored_database_and_an_event_
         assert tokens.operator_of(db, before) == "admin"
     restoring.restore(config, target, new_operator_token=True)
     after = (config.data_dir / "operator.token").read_text().strip()
-    with contextlib.closing(database.connect(config.data_dir / "state.db")) as db:
+    with contextlib.closing(sqlite.connect(config.data_dir / "state.db")) as db:
         assert (tokens.operator_of(db, before), tokens.operator_of(db, after)) == (None, "admin")
 
 
@@ -519,7 +524,7 @@ def test_a_backup_has_the_last_commits_or_is_refused_wherever_a_restore_was_kill
     config, target = config_for(tmp_path), tmp_path / "backup.tar"
     with contextlib.closing(installation(config)) as db:
         shutil.copytree(config.data_dir, tmp_path / "killed")
-        assert db.execute("SELECT * FROM operators").fetchall()
+        assert tokens.has_operators(db)
     assert (tmp_path / "killed" / "state.db-wal").stat().st_size
     ends = set[bool]()
     for line in itertools.count(step=3):
@@ -607,7 +612,7 @@ def test_a_whole_database_without_a_table_and_one_of_a_newer_version_are_refused
         config, target = config_for(tmp_path / str(number)), tmp_path / f"{number}.tar"
         config.data_dir.parent.mkdir()
         with contextlib.closing(installation(config)) as db:
-            db.execute(change)
+            sqlite.raw_of(db).execute(change)
         backup.backup(config, target)
         before = sorted(path.name for path in config.data_dir.iterdir())
         with pytest.raises(ConfigError, match=r"Nothing was restored|could not be opened"):

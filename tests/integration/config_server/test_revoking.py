@@ -21,8 +21,9 @@ from config_server.operations.control import Control
 from config_server.operations.revoking import Revoking
 from config_server.rules.revocations import Record
 from config_server.storage.account import Storage
-from config_server.store import database, restored, revocation
-from config_server.store.database import DATABASE_FILE, Database
+from config_server.store import restored, revocation
+from config_server.store.database import Connection, Database
+from config_server.store.files import DATABASE_FILE
 from shared import api, enrol, identity
 from shared.api.audit import AuditView
 from shared.api.certificates import RenewRequest
@@ -38,6 +39,7 @@ from shared.errors import (
     TokenUnknownError,
 )
 from shared.tls import TlsFiles
+from tests import databases
 from tests.azurite import Azurite
 from tests.config_parts import ConfigServer, config_for, daemon, running, serial, until
 from tests.failing_disks import FAILING
@@ -119,7 +121,7 @@ def restored_afterwards(
     shutil.rmtree(config.data_dir)
     (tmp_path / "backup").rename(config.data_dir)
     if is_marked:
-        with contextlib.closing(database.connect(config.data_dir / DATABASE_FILE)) as db:
+        with databases.opened(config.data_dir / DATABASE_FILE) as db:
             restored.prepare(db, time.time_ns())
 
 
@@ -158,7 +160,7 @@ async def test_a_restored_database_takes_in_what_was_revoked_since_and_readmits_
         assert await is_refused(server, stolen)
 
 
-def unreadable(_db: sqlite3.Connection) -> list[Record]:
+def unreadable(_db: Connection) -> list[Record]:
     raise sqlite3.OperationalError("disk I/O error")
 
 
@@ -266,7 +268,7 @@ async def test_a_restored_database_whose_storage_is_away_at_the_start_takes_in_w
         proxy.clear()
         await until(lambda: is_refused(server, files))
         assert [entry.object for entry in (await taken_in(server))[0]] == ["agent:web1"]
-    with contextlib.closing(database.connect(config.data_dir / DATABASE_FILE)) as db:
+    with databases.opened(config.data_dir / DATABASE_FILE) as db:
         assert not restored.mark(db)
 
 

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from config_server.identity.ca import CertificateAuthority, check_host, hosts_of, pem_of
-from config_server.store import database
+from config_server.store import sqlite
+from config_server.store.files import DATABASE_FILE
 from shared import enrol, identity
 from shared.errors import CertificateExpiredError, ConfigError, HostClockError, RequestError, UnderstudyError
 from shared.tls import TlsFiles
@@ -36,7 +37,7 @@ def test_a_start_that_was_cut_off_between_key_and_certificate_is_repaired(tmp_pa
 
 def test_a_ca_that_is_gone_is_not_replaced_beside_the_database_of_its_daemons(tmp_path: Path) -> None:
     CertificateAuthority.open(tmp_path)
-    database.connect(tmp_path / database.DATABASE_FILE).close()
+    sqlite.connect(tmp_path / DATABASE_FILE).close()
     pem = (tmp_path / "ca.pem").read_bytes()
     for also in ([], ["ca.key"]):
         for name in ("ca.pem", *also):

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Final
 
 import msgspec
 import pytest
+from sqlalchemy import Connection, select
 
 from config_server.operations import desired_state
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
-from config_server.store import database, inventory, restored
+from config_server.store import inventory, restored, sqlite
+from config_server.store.schema import events
 from shared.desired import Verb, WantedDisk, Wish
 from shared.status import AgentReport, AvailableDisk, BoundDisk
+from tests.databases import copied
 
 NAME: Final = "web1"
 START_NS: Final = 1_800_000_000 * SECOND_NS
 
 
-def copied(db: sqlite3.Connection) -> sqlite3.Connection:
-    copy = sqlite3.connect(":memory:", isolation_level=None)
-    copy.row_factory = sqlite3.Row
-    db.backup(copy)
-    return copy
-
-
-def put_back(backup: sqlite3.Connection, second: int) -> sqlite3.Connection:
+def put_back(backup: Connection, second: int) -> Connection:
     restored.prepare(backup, START_NS + second * SECOND_NS)
     return backup
 
 
 def act(
-    db: sqlite3.Connection, verb: Verb, second: int, *disks: WantedDisk, servers: str = "", identity: str = ""
+    db: Connection, verb: Verb, second: int, *disks: WantedDisk, servers: str = "", identity: str = ""
 ) -> Wish:
     made = inventory.act(
         db, NAME, verb, START_NS + second * SECOND_NS, disks=disks, process_servers=tuple(servers.split()), identity=identity
@@ -41,7 +36,7 @@ def act(
     return made.wish
 
 
-def told(db: sqlite3.Connection, report: AgentReport, second: int = 100) -> Wish | None:
+def told(db: Connection, report: AgentReport, second: int = 100) -> Wish | None:
     inventory.ensure_machine(db, NAME, START_NS)
     return desired_state.answer(
         db, NAME, report.wish, START_NS + second * SECOND_NS,
@@ -49,8 +44,8 @@ def told(db: sqlite3.Connection, report: AgentReport, second: int = 100) -> Wish
     ).desired.wish  # fmt: skip
 
 
-def codes(db: sqlite3.Connection) -> list[str]:
-    return [row["code"] for row in db.execute("SELECT code FROM events WHERE code != '' ORDER BY id")]
+def codes(db: Connection) -> list[str]:
+    return [*db.scalars(select(events.c.code).where(events.c.code != "").order_by(events.c.id))]
 
 
 SDA: Final = WantedDisk("/dev/sda", "sda")
@@ -60,7 +55,7 @@ BOUND: Final = [BoundDisk(id="sda", device="/dev/sda")]
 @pytest.mark.parametrize("protects", [True, False])
 def test_a_stop_from_before_a_restore_does_not_stop_a_machine_on_other_hardware(protects: bool) -> None:
     """It was protected again behind the backup, and its mainboard exchanged: so its agent has no wish, and goes by its configuration."""
-    db = database.connect(":memory:")
+    db = sqlite.connect(":memory:")
     act(db, Verb.PROTECT, 0, SDA, identity="old")
     act(db, Verb.STOP, 1, identity="old")
     backup = copied(db)
@@ -81,7 +76,7 @@ def test_a_stop_from_before_a_restore_does_not_stop_a_machine_on_other_hardware(
 @pytest.mark.parametrize("said", ["the same", "another", "another, then the same"])
 def test_who_acts_by_what_a_backup_says_moves_no_machine_back_to_a_former_process_server(said: str) -> None:
     """It was moved to ps2 behind the backup, and whoever assigns a policy names the process servers that are known."""
-    db = database.connect(":memory:")
+    db = sqlite.connect(":memory:")
     act(db, Verb.PROTECT, 0, SDA, servers="ps1:9443")
     backup = copied(db)
     moved = act(db, Verb.PROTECT, 1, SDA, servers="ps2:9443")
@@ -107,7 +102,7 @@ def test_who_was_named_by_a_link_before_it_ever_reported_is_told_when_it_has_loo
     None
 ):
     """Its configuration has the disk by another name; taken for another disk it would be refused, for ever."""
-    db = database.connect(":memory:")
+    db = sqlite.connect(":memory:")
     link = "/dev/disk/by-id/wwn-A"
     act(db, Verb.PROTECT, 0, WantedDisk(link))
     report = AgentReport(bound=BOUND)
@@ -142,7 +137,7 @@ SWAPPED: Final = AgentReport(bound=BOTH, available=there(sda="sdb B", sdb="sda A
 
 def test_a_disk_that_stays_beside_one_that_is_called_as_it_was_is_dropped_by_no_later_act() -> None:
     """Names were swapped by a boot, and a new database knew of none."""
-    db = database.connect(":memory:")
+    db = sqlite.connect(":memory:")
     act(db, Verb.PROTECT, 0, WantedDisk("/dev/sda"))
     for second in (100, 101):
         heard = told(db, SWAPPED, second)
@@ -160,7 +155,7 @@ def test_a_disk_that_stays_beside_one_that_is_called_as_it_was_is_dropped_by_no_
 def test_what_is_told_are_the_ids_by_which_it_was_judged_and_no_path_that_another_may_have_after_a_boot() -> (
     None
 ):
-    db = database.connect(":memory:")
+    db = sqlite.connect(":memory:")
     act(db, Verb.PROTECT, 0, WantedDisk("/dev/sda"), WantedDisk("/dev/sdb"))
     assert told(db, msgspec.structs.replace(SWAPPED, available=[])) is None, "it may be another's by now"
     heard = told(db, SWAPPED)
@@ -168,7 +163,7 @@ def test_what_is_told_are_the_ids_by_which_it_was_judged_and_no_path_that_anothe
     assert heard.disks == (WantedDisk("/dev/sda", "sdb"), WantedDisk("/dev/sdb", "sda"))
     assert codes(db) == [], "nobody is left out"
     new = AgentReport(available=there(sda="X"))
-    db = database.connect(":memory:")
+    db = sqlite.connect(":memory:")
     act(db, Verb.PROTECT, 0, WantedDisk("/dev/sda"))
     heard = told(db, new)
     assert heard is not None
@@ -176,7 +171,7 @@ def test_what_is_told_are_the_ids_by_which_it_was_judged_and_no_path_that_anothe
 
 
 def test_what_is_told_stays_so_when_a_database_is_put_back_to_where_it_knew_a_path_alone() -> None:
-    db = database.connect(":memory:")
+    db = sqlite.connect(":memory:")
     act(db, Verb.PROTECT, 0, WantedDisk("/dev/sda"), WantedDisk("/dev/sdb"))
     backup = copied(db)
     heard = told(db, SWAPPED)
@@ -185,7 +180,7 @@ def test_what_is_told_stays_so_when_a_database_is_put_back_to_where_it_knew_a_pa
 
 
 def test_a_link_that_was_said_to_go_before_its_agent_ever_reported_is_the_disk_to_which_it_leads() -> None:
-    db = database.connect(":memory:")
+    db = sqlite.connect(":memory:")
     act(db, Verb.PROTECT, 0, WantedDisk("/dev/sda"), WantedDisk("/dev/disk/by-id/wwn-B"))
     act(db, Verb.PROTECT, 1, WantedDisk("/dev/sda"))
     heard = told(db, AgentReport(bound=BOTH, available=there(sda="sda A", sdb="sdb B")))
@@ -195,7 +190,7 @@ def test_a_link_that_was_said_to_go_before_its_agent_ever_reported_is_the_disk_t
 
 def test_an_act_that_names_a_disk_again_before_its_id_is_reported_names_one_disk() -> None:
     """Two acts within two seconds, say by scripts: the agent has bound the disk of the first one, and did not say so yet."""
-    db = database.connect(":memory:")
+    db = sqlite.connect(":memory:")
     before = AgentReport(bound=BOUND, available=there(sda="sda A", sdc="C"))
     act(db, Verb.PROTECT, 0, SDA, WantedDisk("/dev/disk/by-id/wwn-C"))
     first = told(db, before)
@@ -219,7 +214,7 @@ FAILED: Final = AgentReport(state="failed", available=there(sda="sda A", sdb="sd
     "case", ["an act without a look", "a stop from before a restore", "an act by a backup"]
 )
 def test_who_does_not_say_what_he_protects_is_told_nothing_that_could_drop_some_of_it(case: str) -> None:
-    db = database.connect(":memory:")
+    db = sqlite.connect(":memory:")
     told(db, AgentReport(bound=BOUND, available=there(sda="sda A", sdb="sdb B")))
     match case:
         case "an act without a look":
@@ -238,7 +233,7 @@ def test_who_does_not_say_what_he_protects_is_told_nothing_that_could_drop_some_
 
 
 def test_one_that_goes_by_named_disks_hears_what_is_wanted_whatever_it_cannot_say() -> None:
-    db = database.connect(":memory:")
+    db = sqlite.connect(":memory:")
     wish = act(db, Verb.PROTECT, 0, SDA)
     goes_by = msgspec.structs.replace(FAILED, wish=wish)
     stop = act(db, Verb.STOP, 1)
@@ -254,7 +249,7 @@ def test_one_that_goes_by_named_disks_hears_what_is_wanted_whatever_it_cannot_sa
 def test_a_stop_from_before_a_restore_stops_no_machine_whose_first_words_on_other_hardware_say_nothing() -> (
     None
 ):
-    db = database.connect(":memory:")
+    db = sqlite.connect(":memory:")
     act(db, Verb.PROTECT, 0, SDA, identity="old")
     act(db, Verb.STOP, 1, identity="old")
     db = put_back(copied(db), 3)
@@ -264,7 +259,7 @@ def test_a_stop_from_before_a_restore_stops_no_machine_whose_first_words_on_othe
 
 
 def test_what_is_not_told_because_its_agent_has_not_looked_waits_and_is_no_secret() -> None:
-    db = database.connect(":memory:")
+    db = sqlite.connect(":memory:")
     wish = act(db, Verb.PROTECT, 0, WantedDisk("/dev/disk/by-id/wwn-B"))
     offer = Offer.of(AgentReport(bound=BOUND))
     answer = desired_state.answer(db, NAME, None, START_NS, offer=offer)

@@ -11,7 +11,7 @@ import pytest
 
 from config_server.data_folder.restoring import remove_new
 from config_server.setup.parts import Vault
-from config_server.store.database import DATABASE_FILE
+from config_server.store.files import DATABASE_FILE
 from shared import durable
 from shared.setup.steps import Done, Outcome, carry_out
 from shared.vault import FileVault, add

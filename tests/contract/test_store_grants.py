@@ -1,15 +1,13 @@
-"""The record of grants. In-memory SQLite."""
+"""The record of grants, over both databases."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator
-
 import msgspec
 import pytest
+from sqlalchemy import Connection
 
 from config_server.rules.clock import SECOND_NS
-from config_server.store import database, grants
+from config_server.store import grants
 from config_server.store.grants import Grant
 from shared.api.restores import GrantState, StorageGrant
 from shared.errors import NotFoundError
@@ -26,14 +24,7 @@ GRANT = Grant(
 )
 
 
-@pytest.fixture
-def db() -> Iterator[sqlite3.Connection]:
-    connection = database.connect(":memory:")
-    yield connection
-    connection.close()
-
-
-def test_a_grant_lives_until_its_end_and_longer_when_it_is_extended(db: sqlite3.Connection) -> None:
+def test_a_grant_lives_until_its_end_and_longer_when_it_is_extended(db: Connection) -> None:
     grants.add(db, GRANT)
     assert grants.living(db, "understudy-1", NOW + 9) == [GRANT]
     assert grants.living(db, "understudy-1", NOW + 10) == []
@@ -42,7 +33,7 @@ def test_a_grant_lives_until_its_end_and_longer_when_it_is_extended(db: sqlite3.
     assert grants.view(grants.get(db, "web1", "g1"), NOW + 10).state is GrantState.GIVEN
 
 
-def test_how_a_grant_ended_first_stays(db: sqlite3.Connection) -> None:
+def test_how_a_grant_ended_first_stays(db: Connection) -> None:
     grants.add(db, GRANT)
     grants.end(db, "g1", "operator:a", NOW + 1, returned=False)
     grants.end(db, "g1", "operator:b", NOW + 2, returned=True)
@@ -51,7 +42,7 @@ def test_how_a_grant_ended_first_stays(db: sqlite3.Connection) -> None:
     assert grants.living(db, "understudy-1", NOW + 3) == []
 
 
-def test_a_grant_is_one_machines_and_one_that_was_never_given_leaves_nothing(db: sqlite3.Connection) -> None:
+def test_a_grant_is_one_machines_and_one_that_was_never_given_leaves_nothing(db: Connection) -> None:
     grants.add(db, GRANT)
     with pytest.raises(NotFoundError):
         grants.get(db, "web2", "g1")
@@ -59,7 +50,7 @@ def test_a_grant_is_one_machines_and_one_that_was_never_given_leaves_nothing(db:
     assert grants.newest(db, "web1", 10) == []
 
 
-def test_what_ended_months_ago_is_forgotten(db: sqlite3.Connection) -> None:
+def test_what_ended_months_ago_is_forgotten(db: Connection) -> None:
     grants.add(db, GRANT)
     later_ns = NOW + 100 * 86_400 * SECOND_NS
     later = msgspec.structs.replace(GRANT, id="g2", given_ns=later_ns, expires_ns=later_ns + 10)

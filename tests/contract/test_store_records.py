@@ -1,19 +1,16 @@
-"""Tables of the config server: schema, tokens, commands, events, jobs, inventory. In-memory SQLite, no threads."""
+"""What the config server keeps: tokens, commands, events, jobs, machines, certificates. Over both databases, without threads."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator
-from pathlib import Path
-
 import msgspec
 import pytest
+from sqlalchemy import Connection
 
 from config_server.rules.clock import SECOND_NS
 from config_server.store import (
     audit,
+    certificates,
     commands,
-    database,
     events,
     incarnations,
     inventory,
@@ -31,176 +28,49 @@ from shared.api.route import Failure
 from shared.desired import Mark, Settings, Verb, WantedDisk, Wish
 from shared.errors import (
     CommandExpiredError,
-    ConfigError,
     JobNotFoundError,
     PolicyNotFoundError,
     RequestError,
-    StorageError,
     TokenExpiredError,
     TokenUnknownError,
     TokenUsedError,
 )
 from shared.status import Problem
 from shared.vocabulary import Role, Severity
-from tests.small_fs import fill, small_fs
 
 NOW = 1_700_000_000 * SECOND_NS
 GRANT = tokens.Grant(Role.AGENT, "web1", ())
 
 
-@pytest.fixture
-def db() -> Iterator[sqlite3.Connection]:
-    connection = database.connect(":memory:")
-    yield connection
-    connection.close()
-
-
-# ---- database
-
-
-def test_a_new_database_has_the_newest_schema_and_opens_again(tmp_path: Path) -> None:
-    path = tmp_path / "state.db"
-    for _ in range(2):
-        connection = database.connect(path)
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        assert version == len(database.MIGRATIONS)
-        connection.close()
-
-
-def test_a_database_of_the_first_version_is_brought_up_to_date_with_its_events(tmp_path: Path) -> None:
-    path = tmp_path / "state.db"
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.executescript(f"BEGIN;{database.MIGRATIONS[0]};PRAGMA user_version = 1;COMMIT;")
-    connection.execute(
-        "INSERT INTO events (kind, severity, source, object, code, what, cause, action, first_ns, last_ns, count)"
-        " VALUES ('problem', 'error', 'agent:web1', 'web1', 'US410', 'it broke', '', '', 1, 1, 1)"
-    )
-    connection.close()
-    connection = database.connect(path)
-    events.reconcile(connection, "agent:web1", [problem(), problem("US411")], NOW)
-    assert [event.count for event in events.find(connection, "", only_open=True, limit=10)] == [1, 1]
-    connection.close()
-
-
-def test_an_upgrade_gives_no_machine_a_wish_keeps_policies_and_withdraws_commands_that_are_gone(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "state.db"
-    steps = next(n for n, step in enumerate(database.MIGRATIONS) if "'incarnations'" in step)
-    old = sqlite3.connect(path, isolation_level=None)
-    for step in database.MIGRATIONS[:steps]:
-        old.executescript(step)
-    old.executescript(
-        f"PRAGMA user_version = {steps};"
-        "INSERT INTO commands VALUES ('c1', 'agent:web1', 'unprotect', '{}', 1, 'pending', '{}', NULL);"
-        """INSERT INTO settings VALUES ('default-policy', '{"point_interval_s": 60.0, "rpo_threshold_s": 900.0}');"""
-        "INSERT INTO machines VALUES ('web1', 1, '[\"/dev/sda\", \"\"]', '{\"point_interval_s\": 10.0}', 1, 0);"
-        "INSERT INTO machines VALUES ('web2', 1, '[\"/dev/sda\"]', NULL, 1, 0);"
-        """INSERT INTO machines VALUES ('web3', 1, '[]', '{"point_interval_s": 300.0, "rpo_threshold_s": 60.0}', 1, 0);"""
-    )
-    old.close()
-    db = database.connect(path)
-    try:
-        assert commands.pending(db, "agent:web1", 1) == []
-        assert commands.expire(db, 10**18) == []
-        web1, web2, web3 = inventory.machines(db)
-        assert (web1.wish, web1.protected, web1.policy.point_interval_s, web1.policy_name) == (
-            None, True, 10, "",
-        )  # fmt: skip
-        assert (web1.disks, web1.dropped, web3.disks) == ((WantedDisk("/dev/sda"),), (), ())
-        assert (web2.wish, web2.policy.point_interval_s, web2.policy_name) == (None, 60, policies.DEFAULT)
-        assert web3.policy == Policy(rpo_threshold_s=60), "nobody chose the interval that it had"
-        [first] = incarnations.history(db)
-        assert len(first) == 16
-    finally:
-        db.close()
-
-
-def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "state.db"
-    connection = database.connect(path)
-    connection.execute("PRAGMA user_version = 99")
-    connection.close()
-    with pytest.raises(ConfigError, match="version 99"):
-        database.connect(path)
-
-
-def test_a_file_that_is_no_database_is_told_with_the_way_out(tmp_path: Path) -> None:
-    path = tmp_path / "state.db"
-    path.write_bytes(b"this is not SQLite" * 100)
-    with pytest.raises(ConfigError, match="not a database") as told:
-        database.connect(path)
-    assert "Restore a backup" in told.value.action
-
-
-async def test_work_that_raises_changes_nothing(tmp_path: Path) -> None:
-    db = await database.Database.open(tmp_path / "state.db")
-
-    def work(connection: sqlite3.Connection) -> None:
-        inventory.ensure_machine(connection, "web1", NOW)
-        raise RequestError("no")
-
-    with pytest.raises(RequestError):
-        await db.run(work)
-    assert await db.run(inventory.machines) == []
-    await db.close()
-
-
-async def test_sqlite_errors_are_storage_errors_and_the_next_work_succeeds(tmp_path: Path) -> None:
-    db = await database.Database.open(tmp_path / "state.db")
-    with pytest.raises(StorageError, match="no such table"):
-        await db.run(lambda connection: connection.execute("SELECT * FROM nowhere"))
-    await db.run(lambda connection: inventory.ensure_machine(connection, "web1", NOW))
-    assert [machine.name for machine in await db.run(inventory.machines)] == ["web1"]
-    await db.close()
-
-
-async def test_a_full_disk_is_named_also_where_sqlite_has_rolled_back_itself(tmp_path: Path) -> None:
-    with small_fs(tmp_path / "small", 400 << 10) as folder:
-        db = await database.Database.open(folder / "state.db")
-        fill(folder)
-
-        def much(connection: sqlite3.Connection) -> None:
-            for _ in range(3000):  # more than SQLite keeps in memory until the end
-                audit.add(connection, "operator:admin", "policy.set", "x" * 1000, {}, NOW)
-
-        try:
-            with pytest.raises(StorageError, match="disk is full"):
-                await db.run(much)
-            assert await db.run(lambda connection: audit.newest(connection, 10)) == []
-        finally:
-            await db.close()
-
-
 # ---- tokens
 
 
-def test_a_token_is_redeemed_once(db: sqlite3.Connection) -> None:
+def test_a_token_is_redeemed_once(db: Connection) -> None:
     tokens.add(db, b"hash", GRANT, NOW, NOW + SECOND_NS)
     assert tokens.redeem(db, b"hash", NOW) == GRANT
     with pytest.raises(TokenUsedError):
         tokens.redeem(db, b"hash", NOW)
 
 
-def test_a_token_ends_at_its_expiry(db: sqlite3.Connection) -> None:
+def test_a_token_ends_at_its_expiry(db: Connection) -> None:
     tokens.add(db, b"hash", GRANT, NOW, NOW + SECOND_NS)
     with pytest.raises(TokenExpiredError):
         tokens.redeem(db, b"hash", NOW + SECOND_NS)
 
 
-def test_a_used_token_says_used_also_after_its_expiry(db: sqlite3.Connection) -> None:
+def test_a_used_token_says_used_also_after_its_expiry(db: Connection) -> None:
     tokens.add(db, b"hash", GRANT, NOW, NOW + SECOND_NS)
     tokens.redeem(db, b"hash", NOW)
     with pytest.raises(TokenUsedError):
         tokens.redeem(db, b"hash", NOW + 2 * SECOND_NS)
 
 
-def test_an_unknown_token_is_unknown(db: sqlite3.Connection) -> None:
+def test_an_unknown_token_is_unknown(db: Connection) -> None:
     with pytest.raises(TokenUnknownError):
         tokens.redeem(db, b"other", NOW)
 
 
-def test_a_new_operator_token_ends_the_old_one(db: sqlite3.Connection) -> None:
+def test_a_new_operator_token_ends_the_old_one(db: Connection) -> None:
     first, second = tokens.new_operator_token(), tokens.new_operator_token()
     tokens.set_operator(db, "admin", first, NOW)
     assert tokens.operator_of(db, first) == "admin"
@@ -212,7 +82,7 @@ def test_a_new_operator_token_ends_the_old_one(db: sqlite3.Connection) -> None:
 # ---- commands
 
 
-def test_commands_are_handed_out_in_order_until_finished(db: sqlite3.Connection) -> None:
+def test_commands_are_handed_out_in_order_until_finished(db: Connection) -> None:
     for number in (1, 2):
         commands.add(db, f"c{number}", "agent:web1", CommandKind.MARK, {}, NOW + number)
     commands.add(db, "other", "agent:web2", CommandKind.MARK, {}, NOW)
@@ -222,14 +92,14 @@ def test_commands_are_handed_out_in_order_until_finished(db: sqlite3.Connection)
     assert commands.get(db, "other").state == "pending"
 
 
-def test_a_result_is_stored_once(db: sqlite3.Connection) -> None:
+def test_a_result_is_stored_once(db: Connection) -> None:
     commands.add(db, "c1", "agent:web1", CommandKind.MARK, {}, NOW)
     commands.finish(db, "agent:web1", {"c1": {"batch": 3}}, NOW)
     assert commands.finish(db, "agent:web1", {"c1": {"batch": 4}}, NOW) == []
     assert commands.get(db, "c1").result == {"batch": 3}
 
 
-def test_a_result_with_an_error_is_a_failure(db: sqlite3.Connection) -> None:
+def test_a_result_with_an_error_is_a_failure(db: Connection) -> None:
     commands.add(db, "c1", "agent:web1", CommandKind.MARK, {}, NOW)
     commands.finish(db, "agent:web1", {"c1": {"error": {"code": "US300"}}}, NOW)
     assert commands.get(db, "c1").state == "failed"
@@ -237,7 +107,7 @@ def test_a_result_with_an_error_is_a_failure(db: sqlite3.Connection) -> None:
 
 @pytest.mark.parametrize("kind", CommandKind)
 def test_a_command_that_nobody_fetched_in_its_time_fails_and_a_late_result_counts(
-    db: sqlite3.Connection, kind: CommandKind
+    db: Connection, kind: CommandKind
 ) -> None:
     life_ns = commands.LIFE_S[kind] * SECOND_NS
     commands.add(db, "c1", "agent:web1", kind, {}, NOW)
@@ -249,7 +119,7 @@ def test_a_command_that_nobody_fetched_in_its_time_fails_and_a_late_result_count
     assert (commands.get(db, "c1").state, commands.get(db, "c1").result) == ("done", {"batch": 3})
 
 
-def test_the_id_of_another_command_is_refused(db: sqlite3.Connection) -> None:
+def test_the_id_of_another_command_is_refused(db: Connection) -> None:
     commands.add(db, "c1", "agent:web1", CommandKind.MARK, {}, NOW)
     assert commands.add(db, "c1", "agent:web1", CommandKind.MARK, {}, NOW).id == "c1"
     with pytest.raises(RequestError, match="another command"):
@@ -276,28 +146,28 @@ def problem(code: str = "US410", what: str = "it broke", object_: str = "web1") 
     return Problem(code=code, what=what, object=object_)
 
 
-def test_a_problem_is_one_event_however_often_it_is_reported(db: sqlite3.Connection) -> None:
+def test_a_problem_is_one_event_however_often_it_is_reported(db: Connection) -> None:
     for step in range(5):
         events.reconcile(db, "agent:web1", [problem()], NOW + step)
     (event,) = events.find(db, "", only_open=False, limit=10)
     assert (event.resolved, event.count) == (None, 1)
 
 
-def test_a_problem_that_goes_and_comes_back_is_a_new_event(db: sqlite3.Connection) -> None:
+def test_a_problem_that_goes_and_comes_back_is_a_new_event(db: Connection) -> None:
     for step, problems in enumerate([[problem()], [], [problem()]]):
         events.reconcile(db, "agent:web1", problems, NOW + step)
     found = events.find(db, "", only_open=False, limit=10)
     assert [event.resolved is None for event in found] == [True, False]
 
 
-def test_a_problem_whose_words_change_stays_the_same_event(db: sqlite3.Connection) -> None:
+def test_a_problem_whose_words_change_stays_the_same_event(db: Connection) -> None:
     events.reconcile(db, "agent:web1", [problem(what="3 sectors")], NOW)
     assert events.reconcile(db, "agent:web1", [problem(what="4 sectors")], NOW) == []
     (event,) = events.find(db, "", only_open=False, limit=10)
     assert (event.what, event.count) == ("4 sectors", 2)
 
 
-def test_a_problem_that_gets_worse_stays_the_same_event(db: sqlite3.Connection) -> None:
+def test_a_problem_that_gets_worse_stays_the_same_event(db: Connection) -> None:
     events.reconcile(
         db, "process-server:ps1", [msgspec.structs.replace(problem(), severity=Severity.WARNING)], NOW
     )
@@ -308,7 +178,7 @@ def test_a_problem_that_gets_worse_stays_the_same_event(db: sqlite3.Connection) 
     assert (event.severity, event.count) == (Severity.CRITICAL, 2)
 
 
-def test_a_problem_with_another_key_is_another_event_and_the_newest(db: sqlite3.Connection) -> None:
+def test_a_problem_with_another_key_is_another_event_and_the_newest(db: Connection) -> None:
     second = Problem(code="US407", what="Epoch 2 cannot be continued", cause="asked for", key="epoch 2")
     third = Problem(code="US407", what="Epoch 3 cannot be continued", cause="storage forgot", key="epoch 3")
     events.reconcile(db, "agent:web1", [second], NOW)
@@ -320,21 +190,21 @@ def test_a_problem_with_another_key_is_another_event_and_the_newest(db: sqlite3.
     assert (later.what, later.cause, later.resolved) == (third.what, third.cause, None)
 
 
-def test_reporters_and_objects_do_not_resolve_each_others_events(db: sqlite3.Connection) -> None:
+def test_reporters_and_objects_do_not_resolve_each_others_events(db: Connection) -> None:
     events.reconcile(db, "agent:web1", [problem(), problem(object_="web1/sda")], NOW)
     events.reconcile(db, "process-server:ps1", [problem()], NOW)
     events.reconcile(db, "process-server:ps1", [], NOW)
     assert len(events.find(db, "web1", only_open=True, limit=10)) == 2
 
 
-def test_events_are_found_by_machine_with_its_disks_only(db: sqlite3.Connection) -> None:
+def test_events_are_found_by_machine_with_its_disks_only(db: Connection) -> None:
     events.reconcile(db, "x", [problem(object_=o) for o in ("web1", "web1/sda", "web10", "web_1")], NOW)
     assert {event.object for event in events.find(db, "web1", False, 10)} == {"web1", "web1/sda"}
     assert {event.object for event in events.find(db, "web_1", False, 10)} == {"web_1"}
 
 
 def test_what_happened_is_over_at_once_and_old_events_go(
-    db: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+    db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(3):
         events.note(db, EventKind.STATE, "agent:web1", problem(code=""), NOW)
@@ -348,18 +218,18 @@ def test_what_happened_is_over_at_once_and_old_events_go(
     assert len(events.find(db, "", only_open=False, limit=10)) == 1
 
 
-def test_no_clock_ends_a_revocation(db: sqlite3.Connection) -> None:
-    revocation.note_certificate(
-        db, revocation.Issued(0xABC, Role.AGENT, "web1", "key-1", NOW, NOW + SECOND_NS)
+def test_no_clock_ends_a_revocation(db: Connection) -> None:
+    certificates.note_certificate(
+        db, certificates.Issued(0xABC, Role.AGENT, "web1", "key-1", NOW, NOW + SECOND_NS)
     )
     revocation.revoke(db, "abc", "stolen", NOW)
-    revocation.note_certificate(
-        db, revocation.Issued(0xDEF, Role.AGENT, "web1", "key-2", NOW + 10**18, NOW + 2 * 10**18)
+    certificates.note_certificate(
+        db, certificates.Issued(0xDEF, Role.AGENT, "web1", "key-2", NOW + 10**18, NOW + 2 * 10**18)
     )
     assert revocation.current(db).serials == ["abc"]
 
 
-def test_a_clock_that_is_ahead_forgets_no_token_that_is_valid(db: sqlite3.Connection) -> None:
+def test_a_clock_that_is_ahead_forgets_no_token_that_is_valid(db: Connection) -> None:
     grant = tokens.Grant(Role.AGENT, "web1", ())
     tokens.add(db, b"first", grant, NOW, NOW + 600 * SECOND_NS)
     tokens.add(db, b"second", grant, NOW + 10**18, NOW + 10**18 + 600 * SECOND_NS)
@@ -367,7 +237,7 @@ def test_a_clock_that_is_ahead_forgets_no_token_that_is_valid(db: sqlite3.Connec
 
 
 def test_who_makes_many_events_pushes_out_his_own_oldest_only(
-    db: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+    db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "KEPT_OF_SOURCE", 3)
     open_ = problem(what="it lasts")
@@ -384,7 +254,7 @@ def test_who_makes_many_events_pushes_out_his_own_oldest_only(
 # ---- jobs, inventory, audit
 
 
-def test_a_job_that_ended_stays_as_it_ended(db: sqlite3.Connection) -> None:
+def test_a_job_that_ended_stays_as_it_ended(db: Connection) -> None:
     jobs.create(db, "j1", "restore", "web1", {"to": "/x"}, NOW)
     jobs.update(db, "j1", JobProgress(progress=0.5), NOW)
     jobs.update(db, "j1", JobProgress(state=JobState.DONE, progress=1.0), NOW)
@@ -394,7 +264,7 @@ def test_a_job_that_ended_stays_as_it_ended(db: sqlite3.Connection) -> None:
         jobs.update(db, "j2", JobProgress(), NOW)
 
 
-def test_a_job_that_was_given_up_too_soon_ends_as_its_worker_says(db: sqlite3.Connection) -> None:
+def test_a_job_that_was_given_up_too_soon_ends_as_its_worker_says(db: Connection) -> None:
     jobs.create(db, "j1", "restore", "web1", {}, NOW)
     heard: dict[str, int] = {}
     jobs.fail_silent(db, heard, 0, NOW)
@@ -407,7 +277,7 @@ def test_a_job_that_was_given_up_too_soon_ends_as_its_worker_says(db: sqlite3.Co
     assert (done.state, done.error) == ("done", None)
 
 
-def test_a_job_whose_worker_is_silent_is_given_up(db: sqlite3.Connection) -> None:
+def test_a_job_whose_worker_is_silent_is_given_up(db: Connection) -> None:
     jobs.create(db, "j1", "restore", "web1", {}, NOW)
     heard: dict[str, int] = {"over": 0}
     assert jobs.fail_silent(db, heard, 5 * SECOND_NS, NOW) == []
@@ -420,7 +290,7 @@ def test_a_job_whose_worker_is_silent_is_given_up(db: sqlite3.Connection) -> Non
     assert "continues" in failed.error.action
 
 
-def test_the_audit_log_is_newest_first(db: sqlite3.Connection) -> None:
+def test_the_audit_log_is_newest_first(db: Connection) -> None:
     for number in range(3):
         audit.add(db, "operator:admin", f"a{number}", "x", {"n": number}, NOW + number)
     assert [entry.action for entry in audit.newest(db, 2)] == ["a2", "a1"]
@@ -430,7 +300,7 @@ def test_the_audit_log_is_newest_first(db: sqlite3.Connection) -> None:
 
 
 def test_a_policy_holds_for_those_to_whom_it_is_assigned_and_the_default_one_for_the_others(
-    db: sqlite3.Connection,
+    db: Connection,
 ) -> None:
     for name in ("web1", "web2", "web3"):
         inventory.ensure_machine(db, name, NOW)
@@ -463,7 +333,7 @@ def test_a_policy_holds_for_those_to_whom_it_is_assigned_and_the_default_one_for
 
 
 def test_an_act_is_of_the_database_as_it_is_now_and_later_than_all_that_was_known(
-    db: sqlite3.Connection,
+    db: Connection,
 ) -> None:
     disks, servers = (WantedDisk("/dev/sda", id="data"),), ("ps1:9443",)
     first = inventory.act(db, "web1", Verb.PROTECT, NOW, disks=disks, process_servers=servers)
@@ -484,7 +354,7 @@ def test_an_act_is_of_the_database_as_it_is_now_and_later_than_all_that_was_know
 
 
 def test_on_other_hardware_what_was_noted_of_disks_is_void_and_the_act_is_later_than_all_that_was_known(
-    db: sqlite3.Connection,
+    db: Connection,
 ) -> None:
     first = inventory.act(db, "web1", Verb.PROTECT, NOW, disks=(WantedDisk("/dev/sda"),), identity="old")
     assert first.wish is not None
@@ -501,7 +371,7 @@ def test_on_other_hardware_what_was_noted_of_disks_is_void_and_the_act_is_later_
     assert (moved.identity, moved.disks, moved.wish) == ("new", (), None)
 
 
-def test_no_disk_has_two_lines_whatever_is_asked_for_and_said(db: sqlite3.Connection) -> None:
+def test_no_disk_has_two_lines_whatever_is_asked_for_and_said(db: Connection) -> None:
     a, bare = WantedDisk("/dev/sda", "sda"), WantedDisk("/dev/sda")
     twice = (a, bare, bare, WantedDisk("/dev/sdz", "sda"))
     made = inventory.act(db, "web1", Verb.PROTECT, NOW, disks=twice)
@@ -517,7 +387,7 @@ def test_no_disk_has_two_lines_whatever_is_asked_for_and_said(db: sqlite3.Connec
     assert len(inventory.settle(db, known, msgspec.structs.replace(known, disks=many)).disks) == 256
 
 
-def test_an_act_drops_what_was_known_until_its_agent_has_heard_of_it(db: sqlite3.Connection) -> None:
+def test_an_act_drops_what_was_known_until_its_agent_has_heard_of_it(db: Connection) -> None:
     a, b, c = (WantedDisk(f"/dev/sd{letter}", f"sd{letter}") for letter in "abc")
 
     def dropped(verb: Verb, *disks: WantedDisk) -> tuple[WantedDisk, ...]:

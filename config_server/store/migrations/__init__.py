@@ -1,0 +1,66 @@
+"""How a database comes to schema.py: one revision after the other, each a file in versions/, by alembic. The program does it itself when it
+opens the database; there is no command for it.
+
+**Expand, later contract.** Of two config servers on one database one is upgraded first: the old program goes on working on what the new one
+has made of it. So a revision only adds: tables, indexes, columns that may be NULL or have a server default. What nobody writes any more, or
+what only the newest may write, goes one version later (the contract), when no program runs that knows it. Nothing is renamed; nothing
+changes what it means. A revision that fills what it has added says what rows get that the old program writes meanwhile.
+
+**Forward only.** There is no way back but a backup. A program refuses to open a database with a revision that it does not know: it cannot
+tell whether that was a contract. (One that runs already goes on.) The programs of before alembic look at SQLite's `user_version` alone:
+revision 0001 leaves it as they have it, since it changes nothing for them; the first contract raises it, so that they refuse, too.
+
+Each revision is frozen: it imports nothing of the program, which goes on, and its SQL is what it was. It works on both databases.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationStep
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+from shared.errors import ConfigError
+
+FIRST: Final = "0001"
+"""What databases of before alembic have (sqlite_steps.py)."""
+
+
+def upgrade(db: Connection, named: str, *, has_first: bool = False) -> None:
+    """To the newest revision, in the caller's transaction, which nobody else's may run beside. `has_first`: it is a database of before
+    alembic, which has all of FIRST. Raises ConfigError for one of a newer program; `named` is the database, for people."""
+    script = _script()
+    known = [revision.revision for revision in script.walk_revisions()]  # the newest first
+
+    def steps(heads: tuple[str, ...] | Any, _context: MigrationContext) -> Iterable[MigrationStep]:
+        lower = heads[-1] if heads else "base"
+        missing = [*script.iterate_revisions("head", lower)]
+        return [MigrationStep.upgrade_from_script(script.revision_map, one) for one in reversed(missing)]
+
+    context = MigrationContext.configure(db, opts={"fn": steps, "transactional_ddl": True})
+    current = context.get_current_revision()
+    if current is None and has_first:
+        context.stamp(script, FIRST)
+    elif current is not None and current not in known:
+        raise newer(named, current, known[0])
+    with Operations.context(context):
+        context.run_migrations()
+
+
+@functools.cache
+def _script() -> ScriptDirectory:
+    return ScriptDirectory(str(Path(__file__).parent))
+
+
+def newer(named: str, version: str, known: str) -> ConfigError:
+    return ConfigError(
+        f"The database {named} could not be opened",
+        cause=f"its schema has version {version}, this program knows {known}",
+        action="Install the newer version of Understudy again, or restore a backup.",
+    )

@@ -1,0 +1,280 @@
+"""The data model: every table of the config server's database, on SQLite and on PostgreSQL.
+
+    who may call            operators · tokens · certificates · revocations · recorded_revocations
+    what is to be           machines · policies · settings
+    what is                 reports · events
+    what is being done      commands · jobs · grants
+    what was done           audit · deleted
+
+Times (`_ns`: nanoseconds, `_s`: seconds, of Unix time) are by the clock of the server that wrote them, unless a column says otherwise. A
+*subject* is ROLE:NAME, or the serial number of a certificate (hexadecimal, lower case). JSON is text: msgspec writes and reads it, and no
+statement looks into it (PostgreSQL's functions refuse some of what daemons say). Nothing refers to another table by a foreign key: a
+revocation names what this database may not know, and of a machine that was deleted its events, jobs and audit entries stay.
+
+A database is brought to this by migrations/; a test compares the two, on both databases.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    REAL,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    false,
+    text,
+)
+
+METADATA: Final = MetaData()
+
+NUMBER: Final = BigInteger().with_variant(Integer, "sqlite")
+"""64 bits on both. (SQLite gives numbers by itself to an INTEGER alone.)"""
+FLAG: Final = Boolean().with_variant(Integer, "sqlite")
+"""0 and 1 on SQLite."""
+SHARE: Final[Double[float]] = Double().with_variant(REAL, "sqlite")
+
+IMPLICIT: Final = "rowid"
+"""The order in which rows were written. Every table of SQLite has this column unasked; on PostgreSQL the tables have it that are read in
+that order. There, of two transactions at the same time, the later one may have the lower number."""
+
+
+def _written() -> Column[Any]:
+    return Column(IMPLICIT, NUMBER, Identity(always=True), nullable=False)
+
+
+def _word(name: str, default: str | None = "", **more: Any) -> Column[Any]:
+    """Text that is always there. `default`: what rows have that were written before the column was."""
+    given = None if default is None else text(f"'{default}'")
+    return Column(name, Text, nullable=False, server_default=given, **more)
+
+
+operators: Final = Table(
+    "operators",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column("hash", LargeBinary, nullable=False),  # of the token (tokens.py)
+    Column("created_ns", NUMBER, nullable=False),
+)
+
+tokens: Final = Table(  # with which daemons enrol, once each
+    "tokens",
+    METADATA,
+    Column("hash", LargeBinary, primary_key=True),
+    _word("role", None),
+    _word("name", None),
+    _word("hosts", None),  # JSON: names and addresses of a server's certificate
+    Column("created_ns", NUMBER, nullable=False),
+    Column("expires_ns", NUMBER, nullable=False),
+    Column("used_ns", NUMBER),
+    _word("key"),  # fingerprint of the key for which it was used
+    _word("certificate"),  # PEM: the answer, for whoever did not hear it and has that key
+    _written(),
+)
+
+certificates: Final = Table(  # issued here, or shown by their owners
+    "certificates",
+    METADATA,
+    Column("serial", Text, primary_key=True),  # hexadecimal
+    _word("role", None),
+    _word("name", None),
+    Column("issued_ns", NUMBER, nullable=False),
+    Column("expires_ns", NUMBER, nullable=False),
+    _word("key"),  # fingerprint of the public key; empty: from before it was noted
+    _word("renews"),  # the serial number of the one before; empty: it was issued for a token
+    _word("pem"),  # empty: it was only shown here
+    _written(),
+    Index("certificates_of_key", "key"),
+)
+
+revocations: Final = Table(  # and readmissions: what was said of a subject last (revocation.py)
+    "revocations",
+    METADATA,
+    Column("subject", Text, primary_key=True),
+    _word("reason", None),
+    Column("revoked_ns", NUMBER, nullable=False),
+    Column("expires_ns", NUMBER),  # written by nobody any more
+    Column("before_s", NUMBER),  # of a name: refused is what begins before; NULL: all of it
+    _word("who"),
+    Column("readmitted_ns", NUMBER),
+    _word("mark"),  # of the restore since which it was said (restored.py); empty: there was none
+)
+
+recorded_revocations: Final = Table(  # what of these storage has, and this database has taken in
+    "recorded_revocations",
+    METADATA,
+    Column("blob", Text, primary_key=True),
+)
+
+machines: Final = Table(
+    "machines",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column(
+        "protected", FLAG, nullable=False
+    ),  # by the wish, or by what was asked for before there were wishes
+    _word("disks", None),  # JSON: list of WantedDisk: which are protected, or were
+    Column("policy", Text),  # JSON: Policy of its own; NULL: see policy_name
+    Column("created_ns", NUMBER, nullable=False),
+    Column("ended", FLAG, nullable=False, server_default=false()),  # somebody said that it is to stop
+    Column("wish", Text),  # JSON: Wish, the last act of an operator; NULL: no opinion
+    Column("wish_ns", NUMBER),
+    Column("wish_incarnation", Text),  # in which it was said or taken over (incarnations.py)
+    Column("policy_name", Text),  # NULL: the default one's, unless it has its own
+    _word("identity"),  # of the hardware whose disks these are; empty: not known
+    _word("dropped", "[]"),  # JSON: disks that are to go, while its agent has not heard of it
+    Column("deletion", Text),  # JSON: Deletion; NULL: it is to stay
+    Column("moved", FLAG, nullable=False, server_default=false()),  # as dropped: of its process servers
+)
+
+policies: Final = Table(
+    "policies",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    _word("body", None),  # JSON: Policy
+)
+
+settings: Final = Table(  # what there is one of (settings.py): incarnations, the mark of a restore, what conditions have lasted …
+    "settings",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    _word("value", None),
+)
+
+reports: Final = Table(  # the last one of every daemon, for the next start
+    "reports",
+    METADATA,
+    _word("role", None),
+    _word("name", None),
+    Column("received_ns", NUMBER, nullable=False),
+    _word("report", None),  # JSON, without results of commands
+    PrimaryKeyConstraint("role", "name"),
+)
+
+events: Final = Table(
+    "events",
+    METADATA,
+    Column("id", NUMBER, primary_key=True),
+    _word("kind", None),
+    _word("severity", None),
+    _word("source", None),  # the subject that reports it
+    _word("object", None),  # a machine, MACHINE/DISK, or a subject
+    _word("code", None),  # of the error; empty: something happened
+    _word("what", None),
+    _word("cause", None),
+    _word("action", None),
+    Column("first_ns", NUMBER, nullable=False),
+    Column("last_ns", NUMBER, nullable=False),
+    Column("count", NUMBER, nullable=False),  # in how many words it was told
+    Column("resolved_ns", NUMBER),  # NULL: it is open
+    _word("key"),  # tells two of one code and object apart
+    sqlite_autoincrement=True,  # clients remember the ids that they have seen
+)
+OPEN: Final = (events.c.source, events.c.object, events.c.code, events.c.key)
+"""What makes a problem one event while it lasts."""
+Index(
+    "events_open",
+    *OPEN,
+    unique=True,
+    sqlite_where=events.c.resolved_ns.is_(None),
+    postgresql_where=events.c.resolved_ns.is_(None),
+)
+Index(
+    "events_over",
+    events.c.source,
+    events.c.id,
+    sqlite_where=events.c.resolved_ns.is_not(None),
+    postgresql_where=events.c.resolved_ns.is_not(None),
+)
+
+commands: Final = Table(
+    "commands",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    _word("target", None),  # the daemon: a subject
+    _word("kind", None),
+    _word("args", None),  # JSON
+    Column("created_ns", NUMBER, nullable=False),
+    _word("state", None),
+    _word("result", None),  # JSON
+    Column("done_ns", NUMBER),
+    _written(),
+)
+Index(
+    "commands_pending",
+    commands.c.target,
+    sqlite_where=commands.c.state == text("'pending'"),
+    postgresql_where=commands.c.state == text("'pending'"),
+)
+
+jobs: Final = Table(
+    "jobs",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    _word("kind", None),
+    _word("machine", None),
+    _word("state", None),
+    Column("progress", SHARE),
+    _word("detail", None),
+    _word("args", None),  # JSON
+    Column("result", Text),  # JSON
+    Column("error", Text),  # JSON: Failure
+    Column("created_ns", NUMBER, nullable=False),
+    Column("updated_ns", NUMBER, nullable=False),
+    _written(),
+)
+
+grants: Final = Table(  # who may read which machine's container (operations/granting.py)
+    "grants",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    _word("machine", None),
+    _word("container", None),
+    _word("who", None),
+    _word("host", None),
+    Column("given_ns", NUMBER, nullable=False),  # by storage's clock, as the others
+    Column("expires_ns", NUMBER, nullable=False),
+    Column("ended_ns", NUMBER),
+    _word("ended_by"),
+    Column("returned", FLAG, nullable=False, server_default=false()),  # by whoever had it, not taken from him
+    _word("request"),  # the id with which it was asked for; empty: none
+)
+Index("grants_machine", grants.c.machine)
+Index(
+    "grants_request",
+    grants.c.request,
+    unique=True,
+    sqlite_where=grants.c.request != text("''"),
+    postgresql_where=grants.c.request != text("''"),
+)
+
+deleted: Final = Table(  # containers that went with their machines (operations/deleted.py)
+    "deleted",
+    METADATA,
+    Column("container", Text, primary_key=True),
+    _word("machine", None),
+    _word("incarnation", None),  # in which it was deleted (incarnations.py)
+    Column("deleted_ns", NUMBER, nullable=False),
+)
+
+audit: Final = Table(  # never changed, never removed
+    "audit",
+    METADATA,
+    Column("id", NUMBER, primary_key=True),
+    Column("time_ns", NUMBER, nullable=False),
+    _word("who", None),
+    _word("action", None),
+    _word("object", None),
+    _word("detail", None),  # JSON
+    sqlite_autoincrement=True,
+)

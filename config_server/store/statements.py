@@ -1,0 +1,74 @@
+"""What the statements of this package share: writing what may be there already, and expressions that both databases know.
+
+Statements are built once, where a module is loaded: to build one takes longer than to run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, cast
+
+from sqlalchemy import (
+    ColumnElement,
+    Compiled,
+    Connection,
+    CursorResult,
+    Executable,
+    Insert,
+    Table,
+    case,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from config_server.store.schema import IMPLICIT
+
+Into = Callable[[Table], sqlite.Insert]
+"""The beginning of such an INSERT, of either database."""
+_COUNTED: Final = {"preserve_rowcount": True}
+"""Of an INSERT, drivers forget how many rows it put."""
+
+
+class Put:
+    """An INSERT that says what is done about a row that is there. Each database has its own class for it, and SQLAlchemy does not remember
+    what it has compiled of these; so this does."""
+
+    def __init__(self, build: Callable[[Into], Insert]) -> None:
+        theirs = cast("Into", postgresql.insert)  # which has the same methods
+        self._by_dialect: Final = {"sqlite": build(sqlite.insert), "postgresql": build(theirs)}
+        self._compiled: Final = dict[tuple[str | bool, ...], Compiled]()
+
+    def __call__(
+        self, db: Connection, values: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+    ) -> CursorResult[Any]:
+        """`values`: of a row, or of several (not of none), or of the parameters where rows are selected."""
+        first, many = (values, False) if isinstance(values, Mapping) else (values[0], len(values) > 1)
+        dialect = db.dialect
+        compiled = self._compiled.get((dialect.name, many, *first))
+        if compiled is None:
+            statement = self._by_dialect[dialect.name]
+            compiled = statement.compile(dialect=dialect, column_keys=list(first), for_executemany=many)
+            self._compiled[dialect.name, many, *first] = compiled
+        return db.execute(cast("Executable", compiled), values, execution_options=_COUNTED)
+
+
+def replacing(table: Table) -> Put:
+    """The row of this primary key becomes this one."""
+    keys = list(table.primary_key.columns)
+
+    def build(into: Into) -> Insert:
+        new = into(table)
+        rest = {column.name: new.excluded[column.name] for column in table.c if column not in keys}
+        rest.pop(IMPLICIT, None)
+        return new.on_conflict_do_update(index_elements=keys, set_=rest)
+
+    return Put(build)
+
+
+def unless_there(table: Table) -> Put:
+    """The row is put where there is none of this primary key, nor of any other that must be one alone. `rowcount` says how many were."""
+    return Put(lambda into: into(table).on_conflict_do_nothing())
+
+
+def later(one: ColumnElement[int], other: ColumnElement[int]) -> ColumnElement[int]:
+    """The greater of two, neither of them NULL. (The functions for that have other names on each, and take NULL otherwise.)"""
+    return case((one > other, one), else_=other)

@@ -1,0 +1,652 @@
+"""Two config servers at once: whatever reads and then writes, interleaved at every statement with what would be in its way.
+
+One server is held before its n-th statement, for each n, and before its commit; the other does all of its own meanwhile, as far as it is
+let; then the first goes on. What both were told, and what the database then holds, is what it would be had one of them been first. On
+SQLite nobody gets in between: that is shown at each of the same places.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import psycopg
+import pytest
+from msgspec.structs import replace
+from sqlalchemy import Connection, event, select
+
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.deletion import Deletion, Stage
+from config_server.rules.revocations import Record
+from config_server.store import (
+    audit,
+    certificates,
+    commands,
+    deleted,
+    deletions,
+    events,
+    grants,
+    incarnations,
+    inventory,
+    jobs,
+    policies,
+    postgresql,
+    restored,
+    revocation,
+    schema,
+    settings,
+    sqlite,
+    taking_in,
+    tokens,
+)
+from config_server.store.certificates import Issued
+from config_server.store.config import DatabaseConfig
+from config_server.store.database import Engine
+from config_server.store.grants import Grant
+from config_server.store.inventory import StoredReport
+from config_server.store.postgresql import Postgresql
+from config_server.store.sqlite import Sqlite
+from shared.api.commands import CommandKind
+from shared.api.jobs import JobProgress, JobState
+from shared.api.policies import Policy
+from shared.desired import Mark, Verb, WantedDisk, Wish
+from shared.errors import RequestError, UnderstudyError
+from shared.status import Problem
+from shared.vocabulary import Role
+from tests.postgres import Postgres
+
+NOW: Final = 1_700_000_000 * SECOND_NS
+WEB1: Final = "agent:web1"
+SDA, SDB = WantedDisk("/dev/sda", "sda"), WantedDisk("/dev/sdb", "sdb")
+TOKEN: Final = tokens.Grant(Role.AGENT, "web1", ())
+GRANT: Final = Grant(
+    id="g1", machine="web1", container="c1", who="operator:admin", host="h", given_ns=NOW, expires_ns=NOW + 10, request="r1"
+)  # fmt: skip
+BROKE: Final = Problem(code="US410", what="it broke", object="web1")
+
+Work = Callable[[Connection], Any]
+
+
+class Case(NamedTuple):
+    given: Work
+    one: Work
+    other: Work
+
+
+# ---- what there is, and what is done with it
+
+
+def nothing(_db: Connection) -> None:
+    pass
+
+
+def a_token(db: Connection) -> None:
+    tokens.add(db, b"token", TOKEN, NOW, NOW + SECOND_NS)
+
+
+def protected(db: Connection) -> None:
+    inventory.act(db, "web1", Verb.PROTECT, NOW, disks=(SDA,), identity="hw")
+
+
+def protect(number: int, *disks: WantedDisk) -> Work:
+    return lambda db: inventory.act(db, "web1", Verb.PROTECT, NOW + number, disks=disks)
+
+
+def stop(db: Connection) -> Any:
+    return inventory.act(db, "web1", Verb.STOP, NOW + 5)
+
+
+def adopt(db: Connection) -> None:
+    inventory.adopt(db, "web1", Wish(mark=Mark("other", 9, "y"), verb=Verb.STOP), NOW)
+
+
+def withdraw(db: Connection) -> None:
+    inventory.withdraw(db, "web1")
+
+
+def begin_anew(db: Connection) -> Any:
+    before = inventory.machine(db, "web1").wish
+    assert before is not None
+    return inventory.begin_anew(db, "web1", "new", NOW, replace(before, disks=()), [before.mark])
+
+
+def settle(db: Connection) -> None:
+    """As operations/desired_state.py."""
+    inventory.ensure_machine(db, "web1", NOW)
+    known = inventory.machine(db, "web1")
+    inventory.settle(db, known, replace(known, disks=(*known.disks, SDB)))
+
+
+def to_be_deleted(stage: Stage) -> Work:
+    def given(db: Connection) -> None:
+        protected(db)
+        wish = stop(db).wish
+        deletion = Deletion(
+            id="d1", incarnation=incarnations.history(db)[-1], who="operator:admin", asked_ns=NOW, after_ns=10, counted_ns=NOW,
+            act=wish.mark.act, container="c1", identity="hw", stage=stage,
+        )  # fmt: skip
+        deletions.put(db, "web1", deletion)
+
+    return given
+
+
+def seen(db: Connection) -> Deletion:
+    found = inventory.machine(db, "web1").deletion
+    assert found is not None
+    return found
+
+
+def advance(stage: Stage, to: Stage) -> Work:
+    """As one that was seen in that stage before."""
+
+    def work(db: Connection) -> Any:
+        deletion = inventory.machine(db, "web1").deletion
+        return deletion and deletions.advance(db, "web1", replace(deletion, stage=stage), to, NOW)
+
+    return work
+
+
+def keep(db: Connection) -> None:
+    """As operations/deleting.py."""
+    deletions.check_not_removed(db, "web1", "vault", "too late")
+    deletions.put(db, "web1", None)
+
+
+def finish(db: Connection) -> None:
+    """As operations/deletion_sweep.py."""
+    deletion = inventory.machine(db, "web1").deletion
+    if deletion is not None:
+        audit.add(db, "config-server", deletions.DONE, "web1", {"act": "x"}, NOW)
+        deleted.note(db, deletion.container, "web1", NOW)
+        deletions.remove(db, "web1", NOW)
+
+
+def what_was_deleted(db: Connection) -> dict[str, str]:
+    return deleted.among(db, ["c1"])
+
+
+def give(db: Connection) -> None:
+    """As operations/granting.py."""
+    deletions.check_readable(db, "web1", "vault")
+    grants.add(db, GRANT)
+
+
+def give_asked(id_: str) -> Work:
+    def work(db: Connection) -> str:
+        before = grants.asked_for(db, "r1")
+        if before is None:
+            grants.add(db, replace(GRANT, id=id_))
+        return id_ if before is None else before.id
+
+    return work
+
+
+def granted(db: Connection) -> None:
+    grants.add(db, GRANT)
+
+
+def extend(db: Connection) -> None:
+    if grants.get(db, "web1", "g1").ended_ns is None:
+        grants.extend(db, "g1", NOW + 20)
+
+
+def reported(*problems: Problem, at: int = 0) -> Work:
+    def work(db: Connection) -> list[tuple[str, bool]]:
+        changed = events.reconcile(db, WEB1, problems, NOW + at)
+        return [(view.what, view.resolved is None) for view in changed]
+
+    return work
+
+
+def a_policy(db: Connection) -> None:
+    policies.put(db, "gold", Policy(rpo_threshold_s=60))
+    inventory.ensure_machine(db, "web1", NOW)
+
+
+def command(kind: CommandKind = CommandKind.MARK) -> Work:
+    return lambda db: commands.add(db, "c1", WEB1, kind, {}, NOW)
+
+
+def resync(id_: str) -> Work:
+    """As operations/points.py: once is enough."""
+
+    def work(db: Connection) -> str:
+        same = commands.waiting(db, WEB1, CommandKind.RESYNC)
+        return (same or commands.add(db, id_, WEB1, CommandKind.RESYNC, {}, NOW)).id
+
+    return work
+
+
+def a_job(db: Connection) -> None:
+    jobs.create(db, "j1", "restore", "web1", {}, NOW)
+
+
+def silent(db: Connection) -> None:
+    """A job that was given up, over a machine that is to be deleted."""
+    to_be_deleted(Stage.CLOSED)(db)
+    a_job(db)
+    jobs.fail_silent(db, {"j1": 0}, 10**15, NOW)
+
+
+def job(state: JobState) -> Work:
+    return lambda db: jobs.update(db, "j1", JobProgress(state=state), NOW + 1)
+
+
+def issued(serial: int, renews: int = 0) -> Issued:
+    return Issued(serial, Role.AGENT, "web1", "key", NOW + serial, NOW + 10**18, renews, "pem")
+
+
+def restore(db: Connection) -> None:
+    """As operations/restores.py."""
+    deletions.check_readable(db, "web1", "vault")
+    a_job(db)
+
+
+def was_restored(db: Connection) -> None:
+    a_certificate(db)
+    restored.prepare(db, NOW)
+
+
+def a_certificate(db: Connection) -> None:
+    certificates.note_certificate(db, issued(1))
+    a_token(db)
+
+
+def enrol(key: str) -> Work:
+    """As operations/enrolment.py."""
+
+    def work(db: Connection) -> None:
+        if revocation.is_key_revoked(db, key):
+            raise RequestError("revoked")
+        tokens.redeem(db, b"token", NOW)
+        certificates.note_certificate(db, issued(2)._replace(key=key))
+        revocation.admit_from(db, Role.AGENT, "web1", NOW // SECOND_NS)
+        revocation.readmit(db, Role.AGENT, "web1", 2, NOW // SECOND_NS, NOW + 2)
+
+    return work
+
+
+def renew(db: Connection) -> None:
+    """As operations/enrolment.py."""
+    revocation.check(db, 1, WEB1, NOW // SECOND_NS)
+    if revocation.is_key_revoked(db, "key"):
+        raise RequestError("revoked")
+    certificates.note_certificate(db, issued(3, 1))
+
+
+def revoke(subject: str) -> Work:
+    return lambda db: revocation.revoke(db, subject, "stolen", NOW + 1, "operator:admin")
+
+
+def took_in(*said_ns: int) -> Work:
+    records = [Record(subject=WEB1, reason="in storage", revoked_ns=NOW + ns) for ns in said_ns]
+    return lambda db: [record.revoked_ns for record in taking_in.take_in(db, records)]
+
+
+def was_revoked(db: Connection) -> None:
+    a_certificate(db)
+    revoke(WEB1)(db)
+    a_token(db)
+
+
+def first_operator(token: str) -> Work:
+    return lambda db: tokens.set_operator(db, "admin", token, NOW)
+
+
+def setting(value: str) -> Work:
+    return lambda db: settings.put(db, "x", f"{settings.get(db, 'x') or ''}{value}")
+
+
+def report(said: bytes) -> Work:
+    return lambda db: inventory.save_report(db, StoredReport(Role.AGENT, "web1", NOW, said))
+
+
+CASES: Final = {
+    "a token is used once": Case(
+        a_token, lambda db: tokens.redeem(db, b"token", NOW), lambda db: tokens.redeem(db, b"token", NOW)
+    ),
+    "a token is used, or void": Case(a_token, lambda db: tokens.redeem(db, b"token", NOW), tokens.make_void),
+    "one operator's token": Case(nothing, first_operator("a"), first_operator("b")),
+    "a machine is known": Case(
+        nothing,
+        lambda db: inventory.ensure_machine(db, "web1", NOW),
+        lambda db: inventory.ensure_machine(db, "web1", NOW + 1),
+    ),
+    "two acts": Case(protected, protect(1, SDB), protect(2, SDA, SDB)),
+    "two first acts": Case(nothing, protect(1, SDB), protect(2, SDA)),
+    "an act, and one that its agent tells of": Case(protected, protect(1, SDB), adopt),
+    "an act, and one is withdrawn": Case(protected, protect(1, SDB), withdraw),
+    "what an agent tells of, and it is withdrawn": Case(protected, adopt, withdraw),
+    "an act, and other hardware": Case(protected, stop, begin_anew),
+    "an act, and disks that stay": Case(
+        protected, stop, lambda db: inventory.keep(db, "web1", [SDB], ("ps1:9443",), None)
+    ),
+    "an act, and a report of disks": Case(nothing, protect(1, SDA), settle),
+    "an act, and what was heard": Case(protected, protect(1, SDB), lambda db: inventory.heard(db, "web1")),
+    "two reports": Case(nothing, report(b"{}"), report(b"[]")),
+    "a grant that is asked for twice": Case(nothing, give_asked("g1"), give_asked("g2")),
+    "a grant ends twice": Case(
+        granted,
+        lambda db: grants.end(db, "g1", "a", NOW, returned=False),
+        lambda db: grants.end(db, "g1", "b", NOW + 1, returned=True),
+    ),
+    "a grant is made longer, and ends": Case(
+        granted,
+        extend,
+        lambda db: grants.end(db, "g1", "b", NOW + 1, returned=True),
+    ),
+    "access, or deletion": Case(to_be_deleted(Stage.CLOSED), give, advance(Stage.CLOSED, Stage.REMOVING)),
+    "a restore, or deletion": Case(
+        to_be_deleted(Stage.CLOSED),
+        restore,
+        advance(Stage.CLOSED, Stage.REMOVING),
+    ),
+    "kept, or deleted": Case(to_be_deleted(Stage.CLOSED), keep, advance(Stage.CLOSED, Stage.REMOVING)),
+    "deleted, and enrolled": Case(
+        to_be_deleted(Stage.REMOVING), finish, lambda db: deletions.note_enrolled(db, "web1")
+    ),
+    "deleted, and a report": Case(to_be_deleted(Stage.REMOVING), finish, reported(BROKE)),
+    "deleted, and asked which was": Case(to_be_deleted(Stage.REMOVING), finish, what_was_deleted),
+    "deleted, and there again": Case(
+        to_be_deleted(Stage.REMOVING), finish, lambda db: deleted.forget(db, "c1")
+    ),
+    "deleted, and its agent asks whether it was": Case(
+        to_be_deleted(Stage.REMOVING), finish, lambda db: deletions.was_done(db, "web1", "x")
+    ),
+    "removed, or a job goes on": Case(
+        silent,
+        lambda db: deletions.advance(db, "web1", seen(db), Stage.REMOVING, NOW, {"j1"}),
+        job(JobState.RUNNING),
+    ),
+    "two looks at a deletion": Case(
+        to_be_deleted(Stage.WAITING),
+        lambda db: deletions.count(db, "web1", "d1", 5, NOW),
+        lambda db: deletions.count(db, "web1", "d1", 5, NOW + 1),
+    ),
+    "one stage, once": Case(
+        to_be_deleted(Stage.WAITING),
+        advance(Stage.WAITING, Stage.CLOSING),
+        advance(Stage.WAITING, Stage.CLOSING),
+    ),
+    "a deletion, and another act": Case(
+        to_be_deleted(Stage.CLOSED), protect(9, SDA), advance(Stage.CLOSED, Stage.REMOVING)
+    ),
+    "two servers open one event": Case(nothing, reported(BROKE), reported(BROKE, at=1)),
+    "an event is resolved once": Case(reported(BROKE), reported(at=1), reported(at=2)),
+    "an event is resolved, or said otherwise": Case(
+        reported(BROKE), reported(at=1), reported(replace(BROKE, what="worse"), at=2)
+    ),
+    "a policy is deleted, or given": Case(
+        a_policy, lambda db: policies.delete(db, "gold"), lambda db: policies.assign(db, "web1", "gold")
+    ),
+    "a policy is deleted, or changed": Case(
+        a_policy, lambda db: policies.delete(db, "gold"), lambda db: policies.put(db, "gold", Policy())
+    ),
+    "one command, twice": Case(nothing, command(), command()),
+    "two commands of one id": Case(nothing, command(), command(CommandKind.FLUSH)),
+    "a resync, once": Case(nothing, resync("c1"), resync("c2")),
+    "a result, and nobody waits": Case(
+        command(),
+        lambda db: commands.finish(db, WEB1, {"c1": {"batch": 3}}, NOW),
+        lambda db: commands.withdraw(db, "c1", NOW),
+    ),
+    "a result, and it is too late": Case(
+        command(),
+        lambda db: commands.finish(db, WEB1, {"c1": {"batch": 3}}, NOW),
+        lambda db: commands.expire(db, NOW + 10**15),
+    ),
+    "a result, twice": Case(
+        command(),
+        lambda db: commands.finish(db, WEB1, {"c1": {"batch": 3}}, NOW),
+        lambda db: commands.finish(db, WEB1, {"c1": {"batch": 4}}, NOW),
+    ),
+    "a job ends once": Case(a_job, job(JobState.DONE), job(JobState.FAILED)),
+    "a job ends, or is given up": Case(
+        a_job, job(JobState.DONE), lambda db: jobs.fail_silent(db, {"j1": 0}, 10**15, NOW)
+    ),
+    "revoked while it enrols": Case(a_certificate, revoke(WEB1), enrol("key")),
+    "enrolled anew behind a revocation": Case(was_revoked, took_in(3), enrol("another")),
+    "a key is revoked while it is renewed": Case(a_certificate, revoke("1"), renew),
+    "a name is revoked while it is renewed": Case(a_certificate, revoke(WEB1), renew),
+    "revoked twice": Case(a_certificate, revoke(WEB1), revoke(WEB1)),
+    "revoked here, and elsewhere": Case(a_certificate, revoke(WEB1), took_in(3)),
+    "taken in twice": Case(a_certificate, took_in(3), took_in(3, 4)),
+    "compared, while something is noted": Case(
+        nothing,
+        lambda db: revocation.note_recorded(db, ["a", "b"]),
+        lambda db: revocation.forget_recorded(db, ["a"]),
+    ),
+    "a setting": Case(nothing, setting("a"), setting("b")),
+    "two incarnations": Case(
+        nothing, lambda db: bool(incarnations.begin(db)), lambda db: bool(incarnations.begin(db))
+    ),
+    "a mark is forgotten, and somebody revoked": Case(was_restored, restored.forget, revoke(WEB1)),
+    "what happened, twice": Case(
+        nothing,
+        lambda db: deletions.note(db, "web1", "a", "", NOW),
+        lambda db: audit.add(db, "a", "b", "c", {}, NOW),
+    ),
+}
+
+
+# ---- one server and another
+
+
+class Server:
+    """One server's engine, which can be held before a statement, or before its commit."""
+
+    def __init__(self, config: DatabaseConfig) -> None:
+        self.engine = Postgresql(config).open()
+        self._hold_at: int | None = None
+        self._held, self._may_go = threading.Event(), threading.Event()
+        self._passed = 0
+        event.listen(self.engine.engine, "before_cursor_execute", self._pass)
+        event.listen(self.engine.engine, "commit", self._pass)
+
+    def _pass(self, *_: object) -> None:
+        number, self._passed = self._passed, self._passed + 1
+        if number == self._hold_at:
+            self._held.set()
+            assert self._may_go.wait(30)
+
+    def begin(self, work: Work, hold_at: int | None = None) -> Running:
+        self._held.clear()
+        self._may_go.clear()
+        self._passed, self._hold_at = 0, hold_at
+        return Running(self.engine, work)
+
+    def is_held(self, running: Running) -> bool:
+        """False: it has ended before."""
+        while not running.ended.wait(0.001):
+            if self._held.is_set():
+                return True
+        return self._held.is_set()
+
+    def let_go(self) -> None:
+        self._hold_at = None
+        self._may_go.set()
+
+
+class Running:
+    def __init__(self, engine: Engine, work: Work) -> None:
+        self.told: object = None
+        self.ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(engine, work))
+        self._thread.start()
+
+    def _run(self, engine: Engine, work: Work) -> None:
+        try:
+            self.told = told_by(engine, work)
+        finally:
+            self.ended.set()
+
+    def result(self) -> object:
+        self._thread.join()
+        return self.told
+
+
+def told_by(engine: Engine, work: Work) -> object:
+    try:
+        return scrubbed(repr(engine.transact(work, vital=False)))
+    except UnderstudyError as exc:
+        return f"{exc.code}: {exc.cause}"
+
+
+def scrubbed(said: str) -> str:
+    """Without what chance decides."""
+    return re.sub(r"[0-9a-f]{16}|\bid=\d+", "…", said)
+
+
+@pytest.fixture(scope="module")
+def config(postgres: Postgres) -> DatabaseConfig:
+    return postgres.config(postgres.made())
+
+
+@pytest.fixture(scope="module")
+def servers(config: DatabaseConfig) -> Iterator[tuple[Server, Server]]:
+    one, other = Server(config), Server(config)
+    yield one, other
+    one.engine.close()
+    other.engine.close()
+
+
+def begin_with(engine: Engine, given: Work) -> None:
+    def work(db: Connection) -> None:
+        for table in schema.METADATA.sorted_tables:
+            db.execute(table.delete())
+        settings.put(db, "incarnations", '["first"]')
+        given(db)
+
+    engine.transact(work, vital=False)
+
+
+def left(engine: Engine) -> list[str]:
+    """All that the database holds, but for numbers that it gives by itself."""
+
+    def work(db: Connection) -> list[str]:
+        found = []
+        for table in schema.METADATA.sorted_tables:
+            columns = [column for column in table.c if column.name not in ("id", schema.IMPLICIT)]
+            found += [f"{table.name}: {scrubbed(str(row))}" for row in db.execute(select(*columns))]
+        return sorted(found)
+
+    return engine.transact(work, vital=False)
+
+
+Outcome = tuple[object, object, list[str]]
+
+
+def one_after_the_other(servers: tuple[Server, Server], case: Case) -> list[Outcome]:
+    engine = servers[0].engine
+    begin_with(engine, case.given)
+    first: Outcome = (told_by(engine, case.one), told_by(engine, case.other), left(engine))
+    begin_with(engine, case.given)
+    other, one = told_by(engine, case.other), told_by(engine, case.one)
+    return [first, (one, other, left(engine))]
+
+
+def interleaved(
+    servers: tuple[Server, Server], case: Case, config: DatabaseConfig
+) -> Iterator[tuple[int, Outcome]]:
+    """At each place where the first can be held: what becomes of both."""
+    one, other = servers
+    at = 0
+    while True:
+        begin_with(other.engine, case.given)
+        held = one.begin(case.one, hold_at=at)
+        is_held = one.is_held(held)
+        if is_held:
+            meanwhile = other.begin(case.other)
+            while not meanwhile.ended.wait(0.002) and not waits_for_a_lock(config):
+                pass
+            one.let_go()
+            yield at, (held.result(), meanwhile.result(), left(other.engine))
+        else:
+            held.result()
+            one.let_go()
+            return
+        at += 1
+
+
+def waits_for_a_lock(config: DatabaseConfig) -> bool:
+    with psycopg.connect(config.url, autocommit=True) as admin:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        row = admin.execute(query).fetchone()
+    return row is not None and row[0] > 0
+
+
+def swapped(case: Case) -> Case:
+    return Case(case.given, case.other, case.one)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("order", ["one is held", "the other is held"])
+def test_two_servers_at_once_leave_what_one_after_the_other_leaves(
+    servers: tuple[Server, Server], config: DatabaseConfig, name: str, order: str
+) -> None:
+    case = CASES[name] if order == "one is held" else swapped(CASES[name])
+    expected = one_after_the_other(servers, case)
+    places = 0
+    for at, outcome in interleaved(servers, case, config):
+        assert outcome in expected, f"held before statement {at}"
+        places += 1
+    assert places >= 2, "a statement, and the commit"
+
+
+NEED_IT: Final = [
+    "a token is used once",
+    "two acts",
+    "access, or deletion",
+    "kept, or deleted",
+    "two looks at a deletion",
+    "a policy is deleted, or given",
+    "a resync, once",
+    "revoked while it enrols",
+    "a key is revoked while it is renewed",
+    "a job ends once",
+    "a setting",
+]
+
+
+@pytest.mark.parametrize("name", NEED_IT)
+def test_without_serializable_transactions_it_would_not_be_so(
+    monkeypatch: pytest.MonkeyPatch, config: DatabaseConfig, name: str
+) -> None:
+    monkeypatch.setattr(postgresql, "_ISOLATION", "READ COMMITTED")
+    servers = Server(config), Server(config)
+    try:
+        case = CASES[name]
+        expected = one_after_the_other(servers, case)
+        outcomes = [outcome for each in (case,) for _, outcome in interleaved(servers, each, config)]
+        assert any(outcome not in expected for outcome in outcomes)
+    finally:
+        for server in servers:
+            server.engine.close()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_on_sqlite_nobody_comes_between(tmp_path: Path, name: str) -> None:
+    engine = Sqlite(tmp_path / "state.db").open()
+    begin_with(engine, CASES[name].given)
+    other = sqlite3.connect(tmp_path / "state.db", timeout=0, isolation_level=None)
+    places = 0
+
+    def at_each_statement(*_: object) -> None:
+        nonlocal places
+        places += 1
+        with pytest.raises(sqlite3.OperationalError, match="database is locked"):
+            other.execute("BEGIN IMMEDIATE")
+
+    event.listen(sqlite._ENGINE, "before_cursor_execute", at_each_statement)
+    try:
+        told_by(engine, CASES[name].one)
+    finally:
+        event.remove(sqlite._ENGINE, "before_cursor_execute", at_each_statement)
+    assert places
+    other.execute("BEGIN IMMEDIATE")
+    other.close()
+    engine.close()
