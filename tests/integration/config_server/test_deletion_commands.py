@@ -63,7 +63,7 @@ async def test_it_is_shown_what_is_lost_and_without_a_terminal_it_has_to_be_said
     assert "the agent and its folder" in refused.stderr, "what stays"
     asked = await line.run("machine", "delete", "web1", "--after", "36h", typed="n\n")
     assert asked.exit_code == 130
-    assert "Stop 'web1' now, and delete all of this in 1 day and 12 hours?" in asked.stderr
+    assert "Stop replicating 'web1' now, and delete all of this in 1 day and 12 hours?" in asked.stderr
     await web1.report()
     assert web1.wish is not None
     assert web1.wish.verb is Verb.PROTECT
