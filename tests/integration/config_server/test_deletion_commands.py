@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -44,13 +44,6 @@ async def web1(server: ConfigServer, files: TlsFiles, operator: RestClient) -> A
         await operator.call(api.PROTECT, Protection(disks=["/dev/sda"]), machine="web1")
         await agent.report()
         yield agent
-
-
-@pytest.fixture
-def line(server: ConfigServer, web1: ObedientAgent) -> Iterator[Line]:
-    made = Line(server, web1)
-    yield made
-    made.close()
 
 
 async def test_it_is_shown_what_is_lost_and_without_a_terminal_it_has_to_be_said(
