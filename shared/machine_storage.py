@@ -167,6 +167,10 @@ class MachineStorage(Retried):
         entry = await self._registered(machine)
         if entry is not None and self._container(entry.id) == container:
             return True
+        return await self.is_listed(container)
+
+    async def is_listed(self, container: str) -> bool:
+        """Whether the container is there, by the account's own list. Raises StorageError."""
         return any([name == container async for name, _ in self.vault.list_containers(container)])
 
     async def machines(

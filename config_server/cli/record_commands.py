@@ -275,5 +275,5 @@ def _check_new(file: Path) -> None:
         raise UsageError(
             f"No token was made for {file}",
             cause="it is there already" if file.exists() else f"there is no folder {file.parent}",
-            action="Give the name of a file that is not there yet, in a folder that is.",
+            action="Give the name of a file that is not there yet, in a folder that is; or delete the one that was copied to its host.",
         )

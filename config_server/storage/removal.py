@@ -38,7 +38,7 @@ async def look(storage: MachineStorage, machine: str, container: str) -> Found:
         try:
             return await _look_into(store, named, vault)
         except ContainerMissingError:
-            if await _is_listed(storage, container):  # it is disabled, or is being made or deleted
+            if await storage.is_listed(container):  # it is disabled, or is being made or deleted
                 raise
     return Found(named=named, vault=vault)
 
@@ -93,7 +93,7 @@ async def fence(storage: MachineStorage, container: str, noted: str | None = Non
 
 async def is_gone(storage: MachineStorage, container: str) -> bool:
     """By the account's list: what does not answer is not gone."""
-    return not await _is_listed(storage, container)
+    return not await storage.is_listed(container)
 
 
 async def others(storage: MachineStorage, machine: str, container: str) -> list[str]:
@@ -106,10 +106,6 @@ async def others(storage: MachineStorage, machine: str, container: str) -> list[
         async for name, metadata in vault.list_containers(f"{vault.container}-")
         if name != container and said.items() <= metadata.items()
     ]
-
-
-async def _is_listed(storage: MachineStorage, container: str) -> bool:
-    return any([name == container async for name, _ in storage.vault.list_containers(container)])
 
 
 async def _written(store: BlobStore) -> dt.datetime | None:

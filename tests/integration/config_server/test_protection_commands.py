@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -35,13 +35,6 @@ async def web1(
         agent.captured = captured
         await agent.report()
         yield agent
-
-
-@pytest.fixture
-def line(server: ConfigServer, web1: ObedientAgent) -> Iterator[Line]:
-    made = Line(server, web1)
-    yield made
-    made.close()
 
 
 async def test_protect_waits_until_the_agent_goes_by_it(
