@@ -312,7 +312,7 @@ def test_a_database_of_a_newer_program_is_refused(
     engine.transact(
         lambda db: db.execute(text("UPDATE alembic_version SET version_num = '9999'")), vital=False
     )
-    with pytest.raises(ConfigError, match=f"version 9999, this program knows {migrations.FIRST}"):
+    with pytest.raises(ConfigError, match=f"version 9999, this program knows {migrations.NEWEST}"):
         Postgresql(database_config, is_alone=False).open()
 
 
