@@ -13,7 +13,7 @@ from config_server.rules import wishes
 from config_server.rules.deletion import Deletion
 from config_server.rules.machine import Machine
 from config_server.store import incarnations, policies, schema
-from config_server.store.statements import replacing, unless_there
+from config_server.store.statements import Prepared, replacing, unless_there
 from shared import decoding
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import MachineNotFoundError
@@ -27,7 +27,7 @@ _READ_WISH: Final = decoding.json_decoder(Wish)
 
 _IT: Final = schema.machines.c.name == bindparam("machine")
 _ALL: Final = select(schema.machines, policies.BODY)
-_FIND: Final = _ALL.where(_IT)
+_FIND: Final = Prepared(_ALL.where(_IT))
 _ENSURE: Final = unless_there(schema.machines)
 _CHANGE: Final = update(schema.machines).where(_IT)
 _HEARD: Final = {"dropped": "[]", "moved": no()}
@@ -63,7 +63,7 @@ def machine(db: Connection, name: str) -> Machine:
 
 
 def find(db: Connection, name: str) -> Machine | None:
-    row = db.execute(_FIND, {"machine": name}).first()
+    row = _FIND(db, {"machine": name}).first()
     return None if row is None else _machine(row)
 
 
