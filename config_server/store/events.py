@@ -32,7 +32,11 @@ _IS_OPEN: Final = events.c.resolved_ns.is_(None)
 _IS_OVER: Final = events.c.resolved_ns.is_not(None)
 _OF_SOURCE: Final = events.c.source == bindparam("of_source")
 _IT: Final = events.c.id == bindparam("it")
-_VIEWED: Final = select(events, events.c.count.label("times"))  # (each row has a method `count`)
+_C: Final = events.c
+_VIEWED: Final = select(
+    *(_C.id, _C.kind, _C.severity, _C.object, _C.code, _C.what, _C.cause, _C.action),
+    *(_C.source, _C.first_ns, _C.last_ns, _C.count, _C.resolved_ns),
+)
 _OPEN_OF_SOURCE: Final = Prepared(
     select(
         events.c.id, events.c.last_ns, events.c.severity, events.c.what, events.c.cause, events.c.object, events.c.code, events.c.key
@@ -197,18 +201,22 @@ def _row(
 
 
 def _view(row: Row[Any]) -> EventView:
+    # Taken apart in the order of _VIEWED: to ask a row for each by its name takes as long as all the rest.
+    id_, kind, severity, object_, code, what, cause, action, source, first_ns, last_ns, count, resolved_ns = (
+        row
+    )
     return EventView(
-        id=row.id,
-        kind=EventKind(row.kind),
-        severity=Severity(row.severity),
-        object=row.object,
-        code=row.code,
-        what=row.what,
-        cause=row.cause,
-        action=row.action,
-        source=row.source,
-        first=rfc3339(row.first_ns),
-        last=rfc3339(row.last_ns),
-        count=row.times,
-        resolved=None if row.resolved_ns is None else rfc3339(row.resolved_ns),
+        id=id_,
+        kind=EventKind(kind),
+        severity=Severity(severity),
+        object=object_,
+        code=code,
+        what=what,
+        cause=cause,
+        action=action,
+        source=source,
+        first=rfc3339(first_ns),
+        last=rfc3339(last_ns),
+        count=count,
+        resolved=None if resolved_ns is None else rfc3339(resolved_ns),
     )
