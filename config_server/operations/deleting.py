@@ -13,6 +13,7 @@ import asyncio
 import sqlite3
 from collections.abc import Sequence
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from config_server.operations import machines
 from config_server.operations.call import Call
@@ -51,6 +52,8 @@ class Deleting:
     def __init__(self, control: Control, protecting: Protecting) -> None:
         self._control = control
         self._protecting = protecting
+        self._saying = WeakValueDictionary[str, asyncio.Lock]()
+        """By machine, while somebody says something of its deletion."""
 
     async def look(self, call: Call, _body: Nothing) -> DeletionView:
         """What is lost. Raises MachineNotFoundError, StorageError, IntegrityError; RequestError of what could not be asked for."""
@@ -92,10 +95,6 @@ class Deleting:
             if not call.is_there():  # he was told nothing, or that it failed
                 raise AskerGoneError(what)
 
-        await self._control.db.run(check)
-        if container:
-            await removal.fence(self._control.storage.machines(), container, id_)
-
         def also(db: sqlite3.Connection, before: Machine, after: Machine) -> None:
             check(db)
             assert after.wish is not None
@@ -118,7 +117,16 @@ class Deleting:
             back = f"To take it back: understudy machine keep {name}."
             deletions.note(db, name, f"{name} is to be deleted on {day}, as {call.who} asked", back, now_ns)
 
-        machine = await self._protecting.stop(call, name, also)
+        async with self._one_at_a_time(name):
+            await self._control.db.run(check)
+            try:
+                if container:
+                    await removal.fence(self._control.storage.machines(), container, id_)
+                machine = await self._protecting.stop(call, name, also)
+            except BaseException:
+                if container:
+                    await self._note_standing(name, container)
+                raise
         return await machines.shown(self._control, machine)
 
     async def keep(self, call: Call, _body: Nothing) -> Kept:
@@ -130,9 +138,6 @@ class Deleting:
             deletions.check_not_removed(db, name, place, what)
             return inventory.machine(db, name)
 
-        asked = (await self._control.db.run(check)).deletion
-        is_there = asked is None or await self._note_kept(asked)
-
         def work(db: sqlite3.Connection) -> tuple[Deletion | None, bool]:
             deletion = check(db).deletion
             if deletion is None:
@@ -143,7 +148,10 @@ class Deleting:
             is_refused = deletion.stage is Stage.CLOSING or revocation.is_refused(db, Role.AGENT, name)
             return deletion, is_refused
 
-        deletion, is_refused = await self._control.db.run(work)
+        async with self._one_at_a_time(name):
+            asked = (await self._control.db.run(check)).deletion
+            is_there = asked is None or await self._note_kept(asked)
+            deletion, is_refused = await self._control.db.run(work)
         machine = await machines.known(self._control, name)
         return Kept(
             machine=await machines.shown(self._control, machine),
@@ -153,6 +161,23 @@ class Deleting:
         )
 
     # ---- inside
+
+    def _one_at_a_time(self, name: str) -> asyncio.Lock:
+        """Of what is said of one machine's deletion, so that its container notes what this database has."""
+        return self._saying.setdefault(name, asyncio.Lock())
+
+    async def _note_standing(self, name: str, container: str) -> None:
+        """It was not said after all: in its container stands again what this database has. Where that fails the deletion waits, with an
+        event (deletion_sweep.py)."""
+        try:
+            machine = await self._control.db.run(lambda db: inventory.find(db, name))
+            deletion = machine.deletion if machine is not None else None
+            stands = deletion.id if deletion is not None and deletion.container == container else ""
+            await removal.note(self._control.storage.machines(), container, stands)
+        except UnderstudyError as exc:
+            _log.warning(
+                "not noted in storage that a deletion was not asked for", machine=name, **exc.as_dict()
+            )
 
     async def _note_kept(self, deletion: Deletion) -> bool:
         """In its container; whether that is there, as far as is known. Storage that is away does not hinder it, unless this database does

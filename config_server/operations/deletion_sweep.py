@@ -22,7 +22,7 @@ takes the deletion back, looks at the stage in his own.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from msgspec.structs import replace
@@ -59,6 +59,8 @@ PASS_S: Final = 60.0
 """How often it is looked."""
 LOOK_S: Final = 600.0
 """How often storage is asked again while what it says, or refuses, hinders a deletion, perhaps for months: that is a dozen requests."""
+NOTE_S: Final = 21_600.0
+"""How often it is looked whether a container notes the deletion that is not due yet."""
 _MOST: Final = 2
 """Of a longer time between two looks no more than so many count: this server, or its host, stood still, and nobody could take it back."""
 _PASSING: Final = (TransientError, PreconditionError, ContainerMissingError)
@@ -68,7 +70,14 @@ _PASSING: Final = (TransientError, PreconditionError, ContainerMissingError)
 class Revokes(Protocol):
     """See revoking.py."""
 
-    async def refuse(self, subject: str, reason: str, who: str) -> CertificateList: ...
+    async def refuse(
+        self,
+        subject: str,
+        reason: str,
+        who: str,
+        *,
+        still: Callable[[sqlite3.Connection], bool] | None = None,
+    ) -> CertificateList: ...
 
 
 class _Said(NamedTuple):
@@ -86,6 +95,8 @@ class DeletionSweep:
         self._counted_ns: dict[str, int] = {}
         """By deletion: until when (monotonic) its delay is counted. One that is not in it was not looked at by this process yet."""
         self._said: dict[str, _Said] = {}
+        self._notes: dict[str, tuple[int, UnhealthyError | None]] = {}
+        """By deletion that is not due: when (monotonic) its container was looked at, and what hinders it."""
         self._given_up_ns: dict[str, int] = {}
         """Jobs of such machines that were given up → when this process saw it (monotonic)."""
 
@@ -130,6 +141,7 @@ class DeletionSweep:
         self._control.hindered = hindered
         standing = {deletion.id for _, deletion in found}
         self._said = {id_: said for id_, said in self._said.items() if id_ in standing}
+        self._notes = {id_: note for id_, note in self._notes.items() if id_ in standing}
         if failed:
             raise failed[0]
 
@@ -142,7 +154,7 @@ class DeletionSweep:
         if wrong := rules.of_place(name, deletion, self._control.storage.place):
             return wrong
         if not deletion.is_due:
-            return None
+            return await self._unnoted(name, deletion)
         if deletion.stage is Stage.REMOVING:
             if (said := self._still_said(deletion)) is not None:
                 return said
@@ -165,6 +177,25 @@ class DeletionSweep:
             return await self._remove(name, deletion, found)
         return await self._close(name, deletion, found)
 
+    async def _unnoted(self, name: str, deletion: Deletion) -> UnhealthyError | None:
+        """Of one that is not due yet: whether its container notes another word, so that people hear it before the day on which it is due.
+        It is read now and then; storage that is away, or refuses, is told on that day."""
+        mono_ns = self._control.mono_ns()
+        known = self._notes.get(deletion.id)
+        if known is not None and mono_ns - known[0] < NOTE_S * SECOND_NS:
+            return known[1]
+        wrong = known[1] if known is not None else None
+        try:
+            wrong = rules.of_note(
+                name, deletion, await removal.noted(self._control.storage.machines(), deletion.container)
+            )
+        except StorageError as exc:
+            _log.info("not looked which deletion a container notes", machine=name, **exc.as_dict())
+        except IntegrityError as exc:
+            wrong = _storage(name, deletion, exc)
+        self._notes[deletion.id] = mono_ns, wrong
+        return wrong
+
     def _still_said(self, deletion: Deletion) -> UnhealthyError | None:
         said = self._said.get(deletion.id)
         is_new = said is not None and self._control.mono_ns() - said.at_ns < LOOK_S * SECOND_NS
@@ -173,6 +204,7 @@ class DeletionSweep:
     async def _close(self, name: str, deletion: Deletion, found: Found) -> UnhealthyError | None:
         """Nobody takes the machine up any more."""
         subject, revoked = f"{Role.AGENT}:{name}", self._control.revoked
+        closing = replace(deletion, stage=Stage.CLOSING)
         if deletion.stage is Stage.WAITING:
             if found.metadata is not None:
                 await removal.fence(self._control.storage.machines(), deletion.container)
@@ -181,9 +213,15 @@ class DeletionSweep:
                 return rules.of_running(name, using or ())
         reach("deletion.closing")
         if subject not in revoked.names:
-            await self._revoking.refuse(subject, f"the machine is deleted, as {deletion.who} asked", SELF)
+            # Whoever was enrolled since is another machine, and who took the deletion back keeps his certificate.
+            await self._revoking.refuse(
+                subject,
+                f"the machine is deleted, as {deletion.who} asked",
+                SELF,
+                still=lambda db: deletions.stands(db, name, closing) is not None,
+            )
         reach("deletion.revoked")
-        await self._advance(name, replace(deletion, stage=Stage.CLOSING), Stage.CLOSED)
+        await self._advance(name, closing, Stage.CLOSED)
         return None
 
     async def _remove(self, name: str, deletion: Deletion, found: Found) -> UnhealthyError | None:

@@ -94,7 +94,12 @@ def answer(
     known = settle(db, known, offer, told) if known is not None else None
     own = known.own if known is not None else None
     before = own.wish if own is not None else None
-    if own is None and told is not None and deletions.was_done(db, machine, told.mark.act):
+    if (
+        own is None
+        and told is not None
+        and told.verb is Verb.STOP
+        and deletions.was_done(db, machine, told.mark)
+    ):
         if not may_leave_entries:
             return Answer(Desired(settings=settings))
         inventory.ensure_machine(db, machine, now_ns)

@@ -105,7 +105,7 @@ def _place(mark: Mark, incarnations: Sequence[str], current: str) -> tuple[int, 
 def _doubt(own: Mark, told: Mark, ours: tuple[int, int], theirs: tuple[int, int]) -> str:
     if ours == theirs:
         return f"two acts bear the number {own.number}"
-    own_ns, told_ns = made_ns(own), made_ns(told)
+    own_ns, told_ns = made_ns(own.act), made_ns(told.act)
     if own_ns is None or told_ns is None or own_ns == told_ns or (own_ns > told_ns) == (ours > theirs):
         return ""
     return (
@@ -190,7 +190,7 @@ def next_mark(incarnation: str, before: Iterable[Mark], now_ns: int) -> Mark:
     """Of another act, made now in this incarnation of the database; `before` are the marks that are known of the machine."""
     known = list(before)
     # Later than what was known when it was made, whatever the clock did since.
-    at_ns = min(_END_NS, max(now_ns, 1 + max((made_ns(mark) or 0 for mark in known), default=0)))
+    at_ns = min(_END_NS, max(now_ns, 1 + max((made_ns(mark.act) or 0 for mark in known), default=0)))
     return Mark(incarnation, next_number(known), f"{rfc3339(at_ns)}-{secrets.token_hex(8)}")
 
 
@@ -198,9 +198,9 @@ def next_number(known: Iterable[Mark]) -> int:
     return min(_MOST, 1 + max((mark.number for mark in known), default=0))
 
 
-def made_ns(mark: Mark) -> int | None:
-    """When the act was made, as its word says; None for a word that says nothing, or a time that cannot be written."""
-    found = parse_rfc3339(mark.act.rpartition("-")[0])
+def made_ns(act: str) -> int | None:
+    """When it was made, as its word says; None for a word that says nothing, or a time that cannot be written."""
+    found = parse_rfc3339(act.rpartition("-")[0])
     return found if found is not None and 0 <= found <= _END_NS else None
 
 

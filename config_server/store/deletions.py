@@ -15,8 +15,10 @@ import msgspec
 from config_server.rules.deletion import Deletion, Stage, of_acts
 from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
+from config_server.rules.wishes import made_ns
 from config_server.store import events, incarnations, inventory
 from shared.api.events import EventKind
+from shared.desired import Mark
 from shared.errors import BeingDeletedError, JobGivenUpError
 from shared.status import Problem
 from shared.vocabulary import Role, Severity
@@ -58,17 +60,25 @@ def count(db: sqlite3.Connection, name: str, id_: str, passed_ns: int, now_ns: i
     return deletion
 
 
+def stands(db: sqlite3.Connection, name: str, seen: Deletion) -> Deletion | None:
+    """It, if it is as it was seen."""
+    machine = current(db, name, seen.id)
+    if machine is None or machine.deletion is None or machine.deletion.stage is not seen.stage:
+        return None
+    return machine.deletion
+
+
 def advance(
     db: sqlite3.Connection, name: str, seen: Deletion, to: Stage, now_ns: int, over: Collection[str] = ()
 ) -> list[str] | None:
     """From the stage in which it was `seen` to another one; unless the machine is in use: then by what (`running`). None: the deletion is
     not as it was seen."""
-    machine = current(db, name, seen.id)
-    if machine is None or machine.deletion is None or machine.deletion.stage is not seen.stage:
+    deletion = stands(db, name, seen)
+    if deletion is None:
         return None
     if to is not Stage.CLOSED and (found := running(db, name, now_ns, over)):
         return found
-    put(db, name, msgspec.structs.replace(machine.deletion, stage=to))
+    put(db, name, msgspec.structs.replace(deletion, stage=to))
     return []
 
 
@@ -146,13 +156,18 @@ def note_enrolled(db: sqlite3.Connection, name: str) -> None:
         put(db, name, msgspec.structs.replace(machine.deletion, is_enrolled=True))
 
 
-def was_done(db: sqlite3.Connection, name: str, act: str) -> bool:
-    """Whether a machine of this name was deleted, and this was the act to stop of it."""
+def was_done(db: sqlite3.Connection, name: str, mark: Mark) -> bool:
+    """Whether a machine of this name was deleted, and this is an act to stop of it: the one that was made with the deletion, or an earlier
+    one of this database, which its agent kept because it heard of none since."""
     found = db.execute(
-        "SELECT 1 FROM audit WHERE action = ? AND object = ? AND json_extract(detail, '$.act') = ?",
-        (DONE, name, act),
+        "SELECT json_extract(detail, '$.act') AS act FROM audit WHERE action = ? AND object = ?", (DONE, name)
     )
-    return found.fetchone() is not None
+    made = made_ns(mark.act) if mark.incarnation in incarnations.history(db) else None
+    for row in found:
+        last = made_ns(row["act"])
+        if mark.act == row["act"] or (made is not None and last is not None and made < last):
+            return True
+    return False
 
 
 def remove(db: sqlite3.Connection, name: str, now_ns: int) -> None:

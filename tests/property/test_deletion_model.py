@@ -314,11 +314,13 @@ class World:
                     self.begin_container()
                 self.write()
             case "enrol anew":
-                self.say()
-                deletions.note_enrolled(self.db, "web1")
-                self.said = None  # it is wanted again
-                self.agent = Agent(self.agent.identity)
-                self.write()
+                with contextlib.suppress(BeingDeletedError):
+                    deletions.check_not_removed(self.db, "web1", VAULT, "Enrolment was refused")
+                    self.say()
+                    deletions.note_enrolled(self.db, "web1")
+                    self.said = None  # it is wanted again
+                    self.agent = Agent(self.agent.identity)
+                    self.write()
             case "hold":
                 self.is_held = True
             case "lands":
@@ -481,9 +483,12 @@ class _Revoking:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    async def refuse(self, subject: str, _reason: str, _who: str) -> CertificateList:
+    async def refuse(
+        self, subject: str, _reason: str, _who: str, *, still: Callable[[sqlite3.Connection], bool]
+    ) -> CertificateList:
         self._world.point()
-        self._world.say(subject)
+        if still(self._world.db):
+            self._world.say(subject)
         self._world.point()
         return CertificateList(certificates=[])
 
@@ -543,7 +548,8 @@ class _Removal:
         return Found(
             named=named,
             vault=VAULT,
-            metadata={"machine": life.machine, "vault": VAULT, "deletion": life.noted},
+            metadata={"machine": life.machine, "vault": VAULT},
+            noted=life.noted,
             changed=_at(life.changed_s),
             identity=life.identity,
             date=_at(now_s),
@@ -573,6 +579,21 @@ class _Removal:
         life.changed_s = max(self._world.now_s, life.changed_s + 1)
         life.noted = life.noted if noted is None else noted
         self._world.point()
+
+    async def note(self, storage: _Storage, container: str, noted: str) -> None:
+        storage._check_there()
+        life = self._world.containers.get(container)
+        if life is None:
+            raise ContainerMissingError("Could not write it")
+        life.noted = noted
+        self._world.point()
+
+    async def noted(self, storage: _Storage, container: str) -> str:
+        storage._check_there()
+        life = self._world.containers.get(container)
+        if life is None:
+            raise ContainerMissingError("Could not read it")
+        return life.noted
 
     async def others(self, storage: _Storage, machine: str, container: str) -> list[str]:
         return []
