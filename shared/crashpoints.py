@@ -70,7 +70,9 @@ DELETION_POINTS: Final = (
     "deletion.closing",
     "deletion.revoked",
     "deletion.removing",
+    "deletion.unnoted",
     "deletion.container-gone",
+    "deletion.gone",
     "deletion.entry-gone",
 )
 """The points of a config server that deletes a machine, in its order; a crash test visits each."""

@@ -80,6 +80,7 @@ class Deleting:
         """Raises MachineNotFoundError, RequestError, BeingDeletedError, StorageError, IntegrityError, AskerGoneError."""
         machine = await machines.known(self._control, call.path["machine"])
         name, what = machine.name, f"'{machine.name}' is not to be deleted yet"
+        enrolled = await self._control.db.run(lambda db: revocation.last_enrolled(db, Role.AGENT, name))
         (container, found), points = await asyncio.gather(self._meant(name), self._points(name))
         _check_its_own(what, name, container, found)
         if body.container is not None and body.container != container:
@@ -92,6 +93,12 @@ class Deleting:
 
         def check(db: sqlite3.Connection) -> None:
             deletions.check_not_removed(db, name, place, what)
+            if revocation.last_enrolled(db, Role.AGENT, name) != enrolled:
+                raise RequestError(
+                    what,
+                    cause="an agent was enrolled under its name meanwhile",
+                    action="Look again what would be lost, and ask again.",
+                )
             if not call.is_there():  # he was told nothing, or that it failed
                 raise AskerGoneError(what)
 
@@ -182,18 +189,37 @@ class Deleting:
     async def _note_kept(self, deletion: Deletion) -> bool:
         """In its container; whether that is there, as far as is known. Storage that is away does not hinder it, unless this database does
         not know what became of the deletion."""
-        if not deletion.container:
-            return True
-        storage, place = self._control.storage.machines(), self._control.storage.place
+        place = self._control.storage.place
+        if not deletion.container or not place:
+            return True  # without storage nothing is deleted, nor is any request on its way
+        storage = self._control.storage.machines()
         try:
             await removal.fence(storage, deletion.container, "")
         except ContainerMissingError:
-            return not await removal.is_gone(storage, deletion.container)
+            return await self._is_there(deletion)
         except StorageError as exc:
-            if await self._control.db.run(lambda db: deletions.is_of_before(db, deletion, place)):
+            if await self._is_of_before(deletion):
                 raise
             _log.warning("not noted in storage that a deletion was taken back", **exc.as_dict())
         return True
+
+    async def _is_there(self, deletion: Deletion) -> bool:
+        """Of a container that does not answer: by the account's list. What is in another account nobody knows here, nor where the list is
+        refused."""
+        storage = self._control.storage
+        if deletion.place not in ("", storage.place):
+            return True
+        try:
+            return not await removal.is_gone(storage.machines(), deletion.container)
+        except StorageError as exc:
+            if await self._is_of_before(deletion):
+                raise
+            _log.warning("not looked whether the container of a deletion is gone", **exc.as_dict())
+            return True
+
+    async def _is_of_before(self, deletion: Deletion) -> bool:
+        place = self._control.storage.place
+        return await self._control.db.run(lambda db: deletions.is_of_before(db, deletion, place))
 
     async def _meant(self, name: str) -> tuple[str, Found]:
         """Which container is the machine's now (empty: none), and what is known of it."""

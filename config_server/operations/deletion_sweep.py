@@ -4,10 +4,16 @@ The delay of each is counted every minute, whatever else goes on. When it is ove
 between two of them everybody has reported again:
 
     waiting    nothing hinders it → written down as closing; the certificates of its agent are revoked; → closed
-    closed     nothing hinders it → written down as removing; the container goes, the registry's entry, and what this database has of it
+    closed     nothing hinders it → written down as removing; the container notes no deletion any more, and goes → gone
+    gone       the registry's entry goes, and what this database has of it
 
 Each stage is written down before what it says is done, and all of that may be done again: killed anywhere, the next look goes on. What
 was being removed is looked at first: a container that is there still is closed again, and all is judged anew.
+
+**A container that was brought back is not deleted a second time.** Storage may keep what was deleted (container soft delete), and people
+bring it back, this one and its note. So before a request to delete is sent the note goes, and who finds the container later, without
+knowing what became of the request, finds none: a person has to say it again (US631). It is noted again only by who sent the request
+himself, got no answer that it is done, and fenced in the same moment.
 
 **Only while it stands as removing can a request to delete the container be on its way.** Each is sent behind that transaction, and nothing
 leads back from it but a fence (removal.py), whatever storage answered. So who takes the deletion back, reads the machine or binds it to
@@ -21,6 +27,7 @@ takes the deletion back, looks at the stage in his own.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
@@ -97,8 +104,6 @@ class DeletionSweep:
         self._said: dict[str, _Said] = {}
         self._notes: dict[str, tuple[int, UnhealthyError | None]] = {}
         """By deletion that is not due: when (monotonic) its container was looked at, and what hinders it."""
-        self._given_up_ns: dict[str, int] = {}
-        """Jobs of such machines that were given up → when this process saw it (monotonic)."""
 
     async def count(self) -> None:
         """How much of each delay has passed. It waits for nobody but the database: a look may take long."""
@@ -118,9 +123,7 @@ class DeletionSweep:
     async def sweep(self) -> None:
         """One look at all that are to be deleted. What hinders one, whatever it is, hinders no other; the first such error that nobody has
         thought of is raised at the end."""
-        found, given_up = await self._control.db.run(_standing)
-        mono_ns = self._control.mono_ns()
-        self._given_up_ns = {id_: self._given_up_ns.get(id_, mono_ns) for id_ in given_up}
+        found = await self._control.db.run(deletions.all_)
         hindered: dict[str, UnhealthyError] = {}
         failed: list[Exception] = []
         for machine, deletion in found:
@@ -155,6 +158,9 @@ class DeletionSweep:
             return wrong
         if not deletion.is_due:
             return await self._unnoted(name, deletion)
+        if deletion.stage is Stage.GONE:
+            await self._unregister(name, deletion)
+            return None
         if deletion.stage is Stage.REMOVING:
             if (said := self._still_said(deletion)) is not None:
                 return said
@@ -191,8 +197,6 @@ class DeletionSweep:
             )
         except StorageError as exc:
             _log.info("not looked which deletion a container notes", machine=name, **exc.as_dict())
-        except IntegrityError as exc:
-            wrong = _storage(name, deletion, exc)
         self._notes[deletion.id] = mono_ns, wrong
         return wrong
 
@@ -229,32 +233,44 @@ class DeletionSweep:
         if using is None or using:
             return rules.of_running(name, using or ())
         reach("deletion.removing")
-        removing = replace(deletion, stage=Stage.REMOVING)
+        removing, storage = replace(deletion, stage=Stage.REMOVING), self._control.storage.machines()
         if found.changed is not None:
             try:
-                await removal.remove_container(
-                    self._control.storage.machines(), deletion.container, found.changed
-                )
-            except (TransientError, ContainerMissingError):
-                raise  # it may have done it, or do it yet: the next look tells
-            except StorageError:
-                await self._close_again(name, removing)
+                await removal.note(storage, deletion.container, "")
+                reach("deletion.unnoted")
+                await removal.remove_container(storage, deletion.container, found.changed)
+            except ContainerMissingError:
+                raise  # the next look tells what became of it
+            except StorageError as exc:
+                # Within this moment nobody has brought it back, so one that is there was not removed, and may be noted again. Else the next
+                # look tells what became of it.
+                with contextlib.suppress(ContainerMissingError):
+                    await self._close_again(name, removing, deletion.id)
+                    self._said[deletion.id] = _Said(self._control.mono_ns(), _storage(name, deletion, exc))
                 raise
-        await self._unregister(name, removing, was_there=found.metadata is not None)
+        await self._forget(name, removing, was_there=found.metadata is not None)
         return None
 
     async def _find_removed(self, name: str, deletion: Deletion) -> None:
-        """Storage was asked to delete its container, and nobody knows whether it did. One that is there is judged anew."""
+        """Storage was asked to delete its container, and nobody knows whether it did. Of one that is there, and notes no deletion, a person
+        has to say it again: it may have been brought back."""
         storage = self._control.storage.machines()
         if deletion.container and not await removal.is_gone(storage, deletion.container):
             await self._close_again(name, deletion)
             return
-        await self._unregister(name, deletion)
+        await self._forget(name, deletion)
 
-    async def _close_again(self, name: str, deletion: Deletion) -> None:
+    async def _close_again(self, name: str, deletion: Deletion, noted: str | None = None) -> None:
         """Back from removing, when no request that was sent can do anything any more."""
-        await removal.fence(self._control.storage.machines(), deletion.container)
+        await removal.fence(self._control.storage.machines(), deletion.container, noted)
         await self._advance(name, deletion, Stage.CLOSED)
+
+    async def _forget(self, name: str, deletion: Deletion, *, was_there: bool = True) -> None:
+        """Its container has gone, which is written down before all else: whoever brings it back has it."""
+        if await self._advance(name, deletion, Stage.GONE) is None:
+            return
+        reach("deletion.gone")
+        await self._unregister(name, replace(deletion, stage=Stage.GONE), was_there=was_there)
 
     async def _unregister(self, name: str, deletion: Deletion, *, was_there: bool = True) -> None:
         """Its container has gone."""
@@ -311,20 +327,12 @@ class DeletionSweep:
         """See deletions.advance."""
         date = found.date if found is not None else None
         now_ns = self._control.now_ns() if date is None else int(date.timestamp()) * SECOND_NS
-        since_ns = self._control.mono_ns() - rules.GIVEN_UP_S * SECOND_NS
-        over = {id_ for id_, at_ns in self._given_up_ns.items() if at_ns <= since_ns}
-        return await self._control.db.run(lambda db: deletions.advance(db, name, seen, to, now_ns, over))
+        return await self._control.db.run(lambda db: deletions.advance(db, name, seen, to, now_ns))
 
     @staticmethod
     def _log_new(name: str, before: UnhealthyError | None, wrong: UnhealthyError) -> None:
         if before is None or (before.code, before.cause) != (wrong.code, wrong.cause):
             _log.warning("machine not deleted", machine=name, **wrong.as_dict())
-
-
-def _standing(db: sqlite3.Connection) -> tuple[list[tuple[Machine, Deletion]], list[str]]:
-    """The machines that are to be deleted, and jobs of these that were given up."""
-    found = deletions.all_(db)
-    return found, [id_ for machine, _ in found for id_ in deletions.given_up(db, machine.name)]
 
 
 def _storage(name: str, deletion: Deletion, exc: UnderstudyError) -> DeletionStorageError:

@@ -55,6 +55,8 @@ class Stage(enum.StrEnum):
     """... and are: nobody takes up the machine any more."""
     REMOVING = "removing"
     """Storage is asked to delete its container. It cannot be taken back."""
+    GONE = "gone"
+    """It did. A container of this name that is there later was brought back, and is none that anybody wants deleted."""
 
 
 class Deletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +88,8 @@ class Deletion(msgspec.Struct, frozen=True, kw_only=True):
     stage: Stage = Stage.WAITING
     is_enrolled: bool = False
     """An agent was enrolled under the name since it was asked for."""
+    given_up: dict[str, int] = {}
+    """Jobs of the machine that were given up → for how long (ns) this has counted since, as the delay is."""
 
     @property
     def is_due(self) -> bool:
@@ -95,6 +99,11 @@ class Deletion(msgspec.Struct, frozen=True, kw_only=True):
     def due_ns(self) -> int:
         """When it is due, if this server runs until then; when it was."""
         return self.counted_ns + max(0, self.after_ns - self.passed_ns)
+
+    @property
+    def is_past_recall(self) -> bool:
+        """Whether storage was asked to delete its container."""
+        return self.stage in (Stage.REMOVING, Stage.GONE)
 
     @property
     def is_closed(self) -> bool:
@@ -132,7 +141,7 @@ def of_acts(name: str, deletion: Deletion, wish: Wish | None, incarnation: str) 
             name,
             "this config server's database was put back from a backup since then, and it may have been taken back meanwhile",
         )
-    if deletion.stage is Stage.REMOVING:
+    if deletion.is_past_recall:
         return None
     if wish is None or wish.verb is not Verb.STOP or wish.mark.act != deletion.act:
         return _unconfirmed(name, f"something else is wanted of it since: {in_words(wish)}")

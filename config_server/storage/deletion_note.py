@@ -13,10 +13,12 @@ from typing import Final
 
 import msgspec
 
-from shared import decoding
+from shared import decoding, logging
 from shared.blob import BlobStore
-from shared.errors import UNDECODABLE, BlobExistsError, IntegrityError, PreconditionError
+from shared.errors import UNDECODABLE, BlobExistsError, PreconditionError
 from shared.log import names
+
+_log = logging.get()
 
 NONE: Final = ""
 """No deletion stands."""
@@ -30,18 +32,16 @@ class _Note(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def read(store: BlobStore) -> str:
-    """The id of the deletion that stands, or NONE. Raises IntegrityError, StorageError."""
+    """The id of the deletion that stands, or NONE; also where the document cannot be read, so a person has to say it again. Raises
+    StorageError."""
     found = await store.read_versioned(names.DELETION_DOCUMENT)
     if found is None:
         return NONE
     try:
         return decoding.decode(found[0], type=_Note).deletion
     except UNDECODABLE as exc:
-        raise IntegrityError(
-            f"The document {names.DELETION_DOCUMENT} cannot be read",
-            cause=str(exc),
-            action="Say what is to become of the machine: understudy machine delete NAME, or understudy machine keep NAME.",
-        ) from exc
+        _log.warning("a note of a deletion cannot be read", container=store.container, cause=str(exc))
+        return NONE
 
 
 async def write(store: BlobStore, deletion: str) -> None:

@@ -101,8 +101,8 @@ async def note(storage: MachineStorage, container: str, noted: str) -> None:
 
 
 async def noted(storage: MachineStorage, container: str) -> str:
-    """Which deletion of it stands, by the last word that was said; empty: none, or there is no container. Raises StorageError,
-    IntegrityError."""
+    """Which deletion of it stands, by the last word that was said; empty: none, or there is no container. Raises
+    StorageError."""
     return (
         await deletion_note.read(storage.vault.in_container(container)) if container else deletion_note.NONE
     )

@@ -12,6 +12,8 @@ from typing import Final
 
 import msgspec
 
+from config_server.rules import deletion as rules
+from config_server.rules.clock import SECOND_NS
 from config_server.rules.deletion import Deletion, Stage, of_acts
 from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
@@ -47,16 +49,20 @@ def current(db: sqlite3.Connection, name: str, id_: str) -> Machine | None:
 
 
 def count(db: sqlite3.Connection, name: str, id_: str, passed_ns: int, now_ns: int) -> Deletion | None:
-    """So much more of the delay has passed; when it is over, nothing more is counted. None: it does not stand any more."""
+    """So much more of the delay has passed (when it is over, nothing more is counted of it), and since its jobs were given up. None: it
+    does not stand any more."""
     machine = current(db, name, id_)
     if machine is None or machine.deletion is None:
         return None
-    if machine.deletion.is_due:
-        return machine.deletion
-    deletion = msgspec.structs.replace(
-        machine.deletion, passed_ns=machine.deletion.passed_ns + passed_ns, counted_ns=now_ns
-    )
-    put(db, name, deletion)
+    before = deletion = machine.deletion
+    since = {job: before.given_up.get(job, -passed_ns) + passed_ns for job in given_up(db, name)}
+    deletion = msgspec.structs.replace(deletion, given_up=since)
+    if not before.is_due:
+        deletion = msgspec.structs.replace(
+            deletion, passed_ns=before.passed_ns + passed_ns, counted_ns=now_ns
+        )
+    if deletion != before:
+        put(db, name, deletion)
     return deletion
 
 
@@ -68,15 +74,14 @@ def stands(db: sqlite3.Connection, name: str, seen: Deletion) -> Deletion | None
     return machine.deletion
 
 
-def advance(
-    db: sqlite3.Connection, name: str, seen: Deletion, to: Stage, now_ns: int, over: Collection[str] = ()
-) -> list[str] | None:
+def advance(db: sqlite3.Connection, name: str, seen: Deletion, to: Stage, now_ns: int) -> list[str] | None:
     """From the stage in which it was `seen` to another one; unless the machine is in use: then by what (`running`). None: the deletion is
     not as it was seen."""
     deletion = stands(db, name, seen)
     if deletion is None:
         return None
-    if to is not Stage.CLOSED and (found := running(db, name, now_ns, over)):
+    over = {job for job, since_ns in deletion.given_up.items() if since_ns >= rules.GIVEN_UP_S * SECOND_NS}
+    if to in (Stage.CLOSING, Stage.REMOVING) and (found := running(db, name, now_ns, over)):
         return found
     put(db, name, msgspec.structs.replace(deletion, stage=to))
     return []
@@ -117,7 +122,7 @@ def check_not_removed(db: sqlite3.Connection, name: str, place: str, what: str) 
     are now; `place` is where storage is."""
     machine = inventory.find(db, name)
     deletion = None if machine is None else machine.deletion
-    if deletion is not None and deletion.stage is Stage.REMOVING and not is_of_before(db, deletion, place):
+    if deletion is not None and deletion.is_past_recall and not is_of_before(db, deletion, place):
         raise BeingDeletedError(
             what, cause=f"'{name}' is being deleted: storage was asked to delete its container"
         )

@@ -87,6 +87,12 @@ def is_known(db: sqlite3.Connection, role: Role, name: str) -> bool:
     return found.fetchone() is not None
 
 
+def last_enrolled(db: sqlite3.Connection, role: Role, name: str) -> int:
+    """The number (rowid) of the newest certificate that it was enrolled with here; 0: none."""
+    found = "SELECT coalesce(max(rowid), 0) FROM certificates WHERE role = ? AND name = ? AND pem != '' AND renews = ''"
+    return int(db.execute(found, (role, name)).fetchone()[0])
+
+
 def living(db: sqlite3.Connection, now_ns: int) -> list[Issued]:
     """What was issued and has not expired, in that order."""
     rows = db.execute(
