@@ -211,6 +211,12 @@ def _deletion(deletion: DeletionView | None) -> list[tuple[str, str | Text]]:
     return [("deletion", line((_when(deletion), "yellow"), f"  as {deletion.who} asked; {points}"))]
 
 
+def _rpo(found: MachineView) -> str:
+    if found.rpo_s is None and not found.protected:
+        return "none is owed: it is not protected"
+    return seconds(found.rpo_s)
+
+
 def machine_page(found: MachineView) -> RenderableType:
     """Everything about a machine, for a terminal."""
     from rich.console import Group
@@ -226,7 +232,7 @@ def machine_page(found: MachineView) -> RenderableType:
             f"{found.policy_name or '(its own)'}: RPO at most {seconds(found.policy.rpo_threshold_s)}",
         ),
         ("mode", found.mode + (f"  {found.mode_cause}" if found.mode_cause else "")),
-        ("RPO", seconds(found.rpo_s)),
+        ("RPO", _rpo(found)),
         ("last point", f"{last.time}  {last.id}  {last.state}" if last else "-"),
         ("epoch", f"{found.epoch}, rounds {found.rounds if found.rounds is not None else '-'}"),
         ("ring", f"{size(found.ring.used_b)} of {size(found.ring.size_b)}"),

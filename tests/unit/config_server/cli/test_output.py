@@ -299,6 +299,14 @@ def test_points_that_were_not_listed_are_not_shown_as_none() -> None:
     assert [line for line in page if "points not known: away" in line]
 
 
+def test_of_a_machine_that_is_not_protected_no_rpo_is_owed() -> None:
+    found = msgspec.structs.replace(_machine("unprotected"), protected=False, rpo_s=None)
+    rpo = [line for line in lines_of(machine_pages.machine_page(found)) if line.strip().startswith("RPO")]
+    assert "none is owed: it is not protected" in rpo[0]
+    measured = msgspec.structs.replace(found, rpo_s=3.0)  # it replicates all the same
+    assert [line for line in lines_of(machine_pages.machine_page(measured)) if "3.0 s" in line]
+
+
 EVIL = "[/x] [link=http://evil/]sda[/link] :bomb: \x1b]0;pwned\x07\x1b[2J\x9b2J \u202eexe"
 
 
