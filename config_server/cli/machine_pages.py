@@ -217,6 +217,11 @@ def _rpo(found: MachineView) -> str:
     return seconds(found.rpo_s)
 
 
+def _epoch(found: MachineView) -> str:
+    epoch = "a new one begins" if not found.epoch and found.disks else str(found.epoch or "-")
+    return f"{epoch}, rounds {found.rounds if found.rounds is not None else '-'}"
+
+
 def machine_page(found: MachineView) -> RenderableType:
     """Everything about a machine, for a terminal."""
     from rich.console import Group
@@ -234,7 +239,7 @@ def machine_page(found: MachineView) -> RenderableType:
         ("mode", found.mode + (f"  {found.mode_cause}" if found.mode_cause else "")),
         ("RPO", _rpo(found)),
         ("last point", f"{last.time}  {last.id}  {last.state}" if last else "-"),
-        ("epoch", f"{found.epoch}, rounds {found.rounds if found.rounds is not None else '-'}"),
+        ("epoch", _epoch(found)),
         ("ring", f"{size(found.ring.used_b)} of {size(found.ring.size_b)}"),
         ("rates", ", ".join(_rate(name, value) for name, value in found.rates.items()) or "-"),
         ("seen", f"{seconds(found.last_seen_s)} ago" if found.last_seen_s is not None else "never"),

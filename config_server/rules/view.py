@@ -50,7 +50,7 @@ def machine_view(machine: Machine, facts: Facts, now_ns: int) -> MachineView:
         protected=machine.protected,
         mode=report.mode or _worst_mode(report),
         mode_cause=report.mode_cause,
-        epoch=report.epoch or (facts.stream[1].epoch if facts.stream else 0),
+        epoch=_epoch(facts),
         epochs=report.epochs,
         rounds=report.rounds,
         rpo_s=None if _rests(machine, facts, now_ns) else facts.rpo.seconds,
@@ -144,6 +144,7 @@ def _hops(machine: Machine, facts: Facts, now_ns: int) -> Iterator[HopView]:
     agent_seen, agent = facts.agent if facts.agent else (None, AgentReport())
     stream_seen, stream = facts.stream if facts.stream else (None, StreamReport())
     apply_seen, apply = facts.apply if facts.apply else (None, ApplyReport())
+    newest = _epoch(facts)
     used = agent.ring_used_b / agent.ring_b if agent.ring_b else 0.0
     hop = partial(_hop, _ill_hops(machine, facts, now_ns), now_ns)
     if _rests(machine, facts, now_ns):
@@ -168,19 +169,35 @@ def _hops(machine: Machine, facts: Facts, now_ns: int) -> Iterator[HopView]:
         "upload",
         stream_seen,
         ok=not stream.errors,
-        detail=f"batch {stream.spooled} spooled, {stream.uploaded} uploaded,"
+        detail=f"{_of_epoch(stream.epoch, newest)}batch {stream.spooled} spooled, {stream.uploaded} uploaded,"
         f" {_mib(stream.pending_b)} pending",
     )
+    is_older = 0 < apply.epoch < stream.epoch
     behind = max(0, stream.uploaded - apply.applied) if apply.epoch == stream.epoch else stream.uploaded
     follows = apply.state not in NOT_FOLLOWING
     yield hop(
         "apply",
         apply_seen,
         ok=follows and not apply.errors and not is_behind(apply),
-        detail=f"batch {apply.applied} applied, {behind} batches behind"
+        detail=f"{_of_epoch(apply.epoch, newest)}batch {apply.applied} applied,"
+        f" {behind} batches{f' of epoch {stream.epoch}' if is_older else ''} behind"
         + (f", {apply.lag_s:.0f} s" if apply.lag_s is not None else "")
         + ("" if follows else f"; {apply.state}"),
     )
+
+
+def _epoch(facts: Facts) -> int:
+    """The one that the machine is in; 0: none, or a new one begins, and has no number yet."""
+    if facts.agent is not None:
+        _, report = facts.agent
+        if report.epoch or any(disk.mode for disk in report.disks):
+            return report.epoch
+    return facts.stream[1].epoch if facts.stream is not None else 0
+
+
+def _of_epoch(epoch: int, newest: int) -> str:
+    """Batches are counted anew in each epoch: figures of an older one say so."""
+    return "" if epoch in (0, newest) else f"epoch {epoch}: "
 
 
 def _ill_hops(machine: Machine, facts: Facts, now_ns: int) -> dict[str, Severity]:

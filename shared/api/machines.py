@@ -116,6 +116,7 @@ class MachineView(msgspec.Struct, kw_only=True):
     mode: str
     mode_cause: str
     epoch: int
+    """0: none, or a new one begins, and has no number yet."""
     epochs: int | None
     rounds: int | None
     rpo_s: float | None

@@ -307,6 +307,13 @@ def test_of_a_machine_that_is_not_protected_no_rpo_is_owed() -> None:
     assert [line for line in lines_of(machine_pages.machine_page(measured)) if "3.0 s" in line]
 
 
+def test_an_epoch_that_has_no_number_yet_is_not_the_one_before() -> None:
+    found = msgspec.structs.replace(_machine("resync"), epoch=0)
+    assert "a new one begins" in " ".join(lines_of(machine_pages.machine_page(found)))
+    nothing = msgspec.structs.replace(found, disks=[])
+    assert "a new one begins" not in " ".join(lines_of(machine_pages.machine_page(nothing)))
+
+
 EVIL = "[/x] [link=http://evil/]sda[/link] :bomb: \x1b]0;pwned\x07\x1b[2J\x9b2J \u202eexe"
 
 
