@@ -112,7 +112,7 @@ def lost_page(found: DeletionView) -> RenderableType:
     facts: list[tuple[str, str | Text]] = [
         ("points", points),
         ("container", found.container or "- (storage holds nothing of it)"),
-        ("hardware", found.identity or "-"),
+        ("hardware", found.identity or "- (no identity of it is known: nothing tells it from a copy)"),
         *(("stays", stays) for stays in found.stays),
     ]
     if found.due is not None:
