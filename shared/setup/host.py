@@ -106,8 +106,8 @@ class Host:
         """Where its unit finds the storage account's key."""
         return Path(f"/run/credentials/{self.unit}.service") / CREDENTIAL.name
 
-    def prepared(self) -> Iterator[Step]:
-        """Users, folders, and the unit's file."""
+    def prepared(self, *, is_restored: bool = False) -> Iterator[Step]:
+        """Users, folders, and the unit's file. `is_restored`: root may have put files from a backup into `state_dir`."""
         if self.by_unit:
             yield _Program()
             for path, text in sorted(self.files.items()):
@@ -119,7 +119,7 @@ class Host:
             yield Folder(self.state, 0o755, reader=self.user)
         yield Folder(self.etc, 0o755, reader=self.user)
         yield Folder(self.folder, 0o700)
-        yield Folder(self.state_dir, 0o700, self.user)
+        yield Folder(self.state_dir, 0o700, self.user, is_restored=is_restored)
 
 
 @contextlib.contextmanager
