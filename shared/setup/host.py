@@ -38,7 +38,7 @@ _USERS: Final = {
     Role.MASTER_TARGET: "understudy-master",
     Role.AGENT: "root",
 }
-_ROOTS_LOCKS: Final = Path("/run/understudy-setup")
+ROOTS_LOCKS: Final = Path("/run/understudy-setup")
 _RUNTIME: Final = Path("/run/user")
 _START_S: Final = 180.0
 _UMASK: Final = 0o022
@@ -143,7 +143,7 @@ def _locks() -> list[Path]:
     mounted with one; what two of his set-ups find for certain is that of /tmp, and where somebody took the name there, of his home.
     Raises OSError, UsageError."""
     uid = os.geteuid()
-    places = [_ROOTS_LOCKS] if uid == 0 else [*_below(uid), Path(f"/tmp/understudy-setup-{uid}")]
+    places = [ROOTS_LOCKS] if uid == 0 else [*_below(uid), Path(f"/tmp/understudy-setup-{uid}")]
     if found := [place for place in places if _is_mine(place, uid)]:
         return found
     raise UsageError(
@@ -161,7 +161,7 @@ def _is_mine(place: Path, uid: int) -> bool:
             place.mkdir(0o700)
         found = place.lstat()
     except OSError:
-        if place == _ROOTS_LOCKS:
+        if place == ROOTS_LOCKS:
             raise
         return False  # a home that is full, or mounted read-only
     return stat.S_ISDIR(found.st_mode) and found.st_uid == uid and not found.st_mode & 0o022

@@ -47,7 +47,7 @@ def test_all_that_set_ups_make_on_a_host_is_removed() -> None:
         assert str(path) in found[who]
         for user in re.findall(r"^u (\S+)", text, re.MULTILINE):
             assert user in found["every-host"]
-    for folder in (host.ETC, host.STATE, host.PROGRAM, "/run/understudy"):
+    for folder in (host.ETC, host.STATE, host.PROGRAM, "/run/understudy", host.ROOTS_LOCKS):
         assert re.search(rf"^rm -rf (?:\S+ )*{folder}(?: |$)", found["every-host"], re.MULTILINE)
     assert f"rm -f {host.CREDENTIAL}\n" in found["every-host"]
     for role in ROLES:
