@@ -14,7 +14,8 @@ _TOOLS: Final = """tools:
   python -m config_server setup …                             begin an installation (understudy init; --help)
   python -m config_server backup --config FILE --to FILE      the data folder as one file, while the server runs
   python -m config_server restore --config FILE --from FILE   and back, while it does not
-                             (--new-operator-token: the backup's serves no more)
+                             (--new-operator-token: the backup's serves no more; on a host that has no
+                             configuration yet: --data-dir DIR --vault-file FILE in its place)
 """
 
 

@@ -36,6 +36,7 @@ from agent.stream.servers import Address
 from shared.batch import DIGEST_SIZE
 from shared.log.epoch_id import NO_EPOCH, EpochId
 from shared.recovery.position import Position
+from shared.vocabulary import INITIAL_REPLICATION
 
 _LAYOUT: Final = 3
 _OLDER_DECLARED_AT: Final = 26
@@ -127,7 +128,7 @@ class Reason(enum.IntEnum):
 
 
 _REASONS: Final = {
-    Reason.INITIAL: "initial replication",
+    Reason.INITIAL: INITIAL_REPLICATION,
     Reason.AUDIT_SHORTFALL: "capture audit shortfall: the kernel wrote sectors that capture did not see",
     Reason.CAPTURE_SKIPPED: "the kernel skipped a capture program",
     Reason.PROCESS_SERVER_AHEAD: "the process server has batches that this agent never sent (reverted or cloned machine)",

@@ -112,13 +112,13 @@ def _steps(
     yield Unused(storage.check, vault_file)
     yield DataThere(data_dir, vault_file, host.etc / FILE, host.config, storage.check, begins_anew)
     yield PortFree(listen["listen"] or "0.0.0.0", number, host.role, host.config)
-    yield from host.prepared()
+    yield from host.prepared(is_restored=True)
     yield from storage.files
-    yield Vault(vault_file, data_dir)
+    yield Vault(vault_file, data_dir, host.user)
     yield recovery
     yield Authority(data_dir, begins_anew)
     yield Operator(data_dir)
-    yield AuthorityNote(data_dir, vault_file, begins_anew)
+    yield AuthorityNote(data_dir, vault_file, begins_anew, host.user)
     config = Configuration(
         host.config,
         ConfigServerConfig,

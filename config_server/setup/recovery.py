@@ -210,8 +210,14 @@ class RecoveryKey:
         except OSError as exc:
             why = f"cannot be taken for it: {cause_of(exc)}"
         if why:
+            back = (
+                "Give the name of a file that is not there. Is this the recovery key of the config server that was, whose place this host"
+                f" shall take: put a copy of it at {self._vault} (readable by root alone), and run the command again."
+            )
             raise RecoveryFileThereError(
-                "The recovery key was not written", cause=f"{place} is there already, and {why}"
+                "The recovery key was not written",
+                cause=f"{place} is there already, and {why}",
+                action="" if self._vault.exists() else back,
             )
 
     def _done(self, outcome: Outcome, more: str = "") -> Done:

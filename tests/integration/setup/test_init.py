@@ -8,6 +8,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -387,6 +388,46 @@ async def test_a_data_folder_that_is_gone_comes_back_from_a_backup(
     report = (await init(arguments, "--output", "json")).json
     assert (report["changed"], outcomes(report["steps"])["ca"]) == (False, "kept")
     assert (data / "ca.pem").read_bytes() == ca
+
+
+async def test_another_host_takes_the_place_of_the_config_server_as_errors_say(
+    tmp_path: Path, arguments: list[str], machine_storage: MachineStorage
+) -> None:
+    """It has the backup, the recovery key and the account's key: no configuration, and nothing of the installation."""
+    assert (await init(arguments)).exit_code == 0
+    await machine_storage.find_or_create("web1")  # as a server does
+    etc, data = tmp_path / "etc/config-server", tmp_path / "state/config-server"
+    ca, backup = (data / "ca.pem").read_bytes(), str(tmp_path / "backup.tar")
+    config = str(tmp_path / "etc/config-server.toml")
+    assert tools.main("backup", ["--config", config, "--to", backup]) == 0
+    for folder in (tmp_path / "etc", tmp_path / "state"):
+        await asyncio.to_thread(shutil.rmtree, folder)
+    kept = (tmp_path / "recovery.key").rename(tmp_path / "safe")
+    done = await init(arguments)
+    assert (done.exit_code, "US627" in done.stderr) == (5, True)
+    assert f"or the recovery key, at {etc / 'vault.json'} (" in done.stderr
+    kept.rename(tmp_path / "recovery.key")  # the same stick, mounted there again
+    done = await init(arguments)
+    assert (done.exit_code, "US626" in done.stderr) == (5, True)
+    assert f"put a copy of it at {etc / 'vault.json'} (" in done.stderr
+    etc.mkdir(parents=True)
+    shutil.copy(tmp_path / "recovery.key", etc / "vault.json")
+    done = await init(arguments)
+    assert (done.exit_code, "is gone, or is empty" in done.stderr) == (2, True)
+    [command] = re.findall(r"\(python -m config_server (restore .*?) --from FILE\)", done.stderr)
+    assert tools.main("restore", [*shlex.split(command)[1:], "--from", backup]) == 0
+    report = (await init(arguments, "--output", "json")).json
+    assert (report["error"], outcomes(report["steps"])["ca"]) == (None, "kept")
+    assert (data / "ca.pem").read_bytes() == ca
+    async with daemon(tmp_path / "etc/config-server.toml"):
+        assert not (await init(arguments, "--output", "json")).json["changed"]
+
+
+@pytest.mark.parametrize("words", [[], ["--config", "x.toml", "--data-dir", "y"]])
+def test_a_restore_is_told_its_folder_in_one_way(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as told:
+        tools.main("restore", [*words, "--from", "backup.tar"])
+    assert told.value.code == 2
 
 
 async def test_a_data_folder_that_is_half_restored_gets_no_new_ca(
