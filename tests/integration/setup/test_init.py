@@ -38,6 +38,7 @@ from shared.vault_record import RecordedVault
 from tests.cli import ROOT, Done, begun, ended, understudy
 from tests.config_parts import running
 from tests.dispositions import inherited
+from tests.marks import some
 from tests.setups import outcomes, places, storage, tree
 
 
@@ -115,7 +116,9 @@ async def test_the_config_server_starts_with_what_it_made_and_the_operator_gets_
         assert path.endswith("state.db") or tree(tmp_path / "etc", tmp_path / "state")[path] == found, path
 
 
-@pytest.mark.parametrize("way", ["whole", "from its folder", "around", "in one word"])
+@pytest.mark.parametrize(
+    "way", some(["whole", "from its folder", "around", "in one word"], short=("around",))
+)
 async def test_a_blank_in_a_folder_s_name_makes_no_difference(
     tmp_path: Path, arguments: list[str], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,7 +332,7 @@ async def test_a_vault_that_was_moved_is_found_where_the_configuration_says(
 
 
 @pytest.mark.parametrize("left", ["nothing", "an empty folder", "a CA without a database"])
-@pytest.mark.parametrize("told_by", ["note", "profile", "storage"])
+@pytest.mark.parametrize("told_by", some(["note", "profile", "storage"], short=("note",)))
 async def test_a_data_folder_that_is_gone_is_not_made_anew(
     tmp_path: Path, arguments: list[str], machine_storage: MachineStorage, told_by: str, left: str
 ) -> None:
@@ -453,7 +456,7 @@ async def test_a_recovery_key_that_would_be_the_vault_or_lost_with_it_ends_it_be
     assert made(tmp_path) == {}
 
 
-@pytest.mark.parametrize("umask", [0o000, 0o027, 0o077])
+@pytest.mark.parametrize("umask", some([0o000, 0o027, 0o077], short=(0o000,)))
 async def test_who_may_read_what_does_not_depend_on_the_umask(
     tmp_path: Path, arguments: list[str], umask: int
 ) -> None:
@@ -535,7 +538,7 @@ async def test_the_common_option_for_the_form_of_output_holds_here_too(
     assert "usage: understudy init" in (await understudy("init", "--help")).stdout
 
 
-@pytest.mark.parametrize("told_by", ["note", "profile"])
+@pytest.mark.parametrize("told_by", some(["note", "profile"], short=("note",)))
 async def test_a_token_that_was_taken_away_is_not_made_anew_but_by_a_start(
     tmp_path: Path, arguments: list[str], told_by: str
 ) -> None:
@@ -632,7 +635,9 @@ async def test_after_a_restore_of_another_ca_s_backup_its_ca_is_the_installation
     assert not (await init(arguments, "--output", "json")).json["changed"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", some([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], short=(signal.SIGTERM,))
+)
 async def test_one_that_is_interrupted_says_that_it_can_go_on(
     tmp_path: Path, arguments: list[str], number: signal.Signals
 ) -> None:
