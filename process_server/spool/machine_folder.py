@@ -53,14 +53,15 @@ class MachineFolder:
         self._distrusted: set[int] = set()
         self._unreadable: dict[Path, float] = {}
         """Files that the disk did not give, and since when (monotonic)."""
-        self._containers: set[str] = set()
+        self._containers: dict[int, str] = {}
+        """By epoch, as its folder tells it; "" where that is not known."""
         self._keys: dict[tuple[str, str, str], MachineKey] = {}
         """Those that a recovery wanted; as a rule one, for ever."""
 
-    @property
-    def containers(self) -> set[str]:
-        """Of which there was something at the last look (`epochs`); "" where that is not known."""
-        return self._containers | self.aside.containers
+    def containers(self, live: Collection[int] = ()) -> set[str]:
+        """Of which there was something at the last look (`epochs`); "" where that is not known. Of `live` epochs the open log knows it."""
+        said = {container for epoch, container in self._containers.items() if epoch not in live}
+        return said | self.aside.containers
 
     def epoch(self, epoch: int) -> Path:
         return self._path / f"{epoch:08d}"
@@ -99,11 +100,12 @@ class MachineFolder:
         """The folder of an epoch that is done with. It stays if a spool file is in it: nothing is deleted unseen."""
         await in_thread(self._remove, self.epoch(epoch), executor=self._threads)
 
-    async def drop(self, deleted: Collection[str]) -> None:
+    async def drop(self, deleted: Collection[str], live: Collection[int]) -> None:
         """All that is of these containers, whatever it holds: they were deleted with their machine (process_server/deletions.py). Nobody
-        may be at it. What does not say of which it is stays. Raises SpoolError.
+        may be at it. What does not say of which it is stays, and so do the folders of `live` epochs: they have an open log, of another
+        container than these, whatever else the folder says. Raises SpoolError.
         """
-        await in_thread(self._drop, deleted, executor=self._threads)
+        await in_thread(self._drop, deleted, live, executor=self._threads)
 
     # ---- in threads ----
 
@@ -116,17 +118,17 @@ class MachineFolder:
                     found[number] = path
         except OSError as exc:
             raise SpoolError(f"The spool folder {self._path} could not be read", cause=cause_of(exc)) from exc
-        self._containers = {_container_in(path) for path in found.values()}
+        self._containers = {number: _container_in(path) for number, path in found.items()}
         return sorted(found)
 
-    def _drop(self, deleted: Collection[str]) -> None:
+    def _drop(self, deleted: Collection[str], live: Collection[int]) -> None:
         try:
             clear_dropped(self._path)
             self.aside.drop(deleted)
             reach("forget.aside-gone")
             for number in self._epochs():
                 folder = self.epoch(number)
-                if _container_in(folder) in deleted:
+                if number not in live and _container_in(folder) in deleted:
                     # At once with all that says of which container it is: what is left of it after a kill is nobody's.
                     dropped = folder.with_name(f"{_DROPPED}{folder.name}")
                     durable.move_folder(folder, dropped)

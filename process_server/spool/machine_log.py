@@ -150,7 +150,7 @@ class MachineLog:
     @property
     def containers(self) -> set[str]:
         """Of which there is something here, as of the last look; "" where that is not known."""
-        return self._folder.containers | {log.container for log in self._logs()}
+        return self._folder.containers(self._live()) | {log.container for log in self._logs()}
 
     @property
     def last_indexed(self) -> Point | None:
@@ -228,7 +228,7 @@ class MachineLog:
             await self._older.forget(deleted, error)
             reach("forget.logs-closed")
             try:
-                await self._folder.drop(deleted)
+                await self._folder.drop(deleted, self._live())
             finally:
                 self._older.resume()
                 if self.containers:
@@ -431,6 +431,10 @@ class MachineLog:
     def _logs(self) -> list[EpochLog]:
         current = [self._current] if self._current is not None else []
         return [*current, *self._older.logs.values()]
+
+    def _live(self) -> set[int]:
+        """The epochs whose folders open logs write into."""
+        return {log.epoch for log in self._logs()}
 
     def _open_log(self) -> EpochLog:
         if self._current is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 from pathlib import Path
 from typing import cast
@@ -16,6 +17,7 @@ from process_server.reception.session import Session
 from process_server.spool import watermark
 from process_server.spool.aside import Kind, Note
 from process_server.spool.machine_log import MachineLog
+from shared import durable
 from shared.blob import BlobConfig
 from shared.errors import StorageForgotError
 from shared.machine_storage import REGISTRY, MachineStorage
@@ -23,7 +25,7 @@ from tests.azurite import Azurite
 from tests.deleted_machines import Parts, parts, remove
 from tests.deletions import in_storage
 from tests.logs import make_chain
-from tests.spools import MACHINE, append_all, hello, read_log, same_batches
+from tests.spools import MACHINE, append_all, hello, hello_again, make_spool, read_log, same_batches
 from tests.storage_faults import Answer, FaultProxy
 
 
@@ -295,3 +297,43 @@ async def test_a_name_that_is_used_again_at_the_moment_of_the_word_loses_nothing
             await made.log.look()
             assert made.log.containers == {container}
             assert made.log is log
+
+
+async def test_the_folder_of_an_open_log_stays_whatever_its_state_still_says(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next machine of the name began its epoch 1 elsewhere, and comes to where epoch 1 of the deleted one lies; its state cannot be
+    written at that moment."""
+    spool = tmp_path / "spool"
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+    old = await remove(machine_storage)
+    with monkeypatch.context() as patch:
+        patch.setattr(MachineLog, "resume", lambda _: None)  # the first look failed
+        elsewhere = make_spool(tmp_path / "spool2", own(machine_storage), owner="ps2")
+        await elsewhere.start()
+        log = await elsewhere.open_machine(hello(0))
+        await log.begin(hello(0))
+        await append_all(log, (chain := make_chain(6))[:3])
+        await log.flush()
+        await elsewhere.close()
+        new, store = await machine_storage.named(MACHINE), await machine_storage.find(MACHINE)
+        async with parts(spool, own(machine_storage), 3600.0) as made:
+            log = await made.spool.open_machine(again := await hello_again(store, 1))
+            with monkeypatch.context() as full:
+                replace = durable.replace_file
+
+                def refuse(path: Path, data: bytes, **how: bool) -> None:
+                    if path.name == "state.json":
+                        raise OSError(errno.ENOSPC, "No space left on device")
+                    replace(path, data, **how)
+
+                full.setattr(durable, "replace_file", refuse)
+                await log.begin(again)
+            await log.look()
+            await made.hears(old)
+            await append_all(log, chain[3:])
+            await made.hears(old)
+            assert made.report().machines[MACHINE].containers == [new]
+            await log.flush()
+            assert same_batches(await read_log(store, spool), chain)
