@@ -21,9 +21,12 @@ What is of a container. An open log knows it; an epoch's state, and the note of 
 a name that is used again keeps what is of its new container, and its session goes on.
 
 Killed anywhere, it is done by the next start. First goes what lies beside the spool, then the logs end, then files go; an epoch's folder
-is first moved to a name that is no epoch's, since what is left of one that lost its state could not be told any more. What is still here
-is named in the next report, so it is told again; that is how it is tried again, too. A server that was off during the deletion names what
-it has when it is back. An empty folder is nobody's, and goes at the next start.
+is first moved to a name that is no epoch's and names the container, since what is left of one that lost its state could not be told any
+more. What is still here is named in the next report, so it is told again; that is how it is tried again, too, and until then the machine's
+report says why it is still here (I10). A server that was off during the deletion names what it has when it is back. An empty folder is
+nobody's, and goes at the next start.
+
+Each machine's drop is a task of its own: a disk that does not answer, or storage that is slow, keeps no other machine's from going.
 """
 
 from __future__ import annotations
@@ -39,12 +42,14 @@ from process_server.spool.spool import MachineLog, Spool
 from shared import logging
 from shared.blob import Retry
 from shared.crashpoints import reach
-from shared.errors import UnderstudyError
+from shared.errors import SpoolError, UnderstudyError, UndroppedError
 from shared.machine_storage import MachineStorage
 
 _log = logging.get()
 _BRIEFLY: Final = Retry(deadline_s=3.0)
 """It is tried again with the next answer."""
+_SLOW_S: Final = 60.0
+"""After so long a drop is told to hang. It goes on."""
 
 
 class Deletions:
@@ -60,32 +65,49 @@ class Deletions:
         self._boots = boots
         self._told: Collection[str] = ()
         self._news = asyncio.Event()
-        self._failed: dict[str, str] = {}
-        """Why the last try with a machine failed."""
+        self._trying: set[str] = set()
+        """Machines."""
 
     def tell(self, containers: Collection[str]) -> None:
         """Of those that the last report named, those that were deleted."""
         self._told = frozenset(containers)
-        if containers:
-            self._news.set()
+        self._news.set()
 
     async def run(self) -> None:
         """Never returns. One machine's trouble hinders no other's."""
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            for machine, log in list(self._spool.machines.items()):
-                if not log.containers.isdisjoint(self._told):
-                    await self._try(machine, log)
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._news.wait()
+                self._news.clear()
+                for machine, log in self._spool.machines.items():
+                    if machine in self._trying:
+                        continue  # should it fail, the next answer tries again
+                    if log.containers.isdisjoint(self._told):
+                        log.undropped = None
+                    else:
+                        self._trying.add(machine)
+                        tasks.create_task(self._try(machine, log), name=f"drop {machine}")
 
     async def _try(self, machine: str, log: MachineLog) -> None:
-        before = self._failed.pop(machine, "")
+        slow = SpoolError("It takes long", cause="the cache disk, or storage, is slow or does not answer")
+        telling = asyncio.get_running_loop().call_later(_SLOW_S, self._note, machine, log, slow)
+        error: UnderstudyError | None = None
         try:
             await self._drop(machine, log)
         except UnderstudyError as exc:
-            self._failed[machine] = exc.cause
-            if exc.cause != before:
-                _log.warning("deleted machine not dropped yet", machine=machine, **exc.as_dict())
+            error = exc
+        finally:
+            telling.cancel()
+            self._trying.discard(machine)
+        self._note(machine, log, error)
+
+    def _note(self, machine: str, log: MachineLog, error: UnderstudyError | None) -> None:
+        before, log.undropped = log.undropped, None
+        if error is not None:
+            what = f"What is here of machine {machine}, which was deleted, could not be dropped yet"
+            log.undropped = UndroppedError(what, cause=f"{error.what}: {error.cause}")
+            if before is None or before.cause != log.undropped.cause:
+                _log.warning("deleted machine not dropped yet", machine=machine, **error.as_dict())
 
     async def _drop(self, machine: str, log: MachineLog) -> None:
         said = log.containers.intersection(self._told)

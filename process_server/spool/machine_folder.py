@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -28,7 +29,7 @@ UNREADABLE_S: Final = 600.0
 """So long a file of an epoch that the disk does not give is waited for: no path that is cut, and no array that fails over, takes longer,
 and a new epoch costs a full resync."""
 _DROPPED: Final = ".deleted-"
-"""Before the name of an epoch's folder that goes."""
+"""Before the name of an epoch's folder that goes; behind it, the container's: whatever is left in it, it can be told of again."""
 
 _log = logging.get()
 
@@ -55,13 +56,15 @@ class MachineFolder:
         """Files that the disk did not give, and since when (monotonic)."""
         self._containers: dict[int, str] = {}
         """By epoch, as its folder tells it; "" where that is not known."""
+        self._going: set[str] = set()
+        """Of folders that were dropped, and could not be removed yet."""
         self._keys: dict[tuple[str, str, str], MachineKey] = {}
         """Those that a recovery wanted; as a rule one, for ever."""
 
     def containers(self, live: Collection[int] = ()) -> set[str]:
         """Of which there was something at the last look (`epochs`); "" where that is not known. Of `live` epochs the open log knows it."""
         said = {container for epoch, container in self._containers.items() if epoch not in live}
-        return said | self.aside.containers
+        return said | self._going | self.aside.containers
 
     def epoch(self, epoch: int) -> Path:
         return self._path / f"{epoch:08d}"
@@ -113,34 +116,40 @@ class MachineFolder:
         try:
             self.aside.look()
             found: dict[int, Path] = {}
+            going: set[str] = set()
             for path in self._path.iterdir() if self._path.is_dir() else ():
                 if (number := names.epoch_of(path.name)) is not None:
                     found[number] = path
+                elif path.name.startswith(_DROPPED):
+                    going.add(path.name.removeprefix(_DROPPED).partition("-")[2])
         except OSError as exc:
             raise SpoolError(f"The spool folder {self._path} could not be read", cause=cause_of(exc)) from exc
         self._containers = {number: _container_in(path) for number, path in found.items()}
+        self._going = going
         return sorted(found)
 
     def _drop(self, deleted: Collection[str], live: Collection[int]) -> None:
-        try:
-            clear_dropped(self._path)
+        failures = clear_dropped(self._path)
+        with _collected(failures):
             self.aside.drop(deleted)
-            reach("forget.aside-gone")
-            for number in self._epochs():
-                folder = self.epoch(number)
-                if number not in live and _container_in(folder) in deleted:
-                    # At once with all that says of which container it is: what is left of it after a kill is nobody's.
-                    dropped = folder.with_name(f"{_DROPPED}{folder.name}")
-                    durable.move_folder(folder, dropped)
-                    reach("forget.epoch-moved")
-                    shutil.rmtree(dropped)
-                    reach("forget.epoch-gone")
-                    _log.warning("spool of a deleted machine dropped", machine=self.machine, epoch=number)
-        except OSError as exc:
-            raise SpoolError(
-                f"The spool folder {self._path} could not be tidied", cause=cause_of(exc)
-            ) from exc
+        reach("forget.aside-gone")
+        for number in self._epochs():
+            folder = self.epoch(number)
+            container = "" if number in live else _container_in(folder)
+            if container not in deleted:
+                continue
+            with _collected(failures):
+                # At once with all that says of which container it is: of what is left after a kill, only the name does.
+                dropped = folder.with_name(f"{_DROPPED}{folder.name}-{container}")
+                durable.move_folder(folder, dropped)
+                reach("forget.epoch-moved")
+                shutil.rmtree(dropped)
+                reach("forget.epoch-gone")
+                _log.warning("spool of a deleted machine dropped", machine=self.machine, epoch=number)
         self._epochs()
+        if failures:
+            what = f"The spool folder {self._path} could not be tidied"
+            raise SpoolError(what, cause=f"{cause_of(failures[0])} ({failures[0].filename})")
 
     def _recover(self, epoch: EpochId) -> Recovered:
         folder = self.epoch(epoch.number)
@@ -226,10 +235,22 @@ class MachineFolder:
             raise SpoolError(f"The spool folder {folder} could not be removed", cause=cause_of(exc)) from exc
 
 
-def clear_dropped(path: Path) -> None:
-    """What a kill left in a machine's folder of what was dropped. Raises OSError."""
-    for dropped in path.glob(f"{_DROPPED}*"):
-        shutil.rmtree(dropped)
+def clear_dropped(path: Path) -> list[OSError]:
+    """Removes what is left in a machine's folder of what was dropped. Why some of it stays."""
+    failures: list[OSError] = []
+    for dropped in sorted(path.glob(f"{_DROPPED}*")):
+        with _collected(failures):
+            shutil.rmtree(dropped)
+    return failures
+
+
+@contextlib.contextmanager
+def _collected(failures: list[OSError]) -> Iterator[None]:
+    """What hinders one removal hinders no other."""
+    try:
+        yield
+    except OSError as exc:
+        failures.append(exc)
 
 
 def _container_in(folder: Path) -> str:

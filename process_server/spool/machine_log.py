@@ -80,6 +80,8 @@ class MachineLog:
         self.machine: Final = machine
         self.on_change: Callable[[], None] | None = None
         """Called, on the event loop, whenever something below may have changed."""
+        self.undropped: UnderstudyError | None = None
+        """Why something is still here that was deleted (process_server/deletions.py)."""
         self._shared = shared
         self._folder: Final = MachineFolder(machine, folder, shared.vault, shared.reading)
         self._current: EpochLog | None = None
@@ -171,6 +173,7 @@ class MachineLog:
         found: list[UnderstudyError | None] = [self._resuming.trouble, self._older.trouble]
         for log in self._logs():
             found += [log.failure, log.trouble, *log.cache_troubles]
+        found.append(self.undropped)
         return [*(error for error in found if error is not None), *self._folder.aside.problems()]
 
     # ---- what the session does ----

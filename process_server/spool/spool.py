@@ -130,8 +130,10 @@ class Spool:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for path in self._folder.iterdir():
                 if path.is_dir() and names.is_machine(path.name):
+                    for failure in clear_dropped(path):
+                        # It says of which container it was: the next word of its deletion tries again, and tells.
+                        _log.warning("rest of a deleted machine not removed", cause=str(failure))
                     with contextlib.suppress(OSError):  # there is something in it
-                        clear_dropped(path)
                         path.rmdir()
         except BlockingIOError as exc:
             raise UsageError(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
+import shutil
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import msgspec
@@ -14,7 +17,7 @@ import pytest
 from process_server.reception.credit import CreditPolicy
 from process_server.reception.machine import Machine
 from process_server.reception.session import Session
-from process_server.spool import watermark
+from process_server.spool import machine_folder, watermark
 from process_server.spool.aside import Kind, Note
 from process_server.spool.machine_log import MachineLog
 from shared import durable
@@ -337,3 +340,67 @@ async def test_the_folder_of_an_open_log_stays_whatever_its_state_still_says(
             assert made.report().machines[MACHINE].containers == [new]
             await log.flush()
             assert same_batches(await read_log(store, spool), chain)
+
+
+async def test_what_could_not_be_removed_is_told_and_tried_again_also_by_the_next_start(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder has got its other name by then, and its state may be gone already."""
+
+    def rmtree(path: Path) -> None:
+        (path / "state.json").unlink(missing_ok=True)
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    spool = tmp_path / "spool"
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+        container = await remove(machine_storage)
+        with monkeypatch.context() as patch:
+            patch.setattr(machine_folder, "shutil", SimpleNamespace(rmtree=rmtree))
+            for _ in range(3):
+                await made.hears(container)
+                told = made.report().machines[MACHINE]
+                assert (told.containers, [error.code for error in told.errors]) == ([container], ["US649"])
+                assert "Input/output error" in told.errors[0].cause
+    with monkeypatch.context() as patch:
+        patch.setattr(machine_folder, "shutil", SimpleNamespace(rmtree=rmtree))
+        async with parts(spool, own(machine_storage), 3600.0) as made:
+            await made.log.look()
+            await made.hears(container)
+            assert codes(made) == ["US649"]
+            monkeypatch.setattr(machine_folder, "shutil", shutil)
+            await made.hears(container)
+            assert (made.report().machines, list(spool.iterdir())) == ({}, [spool / ".lock"])
+
+
+async def test_a_machine_whose_disk_hangs_keeps_no_other_from_being_dropped_and_is_told(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("process_server.deletions._SLOW_S", 0.1)
+    answers = threading.Event()
+
+    def rmtree(path: Path) -> None:
+        if path.parent.name == MACHINE:
+            answers.wait()
+        shutil.rmtree(path)
+
+    monkeypatch.setattr(machine_folder, "shutil", SimpleNamespace(rmtree=rmtree))
+    async with parts(tmp_path / "spool", own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+        other = await made.spool.open_machine(wish := msgspec.structs.replace(hello(0), machine="m2"))
+        await other.begin(wish)
+        deleted = [await remove(machine_storage), await remove(machine_storage, "m2")]
+        running = asyncio.create_task(made.deletions.run())
+        try:
+            async with asyncio.timeout(20):
+                while set(made.report().machines) != {MACHINE} or codes(made) != ["US649"]:
+                    made.deletions.tell(deleted)  # with each answer
+                    await asyncio.sleep(0.02)
+                answers.set()
+                while made.report().machines:
+                    made.deletions.tell(deleted)
+                    await asyncio.sleep(0.02)
+        finally:
+            answers.set()
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
