@@ -16,15 +16,16 @@ takes two that cannot be wrong together:
 Storage alone decides nothing. After a failover of the account it has lost a container, or all of them, and what is here may be all that is
 left. A deleted container and one that a failover lost look alike from here: the word tells them apart.
 
-What is of a container. An open log knows it; an epoch's state, and the note of what was set aside, say it, with the epoch's claim
-(spool/watermark.py, spool/aside.py). What says none, since it was written by an earlier version or is damaged, is of none, and stays. So
-a name that is used again keeps what is of its new container, and its session goes on.
+What is of a container. An open log knows it; an epoch's state, and the note of what was set aside, say it, with the epoch's claim, and so
+does the side that is known here (spool/watermark.py, spool/aside.py, spool/sides.py): by it alone the machine is told of where nothing else
+is, as when somebody waited with the name while the rest went, and was refused. What says none, since it was written by an earlier version
+or is damaged, is of none, and stays. So a name that is used again keeps what is of its new container, and its session goes on.
 
-Killed anywhere, it is done by the next start. First goes what lies beside the spool, then the logs end, then files go; an epoch's folder
-is first moved to a name that is no epoch's and names the container, since what is left of one that lost its state could not be told any
-more. What is still here is named in the next report, so it is told again; that is how it is tried again, too, and until then the machine's
-report says why it is still here (I10). A server that was off during the deletion names what it has when it is back. An empty folder is
-nobody's, and goes at the next start.
+Killed anywhere, it is done by the next start. First goes what lies beside the spool, then the logs end, then files go, and a file's note
+behind it; an epoch's folder is first moved to a name that is no epoch's and names the container, since what is left of one that lost its
+state could not be told any more. What is still here is named in the next report, so it is told again; that is how it is tried again, too,
+and until then the machine's report says why it is still here (I10). A server that was off during the deletion names what it has when it is
+back. An empty folder is nobody's, and goes at the next start.
 
 Each machine's drop is a task of its own: a disk that does not answer, or storage that is slow, keeps no other machine's from going.
 """
@@ -110,14 +111,16 @@ class Deletions:
                 _log.warning("deleted machine not dropped yet", machine=machine, **error.as_dict())
 
     async def _drop(self, machine: str, log: MachineLog) -> None:
+        await log.look()
         said = log.containers.intersection(self._told)
         gone = {container for container in said if not await self._storage.has(machine, container)}
         if not gone:
             return
-        await log.look()
         if log.containers <= gone and self._admission.is_free(machine):
-            await self._sides.forget(machine)
             await self._boots.forget(machine)
+            # Last: it says of which container it is. Where somebody has just come, it may be his.
+            if self._admission.is_free(machine):
+                await self._sides.forget(machine)
             reach("forget.beside-gone")
         for container in gone:
             self._storage.forget(machine, container)

@@ -79,6 +79,7 @@ DELETION_POINTS: Final = (
 FORGET_POINTS: Final = (
     "forget.beside-gone",
     "forget.logs-closed",
+    "forget.aside-file-gone",
     "forget.aside-gone",
     "forget.epoch-moved",
     "forget.epoch-gone",

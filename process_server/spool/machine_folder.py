@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -14,6 +14,7 @@ from process_server.spool import watermark
 from process_server.spool.aside import Aside, Kind, Note
 from process_server.spool.file import FULL, SUFFIX, SpooledSegment
 from process_server.spool.recovery import Damage, KeyWantedError, claim_in, recover_folder
+from process_server.spool.sides import container_in
 from process_server.spool.watermark import Watermark
 from shared import durable, logging
 from shared.crashpoints import reach
@@ -56,6 +57,8 @@ class MachineFolder:
         """Files that the disk did not give, and since when (monotonic)."""
         self._containers: dict[int, str] = {}
         """By epoch, as its folder tells it; "" where that is not known."""
+        self.beside = ""
+        """Of which container the side is that is known here (sides.py), as of the last look; "" where that is not known."""
         self._going: set[str] = set()
         """Of folders that were dropped, and could not be removed yet."""
         self._keys: dict[tuple[str, str, str], MachineKey] = {}
@@ -122,23 +125,24 @@ class MachineFolder:
                     found[number] = path
                 elif path.name.startswith(_DROPPED):
                     going.add(path.name.removeprefix(_DROPPED).partition("-")[2])
+            beside = container_in(self._path)
         except OSError as exc:
             raise SpoolError(f"The spool folder {self._path} could not be read", cause=cause_of(exc)) from exc
         self._containers = {number: _container_in(path) for number, path in found.items()}
         self._going = going
+        self.beside = beside
         return sorted(found)
 
     def _drop(self, deleted: Collection[str], live: Collection[int]) -> None:
         failures = clear_dropped(self._path)
-        with _collected(failures):
-            self.aside.drop(deleted)
+        failures += self.aside.drop(deleted)
         reach("forget.aside-gone")
         for number in self._epochs():
             folder = self.epoch(number)
             container = "" if number in live else _container_in(folder)
             if container not in deleted:
                 continue
-            with _collected(failures):
+            with durable.collected(failures):
                 # At once with all that says of which container it is: of what is left after a kill, only the name does.
                 dropped = folder.with_name(f"{_DROPPED}{folder.name}-{container}")
                 durable.move_folder(folder, dropped)
@@ -239,18 +243,22 @@ def clear_dropped(path: Path) -> list[OSError]:
     """Removes what is left in a machine's folder of what was dropped. Why some of it stays."""
     failures: list[OSError] = []
     for dropped in sorted(path.glob(f"{_DROPPED}*")):
-        with _collected(failures):
+        with durable.collected(failures):
             shutil.rmtree(dropped)
     return failures
 
 
-@contextlib.contextmanager
-def _collected(failures: list[OSError]) -> Iterator[None]:
-    """What hinders one removal hinders no other."""
-    try:
-        yield
-    except OSError as exc:
-        failures.append(exc)
+def clear_killed(path: Path) -> list[OSError]:
+    """Removes what a kill left in a machine's folder that is of no use to anybody, when nobody is at it. Why some of it stays."""
+    failures = clear_dropped(path)
+    for folder in (path, *(path / kind for kind in Kind)):
+        with durable.collected(failures):
+            for left in durable.all_leftovers(folder):
+                durable.remove_file(left)
+    for kind in Kind:
+        with contextlib.suppress(OSError):  # it is not there, or not empty
+            (path / kind).rmdir()
+    return failures
 
 
 def _container_in(folder: Path) -> str:

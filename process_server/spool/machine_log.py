@@ -152,7 +152,9 @@ class MachineLog:
     @property
     def containers(self) -> set[str]:
         """Of which there is something here, as of the last look; "" where that is not known."""
-        return self._folder.containers(self._live()) | {log.container for log in self._logs()}
+        found = self._containers()
+        # An open log's container is the side's, too: the Hello before it asked storage.
+        return found | {self._folder.beside} if self._current is None and self._folder.beside else found
 
     @property
     def last_indexed(self) -> Point | None:
@@ -234,7 +236,7 @@ class MachineLog:
                 await self._folder.drop(deleted, self._live())
             finally:
                 self._older.resume()
-                if self.containers:
+                if self._containers():
                     self._resuming.ask()
                 else:
                     self._resuming.report(None)
@@ -434,6 +436,10 @@ class MachineLog:
     def _logs(self) -> list[EpochLog]:
         current = [self._current] if self._current is not None else []
         return [*current, *self._older.logs.values()]
+
+    def _containers(self) -> set[str]:
+        """Of which there are batches here."""
+        return self._folder.containers(self._live()) | {log.container for log in self._logs()}
 
     def _live(self) -> set[int]:
         """The epochs whose folders open logs write into."""

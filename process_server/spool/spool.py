@@ -21,7 +21,7 @@ from typing import Final
 
 from process_server.spool.epoch_log import LogSettings, Resources
 from process_server.spool.level import idle_part, next_level
-from process_server.spool.machine_folder import clear_dropped
+from process_server.spool.machine_folder import clear_killed
 from process_server.spool.machine_log import MachineLog
 from process_server.spool.writer import Compression, SegmentLimits
 from shared import durable, logging
@@ -130,9 +130,9 @@ class Spool:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for path in self._folder.iterdir():
                 if path.is_dir() and names.is_machine(path.name):
-                    for failure in clear_dropped(path):
-                        # It says of which container it was: the next word of its deletion tries again, and tells.
-                        _log.warning("rest of a deleted machine not removed", cause=str(failure))
+                    for failure in clear_killed(path):
+                        # What was dropped says of which container it was: the next word tries again, and tells.
+                        _log.warning("rest of what was killed not removed", cause=str(failure))
                     with contextlib.suppress(OSError):  # there is something in it
                         path.rmdir()
         except BlockingIOError as exc:

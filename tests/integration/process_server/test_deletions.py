@@ -347,30 +347,31 @@ async def test_what_could_not_be_removed_is_told_and_tried_again_also_by_the_nex
 ) -> None:
     """The folder has got its other name by then, and its state may be gone already."""
 
+    answers = False
+
     def rmtree(path: Path) -> None:
         (path / "state.json").unlink(missing_ok=True)
-        raise OSError(errno.EIO, "Input/output error", str(path))
+        if not answers:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        shutil.rmtree(path)
 
+    monkeypatch.setattr(machine_folder, "shutil", SimpleNamespace(rmtree=rmtree))
     spool = tmp_path / "spool"
     async with parts(spool, own(machine_storage), 3600.0) as made:
         await append_all(await made.begun(), make_chain(3))
         container = await remove(machine_storage)
-        with monkeypatch.context() as patch:
-            patch.setattr(machine_folder, "shutil", SimpleNamespace(rmtree=rmtree))
-            for _ in range(3):
-                await made.hears(container)
-                told = made.report().machines[MACHINE]
-                assert (told.containers, [error.code for error in told.errors]) == ([container], ["US649"])
-                assert "Input/output error" in told.errors[0].cause
-    with monkeypatch.context() as patch:
-        patch.setattr(machine_folder, "shutil", SimpleNamespace(rmtree=rmtree))
-        async with parts(spool, own(machine_storage), 3600.0) as made:
-            await made.log.look()
+        for _ in range(3):
             await made.hears(container)
-            assert codes(made) == ["US649"]
-            monkeypatch.setattr(machine_folder, "shutil", shutil)
-            await made.hears(container)
-            assert (made.report().machines, list(spool.iterdir())) == ({}, [spool / ".lock"])
+            told = made.report().machines[MACHINE]
+            assert (told.containers, [error.code for error in told.errors]) == ([container], ["US649"])
+            assert "Input/output error" in told.errors[0].cause
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await made.log.look()
+        await made.hears(container)
+        assert codes(made) == ["US649"]
+        answers = True
+        await made.hears(container)
+        assert (made.report().machines, list(spool.iterdir())) == ({}, [spool / ".lock"])
 
 
 async def test_a_machine_whose_disk_hangs_keeps_no_other_from_being_dropped_and_is_told(
@@ -404,3 +405,47 @@ async def test_a_machine_whose_disk_hangs_keeps_no_other_from_being_dropped_and_
             answers.set()
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_what_lay_beside_the_spool_for_somebody_who_came_and_was_refused_goes_later(
+    machine_storage: MachineStorage, tmp_path: Path, *, restarted: bool
+) -> None:
+    """So does what lies there of a machine that went on at another server, and was deleted behind that."""
+    spool = tmp_path / "spool"
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+        container = await remove(machine_storage)
+        is_coming(made)
+        await made.hears(container)
+        assert made.here() == [MACHINE, f"{MACHINE}/boot.json", f"{MACHINE}/side.json"]
+        if not restarted:
+            made.admission.machines[MACHINE].holder = None
+            await made.hears(container)
+            assert (made.report().machines, list(spool.iterdir())) == ({}, [spool / ".lock"])
+    if restarted:
+        async with parts(spool, own(machine_storage), 3600.0) as made:
+            await made.log.look()
+            await made.hears(container)
+            assert (made.report().machines, list(spool.iterdir())) == ({}, [spool / ".lock"])
+
+
+async def test_what_a_kill_left_beside_the_spool_keeps_no_deleted_machine_in_the_report(
+    machine_storage: MachineStorage, tmp_path: Path
+) -> None:
+    spool = tmp_path / "spool"
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+    container = await remove(machine_storage)
+    left = [
+        spool / MACHINE / ".side.json.0123456789ab",
+        spool / MACHINE / "damaged/.1-2.seg.note.0123456789ab",
+    ]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"{")
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        assert not any(path.exists() for path in left)
+        await made.log.look()
+        await made.hears(container)
+        assert (made.report().machines, list(spool.iterdir())) == ({}, [spool / ".lock"])
