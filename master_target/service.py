@@ -174,6 +174,8 @@ class Service:
                 await _ended([found.task])  # at once
                 del self._ending[name], self._machines[name]
                 self._storage.forget(name, found.container)
+                if found.container in self._deleted:
+                    remote_vault.forget(self._vault, name)
             elif time.monotonic() - since > _ENDING_S:
                 found.task.cancel()  # again: what failed as it was cut off began anew
 

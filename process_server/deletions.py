@@ -21,11 +21,12 @@ does the side that is known here (spool/watermark.py, spool/aside.py, spool/side
 is, as when somebody waited with the name while the rest went, and was refused. What says none, since it was written by an earlier version
 or is damaged, is of none, and stays. So a name that is used again keeps what is of its new container, and its session goes on.
 
-Killed anywhere, it is done by the next start. First goes what lies beside the spool, then the logs end, then files go, and a file's note
-behind it; an epoch's folder is first moved to a name that is no epoch's and names the container, since what is left of one that lost its
-state could not be told any more. What is still here is named in the next report, so it is told again; that is how it is tried again, too,
-and until then the machine's report says why it is still here (I10). A server that was off during the deletion names what it has when it is
-back. An empty folder is nobody's, and goes at the next start.
+Killed anywhere, it is done by the next start. First the logs end, then files go, and a file's note behind it; then, where nothing else is
+left and nobody bears the name, the data keys (of that name: this server has no machine any more that needs one) and what lies beside the
+spool, the side at last. An epoch's folder is first moved to a name that is no epoch's and names the container, since what is left of one
+that lost its state could not be told any more. What is still here is named in the next report, so it is told again; that is how it is tried
+again, too, and until then the machine's report says why it is still here (I10). A server that was off during the deletion names what it has
+when it is back. An empty folder is nobody's, and goes at the next start.
 
 Each machine's drop is a task of its own: a disk that does not answer, or storage that is slow, keeps no other machine's from going.
 """
@@ -40,11 +41,12 @@ from process_server.reception.admission import Admission
 from process_server.reception.boots import BootFiles
 from process_server.spool.sides import Sides
 from process_server.spool.spool import MachineLog, Spool
-from shared import logging
+from shared import logging, remote_vault
 from shared.blob import Retry
 from shared.crashpoints import reach
 from shared.errors import SpoolError, UnderstudyError, UndroppedError
 from shared.machine_storage import MachineStorage
+from shared.vault import Vault
 
 _log = logging.get()
 _BRIEFLY: Final = Retry(deadline_s=3.0)
@@ -57,13 +59,20 @@ class Deletions:
     """`tell` what was said; `run` does it."""
 
     def __init__(
-        self, storage: MachineStorage, spool: Spool, admission: Admission, sides: Sides, boots: BootFiles
+        self,
+        storage: MachineStorage,
+        spool: Spool,
+        admission: Admission,
+        sides: Sides,
+        boots: BootFiles,
+        vault: Vault,
     ) -> None:
         self._storage = storage.with_retry(_BRIEFLY)
         self._spool = spool
         self._admission = admission
         self._sides = sides
         self._boots = boots
+        self._vault = vault
         self._told: Collection[str] = ()
         self._news = asyncio.Event()
         self._trying: set[str] = set()
@@ -116,15 +125,19 @@ class Deletions:
         gone = {container for container in said if not await self._storage.has(machine, container)}
         if not gone:
             return
+        for container in gone:
+            self._storage.forget(machine, container)
+        before = log.containers
+        await log.forget(gone)
+        if log.containers != before:
+            _log.warning("deleted machine dropped", machine=machine, containers=sorted(gone))
         if log.containers <= gone and self._admission.is_free(machine):
+            await remote_vault.forgotten(self._vault, machine)
             await self._boots.forget(machine)
             # Last: it says of which container it is. Where somebody has just come, it may be his.
             if self._admission.is_free(machine):
                 await self._sides.forget(machine)
-            reach("forget.beside-gone")
-        for container in gone:
-            self._storage.forget(machine, container)
-        await log.forget(gone)
-        _log.warning("deleted machine dropped", machine=machine, containers=sorted(gone))
+                reach("forget.beside-gone")
+                await log.look()
         if not log.containers and self._admission.forget(machine):
             await self._spool.leave(machine)

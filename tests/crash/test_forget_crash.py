@@ -34,8 +34,8 @@ async def killed(work: Work) -> None:
 
 
 _SHORT = [("forget.aside-file-gone", False), ("forget.epoch-moved", False), ("forget.epoch-gone", True)]
-_CASES = [(point, False) for point in FORGET_POINTS] + [(point, True) for point in FORGET_POINTS[1:]]
-"""Where the name is used again, what lies beside the spool is the new machine's, and the first point is not reached."""
+_CASES = [(point, False) for point in FORGET_POINTS] + [(point, True) for point in FORGET_POINTS[:-1]]
+"""Where the name is used again, what lies beside the spool is the new machine's, and the last point is not reached."""
 
 
 @pytest.mark.parametrize(("crash_at", "again"), some(_CASES, short=_SHORT))

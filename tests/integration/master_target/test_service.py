@@ -175,6 +175,10 @@ async def test_a_machine_whose_work_hangs_as_it_is_to_end_stops_no_other_and_is_
     monkeypatch.setattr("master_target.service._ENDING_S", 0.1)
     a, b = two
     begun: list[str] = []
+    keyless: list[str] = []
+    monkeypatch.setattr(
+        "master_target.service.remote_vault.forget", lambda _vault, name: keyless.append(name)
+    )
     answers, work = threading.Event(), Machine.run
 
     async def run(self: Machine, stop: asyncio.Event) -> None:
@@ -205,6 +209,7 @@ async def test_a_machine_whose_work_hangs_as_it_is_to_end_stops_no_other_and_is_
             await until(service, a.name, lambda r: "US649" in [error.code for error in r.errors])
             assert service.report().machines[a.name].container == a.store.container
             assert new is None or new.store.container not in begun
+            assert keyless == []
         finally:
             answers.set()
         if new is not None:
@@ -213,6 +218,7 @@ async def test_a_machine_whose_work_hangs_as_it_is_to_end_stops_no_other_and_is_
             async with asyncio.timeout(_DEADLINE_S):
                 while a.name in service.report().machines:  # noqa: ASYNC110 - it tells nobody
                     await asyncio.sleep(0.01)
+        assert keyless == ([] if again else [a.name])
 
 
 async def test_a_machine_whose_entry_is_damaged_or_anothers_is_in_the_report(
