@@ -4,6 +4,7 @@ machine and epoch.
     <folder>/<machine>/<epoch>/<first batch>.seg     spool files = segments (shared/log/FORMAT.md)
     <folder>/<machine>/<epoch>/state.json            our term, the last batch that we know was listed, and in which container
     <folder>/<machine>/damaged|unlisted/…            what was set aside (aside.py)
+    <folder>/<machine>/.deleted-<epoch>-<container>/ what is left of an epoch that was dropped (process_server/deletions.py)
     <folder>/<machine>/side.json, boot.json          which copy of the machine is it (sides.py; reception/boots.py)
     <folder>/.keys/, .lock                           data keys, sealed (shared/key_cache.py); one process at a time
 
