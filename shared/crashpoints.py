@@ -79,11 +79,12 @@ DELETION_POINTS: Final = (
 
 
 FORGET_POINTS: Final = (
-    "forget.beside-gone",
     "forget.logs-closed",
+    "forget.aside-file-gone",
     "forget.aside-gone",
     "forget.epoch-moved",
     "forget.epoch-gone",
+    "forget.beside-gone",
 )
 """The points of a process server that drops what it has of a machine that was deleted, in its order; a crash test visits each."""
 

@@ -225,7 +225,7 @@ class Sides:
             asked = self._known.asking()
             try:
                 async with asyncio.timeout(_ASK_S):
-                    found = await active_side.find_of(self._control.storage.machines(), machine)
+                    found, _ = await active_side.find_of(self._control.storage.machines(), machine)
             except MachineNotFoundError:
                 self._nobody.add(machine)
                 return side

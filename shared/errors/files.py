@@ -131,6 +131,15 @@ class BootFileError(StateFileError):
     )
 
 
+class UndroppedError(UnhealthyError):
+    """A daemon still has something of a machine that was deleted, and could not be rid of it when it tried. Nothing is replicated there."""
+
+    code = "US649"
+    default_action = (
+        "It is tried again by itself. Where it lasts, look at what the cause names, or restart the daemon."
+    )
+
+
 class ImageFileError(StorageError):
     """A disk image on a local file system: full, I/O error, too short."""
 
