@@ -37,8 +37,9 @@ which disk it is (`Verdict.identity`), and that it was shared is remembered: no 
 
 **What is new takes only what is nobody's**, wherever its line stands: not what is another id's, nor what may be.
 
-An identity that only the disk tells, or its driver, is not asked while nothing is told: what is captured goes on, by its note, and what is
-not is missing until it answers.
+An identity that only the disk tells, or its driver, is not asked while nothing is told: what is captured goes on, by its note, and what
+is not is missing until it answers. So it is where another bears the partition table that is asked for, while what stands under the path
+does not answer: that may be a clone of it.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ TOLD: Final = frozenset({Kind.LOOP, Kind.GPT, Kind.MBR})
 """What only the disk itself tells."""
 NAMED: Final = frozenset({Kind.WWID, Kind.SERIAL, Kind.DM, Kind.MD, Kind.LOOP})
 """What sysfs says, for which the driver may ask the disk."""
+COPIED: Final = frozenset({Kind.GPT, Kind.MBR})
+"""What a clone bears, too."""
 WEAK: Final = frozenset({Kind.GPT, Kind.MBR, Kind.BY_PATH, Kind.NAME})
 
 
@@ -306,6 +309,9 @@ def _by_identity(
     free = [disk for disk in bearing if disk.dev not in owner]
     rivals = [other.id for other in all_known if _is_rival(other, known)]
     is_shared = len(bearing) > 1 or bool(rivals)
+    is_silent = here is not None and here.dev not in owner and here.may_hide(known.identity.kind)
+    if is_silent and known.identity.kind in COPIED and here not in bearing:
+        return _missing(known, f"what stands under {known.path} does not say which disk it is", here)
     if here in free and (not is_shared or known.path.startswith(_BY_PORT)):
         return _take(known, here, slots, f"{here.path} was taken away and came back")
     if free and not is_shared:
@@ -316,7 +322,7 @@ def _by_identity(
         return _missing(
             known, f"{here.path} is empty, and no disk of this machine bears its identity ({known.identity})"
         )
-    if here is not None and here.dev not in owner and here.may_hide(known.identity.kind):
+    if is_silent:
         return _missing(known, f"what stands under {known.path} does not say which disk it is", here)
     if here is not None:
         return _refused(
