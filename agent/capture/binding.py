@@ -153,6 +153,10 @@ class Pinned:
     sectors: int
     id: str = ""
     """Of the disk that it was pinned for; empty: an older agent did, or one that was killed at once."""
+    note: bytes = b""
+    """The line of that disk, which is pinned beside (`bindings.Bound`); empty: an older agent did, or one that was killed at once."""
+    is_damaged: bool = False
+    """What is pinned beside it is no id, or an id that another has, too."""
 
 
 class Action(enum.Enum):
@@ -189,11 +193,18 @@ class Verdict:
         shared = self.shared | self.known.seen_shared
         own = [found for found in standing.identities if found not in shared and found.kind is not Kind.NAME]
         if any(same(known, found) for found in standing.identities):
-            is_shared = any(same(known, found) for found in shared)
-            return own[0] if own and is_shared and self.is_chosen else known
+            is_left = any(same(known, found) for found in shared) or self._is_known_by_name_alone
+            return own[0] if own and is_left and self.is_chosen else known
         if known is not None and standing.may_hide(known.kind):
             return known
         return own[0] if own else standing.identities[0]
+
+    @property
+    def _is_known_by_name_alone(self) -> bool:
+        """Though it is captured, so it is the disk, and has said all: a kernel's name is no evidence after the next boot."""
+        known, disk = self.known.identity, self.standing
+        is_whole = disk is not None and disk.is_read and disk.is_named
+        return is_whole and self.action is Action.CONTINUE and known is not None and known.kind is Kind.NAME
 
     @property
     def is_chosen(self) -> bool:
@@ -255,10 +266,10 @@ def _contradicts(disk: Standing, kept: Identity | None, standing: Sequence[Stand
     return (bool(told) and is_elsewhere) or any(found.kind is kept.kind for found in told)
 
 
-def is_ruled_out(disk: Standing, kept: Identity) -> bool:
+def is_ruled_out(disk: Standing, kept: Identity | None) -> bool:
     """Whether `kept`, which cannot change, is not of this disk. One of that kind that it lost within the boot is not thought of: hence only
     for who asks which of several a disk is, not whether it is the one."""
-    return not kept.is_weak and not disk.may_hide(kept.kind) and not _bears(disk, kept)
+    return kept is not None and not kept.is_weak and not disk.may_hide(kept.kind) and not _bears(disk, kept)
 
 
 def _bears(disk: Standing, kept: Identity | None) -> bool:
