@@ -87,8 +87,9 @@ class WishDamagedError(StateFileError):
 
     code = "US620"
     default_action = (
-        "Say it again on the config server: what it says next is written anew. Or make the file readable, or delete it (then the"
-        " configuration alone counts), and restart the agent. Until then what is captured stays captured."
+        "Say it again on the config server: what it says next is written anew. Or make the file readable, or put it back; or, if the"
+        ' configuration alone is to count, write {"v": 1, "wish": null, "machine": "NAME"} into it, with the machine\'s name; and restart'
+        " the agent. Until then what is captured stays captured."
     )
 
 
