@@ -1,7 +1,9 @@
 """Handlers of protection: what is wanted of a machine's agent. It is told with the answer to its next report (desired_state.py).
 
 Whatever loses nothing is taken: more disks, another process server. Fewer disks than before, disks that the agent does not know, and a
-machine of which nothing is known each want a word of their own in the request, since a mistyped path or name looks the same.
+machine of which nothing is known each want a word of their own in the request, since a mistyped path or name looks the same. That word can
+say what was shown to whom it was asked: which disks go (`gone`), and over which act (`over`). What somebody else has said meanwhile is
+not undone by his yes.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from config_server.operations import desired_state, machines
 from config_server.operations.call import Call
 from config_server.operations.control import Control, check_name
 from config_server.operations.sides import Sides
+from config_server.rules.clock import rfc3339
 from config_server.rules.disks import Offer
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Seen
-from config_server.rules.wishes import without
+from config_server.rules.wishes import in_words, without, word_of
 from config_server.store import audit, deletions, inventory, policies, revocation
 from shared.active_side import UNKNOWN
 from shared.api.machines import MachineView
@@ -31,6 +34,7 @@ from shared.errors import (
     MachineNotFoundError,
     NeverReportedError,
     RequestError,
+    SaidSinceError,
     ToBeDeletedError,
 )
 from shared.naming import address_of, is_address
@@ -46,8 +50,8 @@ class Protecting:
         self._sides = sides
 
     async def protect(self, call: Call, body: Protection) -> MachineView:
-        """Raises RequestError, MachineNotFoundError, PolicyNotFoundError, FewerDisksError, DiskTooLargeError, ToBeDeletedError,
-        BeingDeletedError."""
+        """Raises RequestError, MachineNotFoundError, PolicyNotFoundError, FewerDisksError, SaidSinceError, DiskTooLargeError,
+        ToBeDeletedError, BeingDeletedError."""
         name = check_name(call.path["machine"], "machine")
         what = f"The protection of '{name}' was refused"
         _check_words(what, body)
@@ -64,6 +68,9 @@ class Protecting:
             if before is not None:
                 deletions.check_not_removed(db, name, self._control.storage.place, what)
                 _refuse_to_be_deleted(what, before)
+            if body.over is not None:
+                _refuse_said_since(what, body.over, before)
+            if before is not None:
                 before = self._as_bound(db, before, now_ns)
                 if agent is not None and before.identity in (UNKNOWN, agent[1].identity):
                     before = desired_state.settle(db, before, offer, said)
@@ -75,8 +82,9 @@ class Protecting:
                 offer.check_sizes(disks)
             if not body.force:
                 offer.check(what, disks, known)
-            if not body.fewer and before is not None and not before.ended:
-                _check_fewer(what, offer, known, disks)
+            is_any = body.fewer and body.gone is None
+            if not is_any and before is not None and not before.ended:
+                _check_fewer(what, offer, known, disks, body.gone)
             machine = inventory.act(
                 db,
                 name,
@@ -228,12 +236,31 @@ def _refuse_to_be_deleted(what: str, machine: Machine) -> None:
         )
 
 
+def _refuse_said_since(what: str, over: str, known: Machine | None) -> None:
+    wish = known.wish if known is not None else None
+    if over == (wish.mark.act if wish is not None else ""):
+        return
+    at = f" ({rfc3339(known.wish_ns)})" if known is not None and wish is not None else ""
+    holds = in_words(wish) if wish is not None else "nothing, and its agent goes by its configuration"
+    raise SaidSinceError(what, cause=f"something else was said since: what holds now is {holds}{at}")
+
+
 def _check_fewer(
-    what: str, offer: Offer, protected: Sequence[WantedDisk], disks: Sequence[WantedDisk]
+    what: str,
+    offer: Offer,
+    protected: Sequence[WantedDisk],
+    disks: Sequence[WantedDisk],
+    said: Sequence[str] | None,
 ) -> None:
-    if gone := without(protected, disks):
+    """`said`: those that may go; None: nobody has said which."""
+    gone = without(protected, disks)
+    if any(word_of(disk) not in (said or ()) for disk in gone):
         names = ", ".join(map(offer.shown, gone))
-        raise FewerDisksError(what, cause=f"it leaves out what is protected now: {names}")
+        raise FewerDisksError(
+            what,
+            cause=f"it leaves out what is protected now: {names}",
+            names=[word_of(disk) for disk in gone],
+        )
 
 
 def _plain(machine: Machine | None) -> Any:

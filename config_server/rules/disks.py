@@ -18,7 +18,7 @@ import msgspec
 
 from config_server.rules.clock import rfc3339
 from config_server.rules.machine import Machine
-from config_server.rules.wishes import named, once, same, with_ids, without
+from config_server.rules.wishes import named, once, same, with_ids, without, word_of
 from shared.api.protection import DiskCandidate
 from shared.batch import SECTOR
 from shared.desired import Verb, WantedDisk
@@ -281,7 +281,7 @@ class Offer(NamedTuple):
                 captured=False,
                 wanted=is_wanted,
                 why_not=why_away,
-                name=disk.id or disk.identity or disk.device,
+                name=word_of(disk),
                 until=until,
             )
             for disk, place in places

@@ -186,6 +186,11 @@ def named(disk: WantedDisk) -> str:
     return f"{device} (disk {id_})" if id_ not in ("", device.rpartition("/")[2]) else device
 
 
+def word_of(disk: WantedDisk) -> str:
+    """What means it in a request, wherever it stands."""
+    return disk.id or disk.identity or disk.device
+
+
 def next_mark(incarnation: str, before: Iterable[Mark], now_ns: int) -> Mark:
     """Of another act, made now in this incarnation of the database; `before` are the marks that are known of the machine."""
     known = list(before)
