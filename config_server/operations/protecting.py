@@ -22,7 +22,7 @@ from config_server.rules.clock import rfc3339
 from config_server.rules.disks import Offer
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Seen
-from config_server.rules.wishes import in_words, without, word_of
+from config_server.rules.wishes import in_words, named, without, word_of
 from config_server.store import audit, deletions, inventory, policies, revocation
 from shared.active_side import UNKNOWN
 from shared.api.machines import MachineView
@@ -57,8 +57,11 @@ class Protecting:
         _check_words(what, body)
         await self._sides.ask(name)
         now_ns = self._control.now_ns()
-        agent = self._agent(name)
-        is_moved = agent is None and self._control.presence.agent(name) is not None
+        stored = await self._control.db.run(lambda db: inventory.find(db, name))
+        agent = self._agent(name, stored)
+        is_other = agent is None and self._control.presence.agent(name) is not None
+        is_moved = is_other and self._sides.bound(name) != UNKNOWN
+        is_unclear = is_other and not is_moved
         offer = Offer.of(agent[1] if agent is not None else None)
         has_image_target = self._control.presence.has_image_target()
         said = agent[1].wish if agent is not None else None
@@ -74,7 +77,7 @@ class Protecting:
                 before = self._as_bound(db, before, now_ns)
                 if agent is not None and before.identity in (UNKNOWN, agent[1].identity):
                     before = desired_state.settle(db, before, offer, said)
-            if agent is None and not body.offline:
+            if agent is None and not body.offline and not is_unclear:
                 _refuse_unknown(db, what, name, before, is_moved=is_moved)
             known = before.disks if before is not None else ()
             disks = offer.meant(what, body.disks, known)
@@ -82,6 +85,8 @@ class Protecting:
                 offer.check_sizes(disks)
             if not body.force:
                 offer.check(what, disks, known)
+                if is_unclear and not body.offline:
+                    _refuse_unknown_disks(what, disks, known)
             is_any = body.fewer and body.gone is None
             if not is_any and before is not None and not before.ended:
                 _check_fewer(what, offer, known, disks, body.gone)
@@ -124,7 +129,7 @@ class Protecting:
         MachineNotFoundError, and what `also` raises."""
         await self._sides.ask(name)
         now_ns = self._control.now_ns()
-        agent = self._agent(name)
+        agent = self._agent(name, await self._control.db.run(lambda db: inventory.find(db, name)))
         said = agent[1].wish if agent is not None else None
 
         def work(db: sqlite3.Connection) -> Machine:
@@ -149,7 +154,7 @@ class Protecting:
     async def disks(self, call: Call, _body: Nothing) -> DiskCandidates:
         machine = await machines.known(self._control, call.path["machine"])
         await self._sides.ask(machine.name)
-        agent = self._agent(machine.name)
+        agent = self._agent(machine.name, machine)
         if self._is_moved(machine):
             machine = msgspec.structs.replace(machine, disks=())
         return DiskCandidates(
@@ -159,15 +164,19 @@ class Protecting:
             by_configuration=not machine.protected and not machine.ended,
         )
 
-    def _agent(self, name: str) -> _Agent:
-        """What its agent said last, on the hardware that the machine is bound to: disks of another one's report are others."""
+    def _agent(self, name: str, known: Machine | None) -> _Agent:
+        """What its agent said last, on the hardware that is the machine by storage, or, while that names none, by what is `known`: disks
+        of another one's report are others. Nor does an act make that the machine: it may be a copy."""
         found = self._control.presence.agent(name)
-        bound = self._sides.bound(name)
-        return found if found is None or bound in (UNKNOWN, found[1].identity) else None
+        is_ = self._sides.bound(name) or (known.identity if known is not None else UNKNOWN)
+        if found is None or is_ in (UNKNOWN, found[1].identity):
+            return found
+        return found if self._sides.is_the_machine(name, found[1].identity) else None
 
     def _identity(self, name: str, agent: _Agent) -> str:
-        """Whose disks an operator speaks of."""
-        return self._sides.bound(name) or (agent[1].identity if agent is not None else UNKNOWN)
+        """Whose disks an operator speaks of, as far as storage says it."""
+        is_it = agent is not None and self._sides.is_the_machine(name, agent[1].identity)
+        return self._sides.bound(name) or (agent[1].identity if agent is not None and is_it else UNKNOWN)
 
     def _as_bound(self, db: sqlite3.Connection, machine: Machine, now_ns: int) -> Machine:
         """The machine; of one that was bound to other hardware, and has not reported since, none of the former disks."""
@@ -224,6 +233,19 @@ def _refuse_unknown(
         cause=f"no machine '{name}' is known: its agent was never enrolled here",
         action=f"See that the name is right, enrol it first (understudy token create agent {name}), {offline}.",
     )
+
+
+def _refuse_unknown_disks(what: str, disks: Sequence[WantedDisk], known: Sequence[WantedDisk]) -> None:
+    """Of a machine of whose agent nothing is heard: only of another one, that may be a copy."""
+    if more := without(disks, known):
+        names = ", ".join(map(named, more))
+        raise RequestError(
+            what,
+            cause=f"it names disks that nobody knows yet ({names}), and what reports under this name is other hardware than the machine's, of"
+            " which storage does not say that it is the machine",
+            action="Say it again when storage can be read and its agent has reported, or bind the machine to that hardware (understudy"
+            " machine rebind). To say it all the same: --force (`force` in the API).",
+        )
 
 
 def _refuse_to_be_deleted(what: str, machine: Machine) -> None:
