@@ -241,8 +241,8 @@ def _refuse_unknown_disks(what: str, disks: Sequence[WantedDisk], known: Sequenc
         names = ", ".join(map(named, more))
         raise RequestError(
             what,
-            cause=f"it names disks that nobody knows yet ({names}), and what reports under this name is other hardware than the machine's, of"
-            " which storage does not say that it is the machine",
+            cause=f"it names disks that nobody knows yet ({names}), and what reports under this name is other hardware than the"
+            " machine's, of which storage does not say that it is the machine",
             action="Say it again when storage can be read and its agent has reported, or bind the machine to that hardware (understudy"
             " machine rebind). To say it all the same: --force (`force` in the API).",
         )
