@@ -42,7 +42,7 @@ from config_server.rules.disks import Offer
 from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
 from config_server.rules.settling import settled
-from config_server.rules.wishes import UNHEARD, Adopt, Agree, Tell, in_words, judge, named
+from config_server.rules.wishes import UNHEARD, Adopt, Agree, Tell, in_words, judge, named, once
 from config_server.store import audit, deletions, events, incarnations, inventory, policies
 from shared.active_side import shown
 from shared.api.events import EventKind
@@ -126,6 +126,10 @@ def answer(
             is_unsettled = wish.verb is Verb.PROTECT and offer.is_unsettled(wish.disks)
             if unsaid is None or is_unsettled:
                 return Answer(Desired(settings=settings), waits=wish)
+            if wish.verb is Verb.PROTECT and len(once((*known.disks, *unsaid))) > inventory.MOST_DISKS:
+                return Answer(
+                    Desired(settings=settings), _note_too_many(db, machine, wish, unsaid, now_ns), waits=wish
+                )
             stays = _unsaid_servers(known, told, incarnations.history(db)[-1])
             if (unsaid or stays is not None) and not may_leave_entries:
                 return Answer(Desired(settings=settings))
@@ -281,6 +285,24 @@ def _note_kept(
     )
     happened = Problem(**error.as_dict(), severity=Severity.WARNING, object=machine)
     events.note(db, EventKind.STATE, SELF, happened, now_ns)
+
+
+def _note_too_many(
+    db: sqlite3.Connection, machine: str, wish: Wish, unsaid: Sequence[WantedDisk], now_ns: int
+) -> bool:
+    """Once for each act."""
+    if events.is_noted(db, SELF, DisksKeptError.code, wish.mark.act):
+        return False
+    names = ", ".join(named(disk) for disk in unsaid[:_SHOWN])
+    error = DisksKeptError(
+        f"{machine} is not told the last act: its agent protects disks for which that has no room: {names}",
+        cause=f"an act names {inventory.MOST_DISKS} disks at most, and nobody said that these shall go, since nobody knew of them",
+        action=f"Name fewer (understudy machine protect {machine} --disk PATH for each): then these are kept, and can be left out by"
+        " the next act.",
+    )
+    happened = Problem(**error.as_dict(), severity=Severity.WARNING, object=machine, key=wish.mark.act)
+    events.note(db, EventKind.STATE, SELF, happened, now_ns)
+    return True
 
 
 def _note_stays(db: sqlite3.Connection, machine: str, before: Wish, after: Wish, now_ns: int) -> None:

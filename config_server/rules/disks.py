@@ -384,9 +384,9 @@ def _bound(disk: BoundDisk) -> WantedDisk | None:
 
 def _goes_by(report: AgentReport, bound: tuple[WantedDisk, ...]) -> tuple[WantedDisk, ...] | None:
     wish = report.wish
-    if wish is not None and wish.verb is not Verb.PROTECT:
+    if wish is not None and wish.verb is Verb.STOP:
         return ()
-    if wish is not None and wish.disks:
+    if wish is not None and wish.verb is Verb.PROTECT and wish.disks:
         return with_ids(wish.disks, bound)
     return None if report.state == _FAILED and not bound else bound
 

@@ -12,7 +12,7 @@ from config_server.operations import desired_state
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
 from config_server.store import database, inventory, restored
-from shared.desired import Verb, WantedDisk, Wish
+from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.status import AgentReport, AvailableDisk, BoundDisk
 
 NAME: Final = "web1"
@@ -312,3 +312,29 @@ def protecting(wish: Wish | None, *disks: WantedDisk) -> AgentReport:
         bound=[BoundDisk(id=disk.id or "", device=disk.device) for disk in disks],
         available=there(sda="sda", sdb="sdb"),
     )
+
+
+def test_one_that_goes_by_a_newer_versions_verb_protects_what_it_says_that_it_captures() -> None:
+    db = database.connect(":memory:")
+    act(db, Verb.PROTECT, 0, SDA)
+    newer = Wish(mark=Mark("newer", 9, "2027-01-15T07:00:00.000000000Z-x"), verb=Verb.OTHER)
+    restored.prepare(db, START_NS + SECOND_NS)
+    inventory.act(db, NAME, Verb.PROTECT, START_NS + 2 * SECOND_NS, disks=(SDA,), known=newer.mark)
+    heard = told(db, protecting(newer, SDA, SDB), 3)
+    assert heard is not None
+    assert [disk.id for disk in heard.disks] == ["sda", "sdb"], "nobody said that it shall go"
+    assert codes(db) == ["US617"]
+
+
+def test_a_disk_for_which_an_act_has_no_room_is_not_said_to_be_kept_and_dropped() -> None:
+    db = database.connect(":memory:")
+    wanted = [WantedDisk(f"/dev/d{n}", f"d{n}") for n in range(inventory.MOST_DISKS)]
+    act(db, Verb.PROTECT, 0, *wanted)
+    report = protecting(None, *wanted[1:], SDA)
+    assert told(db, report, 1) is None
+    assert told(db, report, 100) is None
+    assert codes(db) == ["US617"], "once"
+    act(db, Verb.PROTECT, 101, *wanted[:-1])
+    heard = told(db, report, 102)
+    assert heard is not None
+    assert (len(heard.disks), SDA in heard.disks) == (inventory.MOST_DISKS, True)
