@@ -156,6 +156,8 @@ async def enrol(
         raise
     certificate = identity.checked(asking, answer, trusted)
     if role is not None and not answer.name.startswith(f"{role}:"):
+        if made:
+            _remove(key)  # it is another daemon's key, by now
         raise OthersRoleError(
             f"Nothing was written to {folder}",
             cause=f"the token, which is used up now, was for '{answer.name}', and this is the set-up of the {role}",
