@@ -8,6 +8,7 @@ from collections.abc import Awaitable
 from typing import Final
 
 from config_server.config import ConfigServerConfig
+from shared.log_sink import fill_standard_descriptors
 from shared.service import run_daemon
 
 _TOOLS: Final = """tools:
@@ -20,6 +21,7 @@ _TOOLS: Final = """tools:
 
 
 def main(argv: list[str]) -> int:
+    fill_standard_descriptors()
     match argv[:1]:
         case ["setup"]:
             from config_server.setup import command

@@ -196,7 +196,7 @@ def error_of(failure: Failure) -> UnderstudyError:
     )
     cls = classes.get(failure.code, fallback)
     # The class' defaults must not fill in what the server left empty on purpose; it sent its own words.
-    return cls(failure.what, cause=failure.cause, action=failure.action)
+    return cls(failure.what, cause=failure.cause, action=failure.action, names=failure.names)
 
 
 def _all_errors() -> dict[str, type[UnderstudyError]]:

@@ -95,14 +95,19 @@ def _is_unheard(own: Own, incarnations: Sequence[str]) -> bool:
     return own.incarnation != incarnations[-1]
 
 
-def _place(mark: Mark, incarnations: Sequence[str], current: str) -> tuple[int, int]:
-    """`current`: the incarnation before which one comes that this database never had."""
+_Place = tuple[int, int, int]
+
+
+def _place(mark: Mark, incarnations: Sequence[str], current: str) -> _Place:
+    """`current`: the incarnation before which one comes that this database never had. Where numbers cannot rise any more, since an agent
+    said the last one, the clock counts."""
+    at_ns = (made_ns(mark.act) or 0) if mark.number >= _MOST else 0
     if mark.incarnation in incarnations:
-        return 2 * incarnations.index(mark.incarnation), mark.number
-    return 2 * incarnations.index(current) - 1, mark.number
+        return 2 * incarnations.index(mark.incarnation), mark.number, at_ns
+    return 2 * incarnations.index(current) - 1, mark.number, at_ns
 
 
-def _doubt(own: Mark, told: Mark, ours: tuple[int, int], theirs: tuple[int, int]) -> str:
+def _doubt(own: Mark, told: Mark, ours: _Place, theirs: _Place) -> str:
     if ours == theirs:
         return f"two acts bear the number {own.number}"
     own_ns, told_ns = made_ns(own.act), made_ns(told.act)
@@ -184,6 +189,11 @@ def named(disk: WantedDisk) -> str:
     """For people: agents' words are what agents say."""
     device, id_ = disk.device[:100], disk.id or ""
     return f"{device} (disk {id_})" if id_ not in ("", device.rpartition("/")[2]) else device
+
+
+def word_of(disk: WantedDisk) -> str:
+    """What means it in a request, wherever it stands."""
+    return disk.id or disk.identity or disk.device
 
 
 def next_mark(incarnation: str, before: Iterable[Mark], now_ns: int) -> Mark:

@@ -77,7 +77,8 @@ def _begin(options: argparse.Namespace, show: Show) -> Iterable[Step]:
             None, (), "--host", question, socket.getfqdn() if answers.asks else None
         ).split()
     recovery_key = options.recovery_key
-    if recovery_key is None and noted(host.folder / NOTE) is None:
+    handed = noted(host.folder / NOTE)
+    if recovery_key is None and (handed is None or not handed.keys):
         question = "File to put the recovery key into (it must then leave this host)"
         said = answers.value(None, (), "--recovery-key", question)
         recovery_key = Path(said) if said else None

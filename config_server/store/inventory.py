@@ -17,7 +17,7 @@ from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import MachineNotFoundError
 from shared.vocabulary import Role
 
-_MOST_NOTED: Final = 256
+MOST_DISKS: Final = 256
 """As many as an operator may name: what agents say is anything."""
 
 
@@ -194,7 +194,7 @@ def _put_wish(db: sqlite3.Connection, name: str, wish: Wish, now_ns: int, incarn
 
 def _put_disks(db: sqlite3.Connection, name: str, disks: Sequence[WantedDisk]) -> None:
     """No disk twice."""
-    known = wishes.once(disks)[:_MOST_NOTED]
+    known = wishes.once(disks)[:MOST_DISKS]
     db.execute("UPDATE machines SET disks = ? WHERE name = ?", (_json(known), name))
 
 

@@ -124,8 +124,8 @@ class Host:
 
 @contextlib.contextmanager
 def alone(*folders: Path) -> Iterator[None]:
-    """One set-up at a time of those that share one of these folders (`--etc`, `--state`), be they there yet or not. The locks go with the
-    process.
+    """One set-up at a time of those of one user that share one of these folders (`--etc`, `--state`), be they there yet or not. The locks
+    go with the process. (Root and a user do not see each other's: to share a place, one would have to trust what the other one can make.)
 
     A lock on the folder itself, or one above it, could be held by whoever can open that, which is anybody. So they are files in a folder
     that is root's, or this user's, alone, named by the folders' paths. Raises UsageError, StateFileError."""

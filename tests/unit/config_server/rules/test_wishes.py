@@ -100,6 +100,16 @@ def test_of_two_acts_with_one_number_what_protects_more_holds_and_both_are_named
     assert judged(more, ended) == Tell(more, "two acts bear the number 4")
 
 
+def test_where_numbers_cannot_rise_any_more_the_later_act_by_the_clock_holds() -> None:
+    """Its agent said the last one."""
+    last = 1 << 53
+    earlier, later = wish("third", last, "sda", at_s=8), stop("third", last, 9)
+    assert judged(later, earlier) == Tell(later)
+    assert judged(earlier, later) == Adopt(later)
+    earlier, later = wish("third", 7, "sda", at_s=8), stop("third", 7, 9)
+    assert judged(later, earlier) == Adopt(earlier, "two acts bear the number 7"), "in doubt"
+
+
 def test_in_doubt_no_disk_is_dropped_where_neither_protects_all() -> None:
     here = wish("third", 4, "sda")
     there = msgspec.structs.replace(wish("third", 4, "sdb"), mark=Mark("third", 4, "another"))
