@@ -475,6 +475,10 @@ class _Sides:
         life = self._world.containers.get(self._world.registry)
         return life.identity if life is not None else ""
 
+    def is_the_machine(self, _machine: str, identity: str) -> bool:
+        life = self._world.containers.get(self._world.registry)
+        return life is None or life.identity == identity
+
     def forget(self, _machine: str) -> None:
         pass
 
