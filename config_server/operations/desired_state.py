@@ -5,8 +5,8 @@ An act that this database did not know is adopted, with an event and an entry in
 about its own machine, and costs nobody else anything: what is adopted, and what is in doubt, leaves entries, so there is not much of
 that of one machine.
 
-**Two servers do not take turns.** One that was thought to be gone (a backup of it was restored on another host) may be reached once more.
-It does not know the later act of the other, and tells its own in doubt: once. An agent that comes back with the same act and a
+**Two servers do not take turns.** One that was thought to be gone (a backup of it was restored on another host) may be reached once
+more. It does not know the later act of the other, and tells its own in doubt: once. An agent that comes back with the same act and a
 higher number was told so again by somebody who insists, and that is adopted. The other one names it, too.
 
 **What leaves is said.** An act says of the disks that were known when it was made which shall go; an agent may protect others: the act

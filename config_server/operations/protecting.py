@@ -174,9 +174,9 @@ class Protecting:
         return found if self._sides.is_the_machine(name, found[1].identity) else None
 
     def _identity(self, name: str, agent: _Agent) -> str:
-        """Whose disks an operator speaks of, as far as storage says it."""
-        is_it = agent is not None and self._sides.is_the_machine(name, agent[1].identity)
-        return self._sides.bound(name) or (agent[1].identity if agent is not None and is_it else UNKNOWN)
+        """Whose disks an operator speaks of. Where nobody knew any hardware of the machine, that of the report by which he speaks: else
+        each copy would hear of it."""
+        return self._sides.bound(name) or (agent[1].identity if agent is not None else UNKNOWN)
 
     def _as_bound(self, db: sqlite3.Connection, machine: Machine, now_ns: int) -> Machine:
         """The machine; of one that was bound to other hardware, and has not reported since, none of the former disks."""
