@@ -11,7 +11,7 @@ line had before. Agents before 2026-11-26 wrote no `seen`: there what capture is
 else's who stood there last (`with_notes`). An older agent leaves out what it does not know whenever it writes the file, which it does when
 a disk stands elsewhere. A disk that is configured no more keeps its line, so that no other disk ever gets its id. Losing the file is an
 event, and loses the ids of disks that are configured by path alone and are not captured: of the others the same line is pinned with the
-capture, and the file is made anew from that (`with_pins`).
+capture, and the file is made anew from that (`pinned_lines.with_pins`).
 
 **What could not be written is owed** (`BindingsFile`), as is all of it when somebody removed the file, damaged it or put another in its
 place: a disk that was known goes on where the state_dir is full, and only this process then knows which one it is in this boot. So
@@ -26,11 +26,11 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
-from agent.capture.binding import Identity, Known, Pinned, Standing, Verdict, is_ruled_out, new_id, same
+from agent.capture.binding import Identity, Known, Standing, Verdict, is_ruled_out, new_id, same
 from shared import decoding, durable
 from shared.desired import WantedDisk
 from shared.errors import UNDECODABLE, BindingDamagedError, StateFileError, cause_of
@@ -67,16 +67,6 @@ class Bound(msgspec.Struct, frozen=True, omit_defaults=True):
         return Identity.parse(self.identity) if self.identity else None
 
 
-class PinnedTo(NamedTuple):
-    """What capture is pinned to for an id."""
-
-    which: Which
-    path: str
-    """Where the kernel has it."""
-    line: Bound | None = None
-    """That was pinned with it; None: an older agent did, or one that was killed at once."""
-
-
 class NotedDisk(WantedDisk, frozen=True):
     """A disk whose id an agent gave it once: it is known by its line, and where that is lost its path does not say which disk it is."""
 
@@ -92,7 +82,7 @@ def read(state_dir: Path) -> list[Bound] | None:
     try:
         document = decoding.decode(path.read_bytes(), type=_Document)
         for bound in document.disks:
-            _check(bound)
+            check(bound)
     except FileNotFoundError:
         return None
     except OSError as exc:
@@ -108,25 +98,10 @@ def read(state_dir: Path) -> list[Bound] | None:
     return document.disks
 
 
-def _check(bound: Bound) -> None:
+def check(bound: Bound) -> None:
     """ValueError for a line that no agent writes."""
     for text in (bound.identity, *bound.shared):
         Identity.parse(text)
-
-
-def line_pinned(pin: Pinned, boot: str) -> Bound | None:
-    """What is pinned with a captured disk, as `as_pinned` made it; None: nothing that can be read, or it is of another disk or id (an older
-    agent ran since, and said the id alone)."""
-    try:
-        bound = decoding.decode(pin.note, type=Bound)
-        _check(bound)
-    except UNDECODABLE:
-        return None
-    return bound if (bound.id, bound.seen) == (pin.id, Seen(boot, pin.dev, pin.diskseq)) else None
-
-
-def as_pinned(bound: Bound) -> bytes:
-    return msgspec.json.encode(bound)
 
 
 def write(state_dir: Path, disks: Sequence[Bound]) -> None:
@@ -426,54 +401,6 @@ def with_notes(remembered: Sequence[Bound], captured: Mapping[str, Standing], bo
     return [msgspec.structs.replace(bound, seen=noted.get(bound.id)) for bound in remembered]
 
 
-def with_pins(remembered: Sequence[Bound], captured: Mapping[str, PinnedTo], boot: str) -> list[Bound]:
-    """With what the file does not say of the disks that are captured: it was lost, put back from a backup, or could not be written when
-    one was attached. `captured`: by id.
-
-    **Of two lines of one id the later counts, whole.** Which that is says its number alone, not where it stands:
-
-    - Who changes a line gives it a number above all that he knows of, in the file and in the pins (`numbered`); he holds the lock, so
-      nobody else does. So of two lines that came of each other the later has the higher number, and two with one number are the same line.
-    - He writes the file, then fits capture, then pins the lines of what is captured (`protection.protect`). A kill behind the file leaves
-      the higher number there: that is what was wanted, and the next start brings it about. Where the file cannot be written, what is owed
-      has the higher number in the pins. A file that is lost has none, one from a backup a lower one.
-    - Never the identity of the one with the note of the other: that would bind an id to one disk by what another bears.
-
-    Where numbers say nothing: pins do not outlive a boot, so a line that was noted in another is older. An older agent writes lines without
-    a number, into the file first, too: one of this boot is later than what is pinned, since that agent pinned no line, or ran when this was
-    pinned already. And of a disk that the file notes for another id since, or by a line of the same number, it is that one's.
-
-    Of an id that is pinned without a line it is known which disk it is, but not by what it was bound: what it bears may be borne by others,
-    too, and a disk that does not answer bears less than it has. It goes on as it is; by what it is bound from now on is found out when it
-    says all (`Verdict.identity`), and nothing is written of it until then (`numbered`)."""
-    lines = {bound.id: bound for bound in remembered}
-    noted = {bound.seen: bound for bound in remembered if bound.seen}
-    for id_, pin in captured.items():
-        seen = Seen(boot, *pin.which)
-        if not seen.diskseq:
-            continue
-        number = pin.line.number if pin.line else 0
-        line = lines.get(id_)
-        owner = noted.get(seen)
-        later = next((one for one in (line, owner) if one and _is_later(one, number, boot)), None)
-        if later is not None:
-            if later.number < number:  # an older agent's: it is to be the later for who looks next, too
-                lines[later.id] = msgspec.structs.replace(later, number=number + 1)
-            continue
-        found = pin.line or line or Bound(id_, pin.path, "")
-        lines[id_] = msgspec.structs.replace(found, last=pin.path, seen=seen)
-        if owner and owner.id != id_ and lines[owner.id].seen == seen:
-            lines[owner.id] = msgspec.structs.replace(lines[owner.id], seen=None)
-    return [*lines.values()]
-
-
-def _is_later(line: Bound, pinned: int, boot: str) -> bool:
-    """Whether a line of the file is later than one that is pinned, which has this number."""
-    if line.seen is None:  # it was given to another id, or an agent before notes wrote it
-        return line.number > pinned
-    return line.seen.boot == boot and (line.number >= pinned or not line.number)
-
-
 def _is_anothers(
     disk: Standing, bound: Bound, remembered: Sequence[Bound], captured: Mapping[str, Standing]
 ) -> bool:
@@ -501,18 +428,6 @@ def bind(verdict: Verdict, identity: Identity, remembered: Sequence[Bound], boot
     number = next((bound.number for bound in remembered if bound.id == known.id), 0)
     seen = Seen(boot, disk.dev, disk.diskseq)
     return Bound(known.id, known.path, str(identity), disk.path, seen, shared, number)
-
-
-def numbered(lines: Sequence[Bound], before: Sequence[Bound]) -> list[Bound]:
-    """What is to be written: each line that is another than before with the next number. Without those of which nobody knows by what they
-    are bound."""
-    then = {bound.id: bound for bound in before}
-    following = 1 + max((bound.number for bound in [*before, *lines]), default=0)
-    return [
-        line if line.number and line == then.get(line.id) else msgspec.structs.replace(line, number=following)
-        for line in lines
-        if line.identity
-    ]
 
 
 def after(remembered: Sequence[Bound], chosen: Sequence[Bound]) -> list[Bound]:

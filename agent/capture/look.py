@@ -11,11 +11,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from agent.capture import answer, attach, bindings, disks, identify, layout, pins, suitable
+from agent.capture import answer, attach, bindings, disks, identify, layout, pinned_lines, pins, suitable
 from agent.capture.answer import Answer
 from agent.capture.binding import TOLD, WEAK, Action, Known, Pinned, Standing, Verdict, decide, same
-from agent.capture.bindings import Bound, PinnedTo
+from agent.capture.bindings import Bound
 from agent.capture.disks import SYSFS, UNKNOWN, Attributes, Disk
+from agent.capture.pinned_lines import PinnedTo
 from agent.capture.suitable import MAX_BLOCK_B
 from agent.machine_identity import this_boot
 from shared.desired import WantedDisk
@@ -104,7 +105,7 @@ def as_captured(pin_dir: Path, remembered: Sequence[Bound]) -> tuple[WantedDisk,
     whose = _pinned_to(pinned, {dev: f"/dev/{name}" for dev, name in names.items()}, boot)
     noted = {
         (bound.seen.dev, bound.seen.diskseq): bound
-        for bound in bindings.with_pins(remembered, whose, boot)
+        for bound in pinned_lines.with_pins(remembered, whose, boot)
         if bound.seen and bound.seen.boot == boot
     }
     found = []
@@ -126,7 +127,7 @@ def _kernel_name(dev: int) -> str:
 def _pinned_to(pinned: Sequence[Pinned], paths: Mapping[int, str], boot: str) -> dict[str, PinnedTo]:
     """By id, of those that stand where they were pinned. `paths`: where the kernel has them, by their device numbers."""
     return {
-        pin.id: PinnedTo((pin.dev, pin.diskseq), paths[pin.dev], bindings.line_pinned(pin, boot))
+        pin.id: PinnedTo((pin.dev, pin.diskseq), paths[pin.dev], pinned_lines.line_pinned(pin, boot))
         for pin in pinned
         if pin.id and pin.dev in paths
     }
@@ -165,7 +166,7 @@ def look_at(
     watched = {found[dev].device: _standing(found[dev], answers, said) for dev in captured}
     remembered = bindings.with_notes(remembered, watched, boot)
     whose = _pinned_to(pinned, {dev: found[dev].device for dev in captured}, boot)
-    remembered = bindings.with_pins(remembered, whose, boot)
+    remembered = pinned_lines.with_pins(remembered, whose, boot)
     by_dev = {dev: _standing(disk, answers, said) for dev, disk in found.items()}
     under = {path: by_dev[dev] for path, dev in at.items()}
     known = bindings.all_known(wanted, remembered, under, boot, slots)

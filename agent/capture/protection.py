@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from agent.capture import attach, bindings, disks, pins
+from agent.capture import attach, bindings, disks, pinned_lines, pins
 from agent.capture.binding import Action, Pinned, Verdict
 from agent.capture.bindings import BindingsFile, Bound, Seen
 from agent.capture.disks import Disk
@@ -107,7 +107,7 @@ def protect(
         unseen = attach_all(chosen, pin_dir, ring_b, before_change, change, object_path)
     left_out += unseen
     captured = [disk for _, disk in chosen if disk.id not in {left.id for left in unseen}]
-    noted = {line.id: bindings.as_pinned(line) for line in lines}
+    noted = {line.id: pinned_lines.as_pinned(line) for line in lines}
     capture = Capture.attached(pin_dir, captured, fresh=is_fresh, object_path=object_path, lines=noted)
     return Protected(capture, left_out, bound_by_shared(verdict for verdict, _ in chosen))
 
@@ -118,7 +118,7 @@ def _tell_of_damage(pinned: Sequence[Pinned], pin_dir: Path) -> None:
     wrong = [
         str(pin.slot)
         for pin in pinned
-        if pin.is_damaged or (pin.note and bindings.line_pinned(pin, boot) is None)
+        if pin.is_damaged or (pin.note and pinned_lines.line_pinned(pin, boot) is None)
     ]
     if wrong:
         damage = PinsDamagedError(
@@ -149,7 +149,7 @@ def _remember(
         if bound not in look.remembered:
             _log.info("disk bound", id=bound.id, device=bound.last, identity=bound.identity)
         now.append(bound)
-    after = bindings.numbered(bindings.after(look.remembered, now), look.remembered)
+    after = pinned_lines.numbered(bindings.after(look.remembered, now), look.remembered)
     if after == stored and file.trouble is None:
         return after, []
     try:
@@ -170,7 +170,7 @@ def _remember(
             raise
         out = {left.id for left in unbound}
         kept = [bound for bound in now if bound.id not in out]
-        after = bindings.numbered(bindings.after(look.remembered, kept), look.remembered)
+        after = pinned_lines.numbered(bindings.after(look.remembered, kept), look.remembered)
         owed = file.owe(after, exc)
         if owed is not None:
             _log.warning("where the disks stand now could not be noted", **owed.as_dict())

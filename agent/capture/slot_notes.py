@@ -2,7 +2,7 @@
 (`notes`). So it is known as long as the capture itself.
 
 Bytes of pins are as foreign as those of a file: another version's, or what somebody wrote there. What they say is looked at before
-anything is done by it, their size before that. Which of this and of the file is the later, says `bindings.with_pins`.
+anything is done by it, their size before that. Which of this and of the file is the later, says `pinned_lines.with_pins`.
 """
 
 from __future__ import annotations

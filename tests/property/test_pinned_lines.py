@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.capture.bindings import Bound, PinnedTo, Seen, after, numbered, with_pins
+from agent.capture.bindings import Bound, Seen, after
+from agent.capture.pinned_lines import PinnedTo, numbered, with_pins
 
 IDS: Final = ("one", "other", "third")
 DISKS: Final = 4

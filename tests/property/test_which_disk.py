@@ -17,7 +17,7 @@ from typing import Final
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agent.capture import bindings
+from agent.capture import bindings, pinned_lines
 from agent.capture.binding import TOLD, Action, Identity, Kind, Pinned, Standing, decide
 from agent.capture.bindings import Bound
 from shared.desired import WantedDisk
@@ -200,11 +200,11 @@ class Machine:
         noted = {there[at].path: there[at] for at in self.captured.values() if at in there}
         remembered = bindings.with_notes(self.bound, noted, boot)
         whose = {
-            pin.id: bindings.PinnedTo(which, there[which].path, self.pinned_lines.get(pin.id))
+            pin.id: pinned_lines.PinnedTo(which, there[which].path, self.pinned_lines.get(pin.id))
             for pin in pins
             if (which := (pin.dev, pin.diskseq)) in there
         }
-        remembered = bindings.with_pins(remembered, whose, boot)
+        remembered = pinned_lines.with_pins(remembered, whose, boot)
         at = {path: self.standing(disk) for path, disk in self.links.items() if disk != self.away}
         known = bindings.all_known(self.lines, remembered, at, boot, {*self.captured.values()})
         verdicts = decide(known, standing, pins)
@@ -236,7 +236,7 @@ class Machine:
                 "it is known better"
             )
             now.append(bindings.bind(verdict, identity, remembered, boot))
-        lines = bindings.numbered(bindings.after(remembered, now), remembered)
+        lines = pinned_lines.numbered(bindings.after(remembered, now), remembered)
         self.captured = captured
         self.pinned_lines = {line.id: line for line in lines if line.id in captured}
         if self.has_room:
