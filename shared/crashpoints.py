@@ -69,8 +69,8 @@ CONTROL_POINTS: Final = (
 DELETION_POINTS: Final = (
     "deletion.closing",
     "deletion.revoked",
-    "deletion.removing",
     "deletion.unnoted",
+    "deletion.removing",
     "deletion.container-gone",
     "deletion.gone",
     "deletion.entry-gone",

@@ -24,6 +24,7 @@ from config_server.rules.clock import SECOND_NS
 from config_server.rules.deletion import Deletion, Found, Stage
 from config_server.rules.machine import Machine
 from config_server.storage import removal
+from config_server.storage.deletion_note import NONE, Written
 from config_server.store import audit, deletions, incarnations, inventory, revocation
 from shared import logging
 from shared.api.deletion import DeletionRequest, Kept
@@ -126,13 +127,15 @@ class Deleting:
 
         async with self._one_at_a_time(name):
             await self._control.db.run(check)
+            written: Written | None = None
             try:
                 if container:
-                    await removal.fence(self._control.storage.machines(), container, id_)
+                    written = await removal.note(self._control.storage.machines(), container, id_)
+                    await removal.fence(self._control.storage.machines(), container)
                 machine = await self._protecting.stop(call, name, also)
             except BaseException:
-                if container:
-                    await self._note_standing(name, container)
+                if written is not None:
+                    await self._take_back(name, container, written)
                 raise
         return await machines.shown(self._control, machine)
 
@@ -173,15 +176,12 @@ class Deleting:
         """Of what is said of one machine's deletion, so that its container notes what this database has."""
         return self._saying.setdefault(name, asyncio.Lock())
 
-    async def _note_standing(self, name: str, container: str) -> None:
-        """It was not said after all: in its container stands again what this database has. Where that fails the deletion waits, with an
-        event (deletion_sweep.py)."""
+    async def _take_back(self, name: str, container: str, written: Written) -> None:
+        """It was not said after all: in its container stands again what stood before. Where that fails a deletion waits, with an event
+        (deletion_sweep.py)."""
         try:
-            machine = await self._control.db.run(lambda db: inventory.find(db, name))
-            deletion = machine.deletion if machine is not None else None
-            stands = deletion.id if deletion is not None and deletion.container == container else ""
-            await removal.note(self._control.storage.machines(), container, stands)
-        except UnderstudyError as exc:
+            await removal.take_back(self._control.storage.machines(), container, written)
+        except StorageError as exc:
             _log.warning(
                 "not noted in storage that a deletion was not asked for", machine=name, **exc.as_dict()
             )
@@ -194,7 +194,8 @@ class Deleting:
             return True  # without storage nothing is deleted, nor is any request on its way
         storage = self._control.storage.machines()
         try:
-            await removal.fence(storage, deletion.container, "")
+            await removal.note(storage, deletion.container, NONE)
+            await removal.fence(storage, deletion.container)
         except ContainerMissingError:
             return await self._is_there(deletion)
         except StorageError as exc:

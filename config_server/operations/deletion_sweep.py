@@ -4,16 +4,16 @@ The delay of each is counted every minute, whatever else goes on. When it is ove
 between two of them everybody has reported again:
 
     waiting    nothing hinders it → written down as closing; the certificates of its agent are revoked; → closed
-    closed     nothing hinders it → written down as removing; the container notes no deletion any more, and goes → gone
+    closed     nothing hinders it → the container notes no deletion any more; written down as removing; it goes → gone
     gone       the registry's entry goes, and what this database has of it
 
 Each stage is written down before what it says is done, and all of that may be done again: killed anywhere, the next look goes on. What
 was being removed is looked at first: a container that is there still is closed again, and all is judged anew.
 
 **A container that was brought back is not deleted a second time.** Storage may keep what was deleted (container soft delete), and people
-bring it back, this one and its note. So before a request to delete is sent the note goes, and who finds the container later, without
-knowing what became of the request, finds none: a person has to say it again (US631). It is noted again only by who sent the request
-himself, got no answer that it is done, and fenced in the same moment.
+bring it back, this one and its note. So the note is taken out before a request to delete can be sent, and who finds the container later
+finds none: a person has to say it again (US631). It stands again only where storage said that it does not do it, and nobody has written
+since. (So a server that is killed between the two, or gets no answer and finds the container still there, needs a person's word, too.)
 
 **Only while it stands as removing can a request to delete the container be on its way.** Each is sent behind that transaction, and nothing
 leads back from it but a fence (removal.py), whatever storage answered. So who takes the deletion back, reads the machine or binds it to
@@ -43,6 +43,7 @@ from config_server.rules.deletion import Deletion, Found, Stage
 from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
 from config_server.storage import removal
+from config_server.storage.deletion_note import NONE, Written
 from config_server.store import audit, deleted, deletions, incarnations, inventory
 from shared import logging
 from shared.api.certificates import CertificateList
@@ -54,6 +55,7 @@ from shared.errors import (
     IntegrityError,
     PreconditionError,
     StorageError,
+    ThrottledError,
     TransientError,
     UnderstudyError,
     UnhealthyError,
@@ -158,13 +160,13 @@ class DeletionSweep:
             return wrong
         if not deletion.is_due:
             return await self._unnoted(name, deletion)
-        if deletion.stage is Stage.GONE:
-            await self._unregister(name, deletion)
-            return None
-        if deletion.stage is Stage.REMOVING:
+        if deletion.is_past_recall:
             if (said := self._still_said(deletion)) is not None:
                 return said
-            await self._find_removed(name, deletion)
+            if deletion.stage is Stage.GONE:
+                await self._unregister(name, deletion)
+            else:
+                await self._find_removed(name, deletion)
             return None
         daemons = self._control.presence
         agent, now_ns = daemons.agent(name), self._control.mono_ns()
@@ -186,11 +188,12 @@ class DeletionSweep:
     async def _unnoted(self, name: str, deletion: Deletion) -> UnhealthyError | None:
         """Of one that is not due yet: whether its container notes another word, so that people hear it before the day on which it is due.
         It is read now and then; storage that is away, or refuses, is told on that day."""
+        if not deletion.container:
+            return None
         mono_ns = self._control.mono_ns()
-        known = self._notes.get(deletion.id)
-        if known is not None and mono_ns - known[0] < NOTE_S * SECOND_NS:
-            return known[1]
-        wrong = known[1] if known is not None else None
+        at_ns, wrong = self._notes.get(deletion.id, (None, None))
+        if at_ns is not None and mono_ns - at_ns < (NOTE_S if wrong is None else LOOK_S) * SECOND_NS:
+            return wrong
         try:
             wrong = rules.of_note(
                 name, deletion, await removal.noted(self._control.storage.machines(), deletion.container)
@@ -211,7 +214,10 @@ class DeletionSweep:
         closing = replace(deletion, stage=Stage.CLOSING)
         if deletion.stage is Stage.WAITING:
             if found.metadata is not None:
-                await removal.fence(self._control.storage.machines(), deletion.container)
+                storage = self._control.storage.machines()
+                await removal.fence(storage, deletion.container)
+                if await removal.renew(storage, deletion.container, deletion.id) is None:
+                    return rules.of_note(name, deletion, NONE)
             using = await self._advance(name, deletion, Stage.CLOSING, found)
             if using is None or using:
                 return rules.of_running(name, using or ())
@@ -229,23 +235,30 @@ class DeletionSweep:
         return None
 
     async def _remove(self, name: str, deletion: Deletion, found: Found) -> UnhealthyError | None:
+        storage = self._control.storage.machines()
+        written: Written | None = None
+        if found.changed is not None:
+            written = await removal.take_out(storage, deletion.container, deletion.id)
+            if written is None and (wrong := rules.of_note(name, deletion, NONE)) is not None:
+                return wrong  # something else was said since it was looked at
+            reach("deletion.unnoted")
         using = await self._advance(name, deletion, Stage.REMOVING, found)
         if using is None or using:
+            if written is not None:
+                await removal.take_back(storage, deletion.container, written)
             return rules.of_running(name, using or ())
         reach("deletion.removing")
-        removing, storage = replace(deletion, stage=Stage.REMOVING), self._control.storage.machines()
+        removing = replace(deletion, stage=Stage.REMOVING)
         if found.changed is not None:
             try:
-                await removal.note(storage, deletion.container, "")
-                reach("deletion.unnoted")
                 await removal.remove_container(storage, deletion.container, found.changed)
             except ContainerMissingError:
                 raise  # the next look tells what became of it
             except StorageError as exc:
-                # Within this moment nobody has brought it back, so one that is there was not removed, and may be noted again. Else the next
-                # look tells what became of it.
                 with contextlib.suppress(ContainerMissingError):
-                    await self._close_again(name, removing, deletion.id)
+                    await self._close_again(name, removing)
+                    if written is not None and _is_refused(exc):
+                        await removal.take_back(storage, deletion.container, written)
                     self._said[deletion.id] = _Said(self._control.mono_ns(), _storage(name, deletion, exc))
                 raise
         await self._forget(name, removing, was_there=found.metadata is not None)
@@ -260,9 +273,9 @@ class DeletionSweep:
             return
         await self._forget(name, deletion)
 
-    async def _close_again(self, name: str, deletion: Deletion, noted: str | None = None) -> None:
+    async def _close_again(self, name: str, deletion: Deletion) -> None:
         """Back from removing, when no request that was sent can do anything any more."""
-        await removal.fence(self._control.storage.machines(), deletion.container, noted)
+        await removal.fence(self._control.storage.machines(), deletion.container)
         await self._advance(name, deletion, Stage.CLOSED)
 
     async def _forget(self, name: str, deletion: Deletion, *, was_there: bool = True) -> None:
@@ -335,13 +348,18 @@ class DeletionSweep:
             _log.warning("machine not deleted", machine=name, **wrong.as_dict())
 
 
+def _is_refused(exc: StorageError) -> bool:
+    """Whether storage said that it does not do it; else it may have done it, though nobody was told."""
+    return not isinstance(exc, TransientError) or isinstance(exc, ThrottledError)
+
+
 def _storage(name: str, deletion: Deletion, exc: UnderstudyError) -> DeletionStorageError:
     mends = (
         f"{exc.action} It is tried again within ten minutes."
         if isinstance(exc, IntegrityError)
         else DeletionStorageError.default_action
     )
-    back = "" if deletion.stage is Stage.REMOVING else f" To take it back: understudy machine keep {name}."
+    back = "" if deletion.is_past_recall else f" To take it back: understudy machine keep {name}."
     return DeletionStorageError(
         f"{name} is due to be deleted, and waits for storage",
         cause=f"{exc.what}: {exc.cause}",

@@ -14,15 +14,19 @@ from config_server.operations.granting import Granting
 from config_server.operations.keys import grant_of
 from config_server.rules.machine import Machine
 from config_server.storage import removal
+from config_server.storage.deletion_note import NONE
 from config_server.store import audit, deletions, events, jobs
+from shared import logging
 from shared.api.events import EventKind
 from shared.api.jobs import JobList, JobProgress, JobState, JobView
 from shared.api.restores import RestoreGrant, RestoreRequest
 from shared.api.route import Limit, Nothing
 from shared.blob import BlobStore
-from shared.errors import NotFoundError, UsageError
+from shared.errors import NotFoundError, StorageError, UsageError
 from shared.status import Problem
 from shared.vocabulary import Severity
+
+_log = logging.get()
 
 _ENDED: Final = {
     JobState.DONE: "is done",
@@ -64,7 +68,14 @@ class Restores:
         if deletion is not None and await self._control.db.run(
             lambda db: deletions.is_of_before(db, deletion, place)
         ):
-            await removal.fence(self._control.storage.machines(), store.container, "")
+            storage = self._control.storage.machines()
+            try:
+                await removal.note(storage, store.container, NONE)
+                await removal.fence(storage, store.container)
+            except StorageError as exc:  # as one that may only read: it deletes nothing either
+                _log.warning(
+                    "not noted in storage that a machine is restored", machine=machine.name, **exc.as_dict()
+                )
 
     async def jobs(self, _call: Call, body: Limit) -> JobList:
         return JobList(jobs=await self._control.db.run(lambda db: jobs.newest(db, body.limit)))

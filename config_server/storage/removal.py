@@ -18,6 +18,7 @@ import datetime as dt
 
 from config_server.rules.deletion import Found
 from config_server.storage import deletion_note
+from config_server.storage.deletion_note import Written
 from shared import active_side
 from shared.blob import BlobStore, Retry
 from shared.crashpoints import reach
@@ -87,17 +88,31 @@ async def remove_container(storage: MachineStorage, container: str, changed: dt.
     reach("deletion.container-gone")
 
 
-async def fence(storage: MachineStorage, container: str, noted: str | None = None) -> None:
-    """No request to delete it that was sent before does anything from now on. `noted`: the deletion that stands from now on; empty: none
-    does; None: as before. Raises StorageError; ContainerMissingError when it is gone, or disabled."""
+async def fence(storage: MachineStorage, container: str) -> None:
+    """No request to delete it that was sent before does anything from now on. Raises StorageError; ContainerMissingError when it is gone,
+    or disabled."""
     await storage.vault.in_container(container).change_container()
-    if noted is not None:
-        await note(storage, container, noted)
 
 
-async def note(storage: MachineStorage, container: str, noted: str) -> None:
-    """From now on that deletion stands, by its container. Raises StorageError."""
-    await deletion_note.write(storage.vault.in_container(container), noted)
+async def note(storage: MachineStorage, container: str, deletion: str) -> Written:
+    """From now on that one stands, by its container; `deletion_note.NONE`: none. Fence behind it: who looked before then deletes nothing,
+    and who looks from now on finds it. Raises StorageError; ContainerMissingError."""
+    return await deletion_note.write(storage.vault.in_container(container), deletion)
+
+
+async def renew(storage: MachineStorage, container: str, deletion: str) -> Written | None:
+    """As deletion_note.renew."""
+    return await deletion_note.renew(storage.vault.in_container(container), deletion)
+
+
+async def take_out(storage: MachineStorage, container: str, deletion: str) -> Written | None:
+    """As deletion_note.take_out."""
+    return await deletion_note.take_out(storage.vault.in_container(container), deletion)
+
+
+async def take_back(storage: MachineStorage, container: str, written: Written) -> None:
+    """As deletion_note.take_back."""
+    await deletion_note.take_back(storage.vault.in_container(container), written)
 
 
 async def noted(storage: MachineStorage, container: str) -> str:

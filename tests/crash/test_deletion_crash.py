@@ -48,7 +48,8 @@ async def test_a_deletion_that_is_cut_off_is_gone_on_with(
     process.close()
     hurry(monkeypatch)
     async with running(config) as server, server.operator() as operator:
-        if crash_at == "deletion.unnoted":  # whether it was deleted, and brought back since, nobody knows
+        if crash_at in ("deletion.unnoted", "deletion.removing"):
+            # Whether it was deleted, and brought back since, nobody knows.
             await is_waiting(operator, "US631")
             await delete(operator)
             pass_delay(config.data_dir)

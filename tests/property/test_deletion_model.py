@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import inspect
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from config_server.rules import deletion
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.deletion import Found
 from config_server.rules.disks import Offer
+from config_server.storage.deletion_note import NONE, Written
 from config_server.store import database, deletions, grants, incarnations, inventory, restored
 from config_server.store.grants import Grant
 from shared.api.certificates import CertificateList, Revocations
@@ -94,6 +96,8 @@ class Container:
     changed_s: int
     written_s: int
     noted: str = ""
+    writes: int = 0
+    """Of that."""
     granted_s: int = 0
     """Until when somebody may read it."""
 
@@ -575,22 +579,39 @@ class _Removal:
         self._world.go(container, self._world.said)
         self._world.point()
 
-    async def fence(self, storage: _Storage, container: str, noted: str | None = None) -> None:
+    async def fence(self, storage: _Storage, container: str) -> None:
         storage._check_there()
         life = self._world.containers.get(container)
         if life is None:
             raise ContainerMissingError("Could not change it")
         life.changed_s = max(self._world.now_s, life.changed_s + 1)
-        life.noted = life.noted if noted is None else noted
         self._world.point()
 
-    async def note(self, storage: _Storage, container: str, noted: str) -> None:
+    async def note(self, storage: _Storage, container: str, deletion: str) -> Written:
+        return self._write(storage, container, deletion)
+
+    async def renew(self, storage: _Storage, container: str, deletion: str) -> Written | None:
+        is_it = await self.noted(storage, container) == deletion
+        return self._write(storage, container, deletion) if is_it else None
+
+    async def take_out(self, storage: _Storage, container: str, deletion: str) -> Written | None:
+        is_it = await self.noted(storage, container) == deletion
+        return self._write(storage, container, NONE) if is_it else None
+
+    async def take_back(self, storage: _Storage, container: str, written: Written) -> None:
+        storage._check_there()
+        life = self._world.containers.get(container)
+        if life is not None and written.etag == str(life.writes):
+            self._write(storage, container, written.before)
+
+    def _write(self, storage: _Storage, container: str, deletion: str) -> Written:
         storage._check_there()
         life = self._world.containers.get(container)
         if life is None:
             raise ContainerMissingError("Could not write it")
-        life.noted = noted
+        before, life.noted, life.writes = life.noted, deletion, life.writes + 1
         self._world.point()
+        return Written(before, str(life.writes))
 
     async def noted(self, storage: _Storage, container: str) -> str:
         storage._check_there()
@@ -709,19 +730,25 @@ def no_look_into_the_log(real: Callable[..., Any]) -> Callable[..., Any]:
     return lambda name, one, found: real(name, one, replace(found, written=None))
 
 
+def any_note(real: Callable[..., Any]) -> Callable[..., Any]:
+    if not inspect.iscoroutinefunction(real):
+        return lambda *_: None
+
+    async def renew(self: Any, storage: Any, container: str, _deletion: str) -> Written:
+        return Written(NONE, "")
+
+    return renew
+
+
 def no_fence(real: Callable[..., Any]) -> Callable[..., Any]:
-    async def fence(self: Any, storage: Any, container: str, noted: str | None = None) -> None:
+    async def fence(self: Any, storage: Any, container: str) -> None:
         life = self._world.containers.get(container)
         changed_s = None if life is None else life.changed_s
-        await real(self, storage, container, noted)
+        await real(self, storage, container)
         if life is not None and changed_s is not None:
             life.changed_s = changed_s
 
     return fence
-
-
-def no_note(real: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda name, one, found: real(name, replace(one, place=""), found)
 
 
 AWAY: Final = [("pass", 0), ("agent away", 0)]
@@ -763,7 +790,7 @@ BROUGHT: Final = [
         ([(deletions, "note_enrolled")], nothing, ENROLLED),
         ([(_Removal, "fence")], no_fence, LATE),
         ([(_Removal, "fence")], no_fence, LATE_AND_RESTORED),
-        ([(deletion, "of_storage")], no_note, SET_BACK),
+        ([(deletion, "of_note"), (_Removal, "renew")], any_note, SET_BACK),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

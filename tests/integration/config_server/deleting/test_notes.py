@@ -42,7 +42,7 @@ from tests.deletions import (
 )
 from tests.machine_log import ModelMachine
 from tests.obedient_agent import ObedientAgent, obedient_agent
-from tests.storage_faults import Answer, FaultProxy, Late, Slow
+from tests.storage_faults import Answer, Cut, FaultProxy, Late, Slow
 
 NOTE: Final[dict[str, Any]] = {"method": "PUT", "blob": "deletion.json"}
 
@@ -116,6 +116,100 @@ async def test_of_one_that_was_not_said_after_all_the_container_notes_nothing(
         assert deletion_of(db).id == first
     pass_delay(folder(server))
     await until(lambda: is_gone(operator))
+
+
+@pytest.mark.parametrize("how", ["storage refuses", "hung up"])
+async def test_one_that_is_dead_does_not_live_again_since_another_was_not_said(
+    server: ConfigServer,
+    operator: RestClient,
+    web1: ObedientAgent,
+    machine: ModelMachine,
+    machine_storage: MachineStorage,
+    proxy: FaultProxy,
+    how: str,
+) -> None:
+    """It was taken back before the database was set back; who follows the advice to say it again does not succeed."""
+    await delete(operator)
+    await stops(web1)
+    await deletion_note.write(machine.store, deletion_note.NONE)
+    pass_delay(folder(server))
+    await is_waiting(operator, "US631")
+    if how == "hung up":
+        struck = Struck()
+        proxy.add(Slow(1.0), times=1, then=struck, **NOTE)
+        async with server.operator() as other:
+            hung_up = asyncio.create_task(delete(other))
+            await struck.wait()
+            hung_up.cancel()
+        await asyncio.to_thread(proxy.wait_idle)
+    else:
+        proxy.add(Answer(403, "AuthorizationFailure"), times=1, method="PUT", comp="metadata")
+        with pytest.raises(StorageError):
+            await delete(operator)
+    await asyncio.sleep(1.0)  # some looks
+    await is_waiting(operator, "US631")
+    assert await is_there(machine_storage, machine)
+
+
+async def test_one_of_a_machine_without_a_container_notes_nothing_and_is_done(
+    server: ConfigServer, operator: RestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deletion_sweep, "NOTE_S", 0.0)
+    await operator.call(api.PROTECT, Protection(disks=["/dev/sda"], offline=True), machine="web9")
+    await delete(operator, "web9")
+    await asyncio.sleep(0.5)  # some looks
+    assert not (await shown(operator, "web9")).errors
+    pass_delay(folder(server), "web9")
+    await until(lambda: is_gone(operator, "web9"))
+
+
+async def test_a_note_that_may_not_be_written_hinders_before_anything_is_closed(
+    server: ConfigServer, operator: RestClient, web1: ObedientAgent, proxy: FaultProxy
+) -> None:
+    """A legal hold."""
+    await delete(operator)
+    await stops(web1)
+    proxy.add(Answer(409, "BlobImmutableDueToLegalHold"), times=None, **NOTE)
+    pass_delay(folder(server))
+    await is_waiting(operator, "US632")
+    view = await shown(operator)
+    assert view.deletion is not None
+    assert view.deletion.stage == Stage.WAITING
+    assert (await kept(operator)).taken_back
+
+
+async def test_a_note_that_is_another_at_each_attempt_is_given_up(
+    server: ConfigServer, operator: RestClient, web1: ObedientAgent, proxy: FaultProxy
+) -> None:
+    rule = proxy.add(Answer(412, "ConditionNotMet"), times=None, **NOTE)
+    with pytest.raises(StorageError):
+        await delete(operator)
+    assert rule.struck < 20
+    assert (await shown(operator)).deletion is None
+
+
+async def test_what_another_server_says_while_the_request_is_refused_is_not_undone(
+    server: ConfigServer,
+    operator: RestClient,
+    web1: ObedientAgent,
+    machine: ModelMachine,
+    machine_storage: MachineStorage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It keeps the machine between the look and the request."""
+    await delete(operator)
+    await stops(web1)
+    real = removal.remove_container
+
+    async def remove(storage: MachineStorage, container: str, changed: dt.datetime) -> None:
+        await deletion_note.write(machine.store, deletion_note.NONE)
+        await machine.store.change_container()
+        await real(storage, container, changed)
+
+    monkeypatch.setattr(removal, "remove_container", remove)
+    pass_delay(folder(server))
+    await is_waiting(operator, "US631")
+    assert await is_there(machine_storage, machine)
 
 
 async def test_another_note_is_told_before_the_deletion_is_due(
@@ -269,6 +363,24 @@ async def test_what_was_brought_back_while_nobody_knew_whether_it_had_gone_is_no
         await delete(operator)
         pass_delay(config.data_dir)
         await until(lambda: is_gone(operator))
+
+
+async def test_what_is_there_still_though_nobody_was_told_that_it_stays_waits_for_a_person(
+    server: ConfigServer,
+    operator: RestClient,
+    web1: ObedientAgent,
+    machine: ModelMachine,
+    machine_storage: MachineStorage,
+    proxy: FaultProxy,
+) -> None:
+    """It may have been brought back meanwhile."""
+    await delete(operator)
+    await stops(web1)
+    proxy.add(Cut(), method="DELETE", times=None)
+    pass_delay(folder(server))
+    await is_waiting(operator, "US631")
+    assert await is_there(machine_storage, machine)
+    assert (await kept(operator)).taken_back
 
 
 async def test_what_was_brought_back_when_it_was_known_to_have_gone_stays(
