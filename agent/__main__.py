@@ -12,6 +12,7 @@ from typing import Final
 from agent.config import AgentConfig
 from shared import protected
 from shared.errors import AgentRunningError, UnderstudyError
+from shared.log_sink import fill_standard_descriptors
 from shared.service import load_config, run_daemon
 
 _TOOLS: Final = """tools:
@@ -26,6 +27,7 @@ _STOP_FIRST: Final = (
 
 
 def main(argv: list[str]) -> int:
+    fill_standard_descriptors()
     match argv[:1]:
         case ["preflight"]:
             from agent import preflight

@@ -16,9 +16,13 @@ pinned, and the hardware alone is called otherwise, somebody has set `identity` 
 
 | the file | what holds |
 |---|---|
-| is not there, has no wish, or is another machine's or of other hardware | the configuration |
+| has no wish, or is another machine's or of other hardware | the configuration |
+| is not there | the configuration; where more is captured than that names, nobody knows: it was lost |
 | has a wish | the wish; what it leaves open (no disks, no process servers) is the configuration's |
 | cannot be read, is damaged, or of another version | nobody knows (US620): what is captured, and what the configuration names |
+
+Each agent that starts writes one, be it without a wish: so a disk that a person takes out of agent.toml is captured no more, and one of
+which only a lost file said that it is wanted is.
 
 **First the file, then the act.** A wish is done when it is durable here, and not before. So whoever is killed in between, or in the middle
 of doing it, does the rest at its next start, since each act has one end, and begins wherever it was left: to detach is to remove what is
@@ -38,7 +42,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
@@ -106,6 +110,8 @@ class WishFile:
         self.settings: Settings | None = None
         self.damage: WishDamagedError | None = None
         """Why it is not known what is wanted."""
+        self.is_there = True
+        """Whether anything was ever written here, as `load` found it."""
         self._foreign: WishForeignError | None = None
         """What was found here is another's; None again once something is told."""
         self._news = asyncio.Event()
@@ -132,7 +138,7 @@ class WishFile:
             if document.wish is not None:
                 check(document.wish)
         except FileNotFoundError:
-            return
+            self.is_there = False
         except OSError as exc:
             self._damaged(cause_of(exc))
         except (*UNDECODABLE, ConfigError) as exc:
@@ -144,6 +150,16 @@ class WishFile:
                 with contextlib.suppress(OSError):  # it is tried again with the next answer
                     durable.replace_file(self.path, self._document())
                     self._written = self._told
+
+    def begin(self, unnamed: Collection[str]) -> None:
+        """Where nothing is there. `unnamed`: disks that are captured, and not named by the configuration: somebody wanted them. Blocks."""
+        if unnamed:
+            self._damaged(
+                f"it is not there, and the configuration does not name {', '.join(unnamed)}: captured"
+            )
+            return
+        with contextlib.suppress(OSError):  # the next start tries it again
+            durable.replace_file(self.path, self._document())
 
     def _damaged(self, cause: str) -> None:
         self.damage = WishDamagedError(

@@ -7,15 +7,17 @@ is fitted to it; one that stops protection detaches capture, and the agent waits
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from dataclasses import dataclass
 from typing import Final
 
 from agent import lock
 from agent.attachment import Kept, running
-from agent.capture import pins
+from agent.capture import bindings, pins
 from agent.capture.attach import check_machine
 from agent.capture.available import Available
-from agent.capture.bindings import BindingsFile
+from agent.capture.bindings import BindingsFile, Bound
 from agent.capture.look import as_captured
 from agent.capture.watch import RETRY_S
 from agent.config import AgentConfig
@@ -30,11 +32,13 @@ from shared import crashpoints, durable, identity, logging, mounts, protected
 from shared.control_client import ControlClient
 from shared.desired import WantedDisk
 from shared.errors import (
+    BindingDamagedError,
     DetachError,
     DeviceError,
     HostNoteError,
     NoThreadError,
     NoUsableDiskError,
+    StateFileError,
     UnderstudyError,
 )
 from shared.service import notify, watchdog_interval_s
@@ -60,7 +64,7 @@ async def run(config: AgentConfig, stop: asyncio.Event) -> None:
         try:
             note = config.tls.cert.with_name(mounts.NOTE)
             await in_thread(lambda: mounts.check(config.state_dir, note, "The agent was not started"))
-            await in_thread(lambda: wishes.load(goes_on=pins.exist(config.pin_dir)))
+            await in_thread(lambda: _load(wishes, config))
             is_read = True
             heard = wishes.wish
             while not stop.is_set():
@@ -132,6 +136,30 @@ async def _go_by(
     kept.goes_by(boot_of(kept.attached_boot_ns))
     boots = kept.boot, kept.boot_before
     await serve_idle(config, boots, idle, wishes, held, available, stop, until_s=until_s)
+
+
+def _load(wishes: WishFile, config: AgentConfig) -> None:
+    wishes.load(goes_on=pins.exist(config.pin_dir))
+    if not wishes.is_there:
+        wishes.begin(_unnamed(config))
+
+
+def _unnamed(config: AgentConfig) -> list[str]:
+    """Disks that are captured, and not named by the configuration."""
+    if not pins.exist(config.pin_dir):
+        return []
+    lines: list[Bound] = []
+    with contextlib.suppress(
+        BindingDamagedError, StateFileError
+    ):  # who protects says so; what is pinned says enough
+        lines = bindings.read(config.state_dir) or []
+    ids = {disk.id for disk in config.protected} - {None}
+    devices = {os.path.realpath(disk.device) for disk in config.protected}
+    return [
+        disk.device
+        for disk in as_captured(config.pin_dir, lines)
+        if disk.id not in ids and os.path.realpath(disk.device) not in devices
+    ]
 
 
 def _disks(goal: Goal, config: AgentConfig, kept: Kept, is_unknown: bool) -> tuple[WantedDisk, ...]:

@@ -8,17 +8,20 @@ from collections.abc import Awaitable
 from typing import Final
 
 from config_server.config import ConfigServerConfig
+from shared.log_sink import fill_standard_descriptors
 from shared.service import run_daemon
 
 _TOOLS: Final = """tools:
   python -m config_server setup …                             begin an installation (understudy init; --help)
   python -m config_server backup --config FILE --to FILE      the data folder as one file, while the server runs
   python -m config_server restore --config FILE --from FILE   and back, while it does not
-                             (--new-operator-token: the backup's serves no more)
+                             (--new-operator-token: the backup's serves no more; on a host that has no
+                             configuration yet: --data-dir DIR --vault-file FILE in its place)
 """
 
 
 def main(argv: list[str]) -> int:
+    fill_standard_descriptors()
     match argv[:1]:
         case ["setup"]:
             from config_server.setup import command

@@ -22,7 +22,7 @@ class ConfigServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     """The folder of the CA, the database, the operator token and its own certificate. It holds private keys; back it up
     (`python -m config_server backup`)."""
     database: DatabaseConfig = msgspec.field(default_factory=DatabaseConfig)
-    """Where the database is (docs/operations.md, "PostgreSQL")."""
+    """Where the database is (docs/operations/database.md)."""
     name: str = "cs1"
     """Its name in the installation, in its own certificate."""
     listen: str = "0.0.0.0"

@@ -8,6 +8,7 @@ from collections.abc import Awaitable
 from typing import Final
 
 from master_target.config import MasterTargetConfig
+from shared.log_sink import fill_standard_descriptors
 from shared.service import run_daemon
 
 _TOOLS: Final = """tools:
@@ -16,6 +17,7 @@ _TOOLS: Final = """tools:
 
 
 def main(argv: list[str]) -> int:
+    fill_standard_descriptors()
     match argv[:1]:
         case ["setup"]:
             from master_target import setup

@@ -9,12 +9,18 @@ with their machines (config_server/operations/deleted.py). The work on such a on
 storage has neither the container nor its entry. While either is there, or storage does not answer, or nobody says anything (an older
 config server, or none), all stays as it is. Nothing of it is kept: a master target that was off meanwhile finds no such machine in
 storage. Disk images are never deleted here: they may be the last copy there is.
+
+Work that ends may hang, in a thread that writes to a disk which does not answer. Nobody waits for it: the other machines are looked after,
+and it is told (I10). But the machine stays known until its work is over, and nothing is begun under its name: two must not write to its
+disks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import Collection, Coroutine, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -23,6 +29,7 @@ import msgspec
 
 from master_target.config import MasterTargetConfig
 from master_target.machine import Machine, Settings
+from master_target.status import MachineReport
 from master_target.targets.base import OpenTarget, Target
 from master_target.targets.image_file import ImageTarget
 from master_target.targets.page_blob import PageBlobTarget
@@ -30,7 +37,14 @@ from shared import identity, logging, memory, mounts, remote_vault
 from shared.api.commands import Command
 from shared.blob import BlobStore, Retry
 from shared.control_client import ControlClient
-from shared.errors import IntegrityError, MachineNotFoundError, StorageError, UnderstudyError, UsageError
+from shared.errors import (
+    IntegrityError,
+    MachineNotFoundError,
+    StorageError,
+    UnderstudyError,
+    UndroppedError,
+    UsageError,
+)
 from shared.machine_storage import MachineStorage
 from shared.recovery.parallel import parallel
 from shared.service import notify, watchdog_interval_s
@@ -44,6 +58,8 @@ _log = logging.get()
 _DISCOVER_S: Final = 5.0
 _BRIEFLY: Final = Retry(deadline_s=3.0)
 """Others wait for it, and it is asked again soon."""
+_ENDING_S: Final = 10.0
+"""So long work may take to end before it is told."""
 _STATUS_S: Final = 2.0
 _GRACE_S: Final = 5.0
 """So long an interval that is being applied may go on after SIGTERM. What is cut off is applied again by the next start."""
@@ -97,6 +113,8 @@ class Service:
             retention=config.retention,
         )
         self._machines: dict[str, _Running] = {}
+        self._ending: dict[str, float] = {}
+        """Those of them whose work is to end, and since when (monotonic)."""
         self._deleted: Collection[str] = ()
         """Containers that were deleted with their machines, of those that were reported last."""
         self._failures: list[UnderstudyError] = []
@@ -108,16 +126,18 @@ class Service:
         try:
             while not stop.is_set():
                 await self._drop_deleted()
+                await self._forget_ended()
                 for name, store in (await _unless_stopped(self._find(), stop)).items():
                     if name in running and running[name].container != store.container:
-                        _log.warning("machine lies elsewhere now", machine=name, container=store.container)
-                        await _ended([running.pop(name).task])
+                        self._end(name, "machine lies elsewhere now", store.container)
                     if name not in running:
                         machine = Machine(store, self._vault, name, self._settings, self._opener())
                         task = asyncio.create_task(machine.run(stop), name=f"machine {name}")
                         running[name] = _Running(machine, store.container, task)
-                for task in [found.task for found in running.values() if found.task.done()]:
-                    await task  # none ends before `stop`; should one, this raises what it failed with
+                for name, found in running.items():
+                    if found.task.done() and name not in self._ending:
+                        # None ends before `stop`; should one, this raises what it failed with.
+                        await found.task
                 await wait_for(stop, _DISCOVER_S)
             if running:
                 await asyncio.wait([found.task for found in running.values()], timeout=_GRACE_S)
@@ -129,8 +149,8 @@ class Service:
         self._deleted = frozenset(deleted)
 
     async def _drop_deleted(self) -> None:
-        for name, (_, container, task) in list(self._machines.items()):
-            if container not in self._deleted:
+        for name, (_, container, _) in list(self._machines.items()):
+            if container not in self._deleted or name in self._ending:
                 continue
             try:
                 if await self._storage.with_retry(_BRIEFLY).has(name, container):
@@ -138,10 +158,26 @@ class Service:
             except (StorageError, IntegrityError) as exc:
                 _log.info("deleted machine not dropped yet", machine=name, **exc.as_dict())
                 continue
-            _log.warning("machine was deleted", machine=name, container=container)
-            await _ended([task])
-            del self._machines[name]
-            self._storage.forget(name, container)
+            self._end(name, "machine was deleted", container)
+
+    def _end(self, name: str, why: str, container: str) -> None:
+        """Has its work end."""
+        if name not in self._ending:
+            _log.warning(why, machine=name, container=container)
+            self._machines[name].task.cancel()
+            self._ending[name] = time.monotonic()
+
+    async def _forget_ended(self) -> None:
+        for name, since in list(self._ending.items()):
+            found = self._machines[name]
+            if found.task.done():
+                await _ended([found.task])  # at once
+                del self._ending[name], self._machines[name]
+                self._storage.forget(name, found.container)
+                if found.container in self._deleted:
+                    remote_vault.forget(self._vault, name)
+            elif time.monotonic() - since > _ENDING_S:
+                found.task.cancel()  # again: what failed as it was cut off began anew
 
     async def tell_manager(self, stop: asyncio.Event) -> None:
         """Status line and watchdog for the service manager."""
@@ -156,12 +192,19 @@ class Service:
         failed = [Problem(**failure.as_dict()) for failure in self._failures]
         return MasterTargetReport(
             target=self._config.target,
-            machines={
-                name: msgspec.structs.replace(found.machine.report(), container=found.container)
-                for name, found in self._machines.items()
-            },
+            machines={name: self._report(name, found) for name, found in self._machines.items()},
             errors=[*failed, *remote_vault.warnings(self._vault)],
         )
+
+    def _report(self, name: str, found: _Running) -> MachineReport:
+        report = msgspec.structs.replace(found.machine.report(), container=found.container)
+        if time.monotonic() - self._ending.get(name, math.inf) > _ENDING_S:
+            error = UndroppedError(
+                f"The work on machine {name} in container {found.container} has not ended",
+                cause="that is not its container any more, and a disk image, or storage, does not answer",
+            )
+            report.errors.append(Problem(**error.as_dict(), object=name))
+        return report
 
     async def handle(self, command: Command) -> dict[str, Any]:
         raise UsageError(

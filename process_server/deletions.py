@@ -16,14 +16,19 @@ takes two that cannot be wrong together:
 Storage alone decides nothing. After a failover of the account it has lost a container, or all of them, and what is here may be all that is
 left. A deleted container and one that a failover lost look alike from here: the word tells them apart.
 
-What is of a container. An open log knows it; an epoch's state, and the note of what was set aside, say it, with the epoch's claim
-(spool/watermark.py, spool/aside.py). What says none, since it was written by an earlier version or is damaged, is of none, and stays. So
-a name that is used again keeps what is of its new container, and its session goes on.
+What is of a container. An open log knows it; an epoch's state, and the note of what was set aside, say it, with the epoch's claim, and so
+does the side that is known here (spool/watermark.py, spool/aside.py, spool/sides.py): by it alone the machine is told of where nothing else
+is, as when somebody waited with the name while the rest went, and was refused. What says none, since it was written by an earlier version
+or is damaged, is of none, and stays. So a name that is used again keeps what is of its new container, and its session goes on.
 
-Killed anywhere, it is done by the next start. First goes what lies beside the spool, then the logs end, then files go; an epoch's folder
-is first moved to a name that is no epoch's, since what is left of one that lost its state could not be told any more. What is still here
-is named in the next report, so it is told again; that is how it is tried again, too. A server that was off during the deletion names what
-it has when it is back. An empty folder is nobody's, and goes at the next start.
+Killed anywhere, it is done by the next start. First the logs end, then files go, and a file's note behind it; then, where nothing else is
+left and nobody bears the name, the data keys (of that name: this server has no machine any more that needs one) and what lies beside the
+spool, the side at last. An epoch's folder is first moved to a name that is no epoch's and names the container, since what is left of one
+that lost its state could not be told any more. What is still here is named in the next report, so it is told again; that is how it is tried
+again, too, and until then the machine's report says why it is still here (I10). A server that was off during the deletion names what it has
+when it is back. An empty folder is nobody's, and goes at the next start.
+
+Each machine's drop is a task of its own: a disk that does not answer, or storage that is slow, keeps no other machine's from going.
 """
 
 from __future__ import annotations
@@ -36,70 +41,103 @@ from process_server.reception.admission import Admission
 from process_server.reception.boots import BootFiles
 from process_server.spool.sides import Sides
 from process_server.spool.spool import MachineLog, Spool
-from shared import logging
+from shared import logging, remote_vault
 from shared.blob import Retry
 from shared.crashpoints import reach
-from shared.errors import UnderstudyError
+from shared.errors import SpoolError, UnderstudyError, UndroppedError
 from shared.machine_storage import MachineStorage
+from shared.vault import Vault
 
 _log = logging.get()
 _BRIEFLY: Final = Retry(deadline_s=3.0)
 """It is tried again with the next answer."""
+_SLOW_S: Final = 60.0
+"""After so long a drop is told to hang. It goes on."""
 
 
 class Deletions:
     """`tell` what was said; `run` does it."""
 
     def __init__(
-        self, storage: MachineStorage, spool: Spool, admission: Admission, sides: Sides, boots: BootFiles
+        self,
+        storage: MachineStorage,
+        spool: Spool,
+        admission: Admission,
+        sides: Sides,
+        boots: BootFiles,
+        vault: Vault,
     ) -> None:
         self._storage = storage.with_retry(_BRIEFLY)
         self._spool = spool
         self._admission = admission
         self._sides = sides
         self._boots = boots
+        self._vault = vault
         self._told: Collection[str] = ()
         self._news = asyncio.Event()
-        self._failed: dict[str, str] = {}
-        """Why the last try with a machine failed."""
+        self._trying: set[str] = set()
+        """Machines."""
 
     def tell(self, containers: Collection[str]) -> None:
         """Of those that the last report named, those that were deleted."""
         self._told = frozenset(containers)
-        if containers:
-            self._news.set()
+        self._news.set()
 
     async def run(self) -> None:
         """Never returns. One machine's trouble hinders no other's."""
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            for machine, log in list(self._spool.machines.items()):
-                if not log.containers.isdisjoint(self._told):
-                    await self._try(machine, log)
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._news.wait()
+                self._news.clear()
+                for machine, log in self._spool.machines.items():
+                    if machine in self._trying:
+                        continue  # should it fail, the next answer tries again
+                    if log.containers.isdisjoint(self._told):
+                        log.undropped = None
+                    else:
+                        self._trying.add(machine)
+                        tasks.create_task(self._try(machine, log), name=f"drop {machine}")
 
     async def _try(self, machine: str, log: MachineLog) -> None:
-        before = self._failed.pop(machine, "")
+        slow = SpoolError("It takes long", cause="the cache disk, or storage, is slow or does not answer")
+        telling = asyncio.get_running_loop().call_later(_SLOW_S, self._note, machine, log, slow)
+        error: UnderstudyError | None = None
         try:
             await self._drop(machine, log)
         except UnderstudyError as exc:
-            self._failed[machine] = exc.cause
-            if exc.cause != before:
-                _log.warning("deleted machine not dropped yet", machine=machine, **exc.as_dict())
+            error = exc
+        finally:
+            telling.cancel()
+            self._trying.discard(machine)
+        self._note(machine, log, error)
+
+    def _note(self, machine: str, log: MachineLog, error: UnderstudyError | None) -> None:
+        before, log.undropped = log.undropped, None
+        if error is not None:
+            what = f"What is here of machine {machine}, which was deleted, could not be dropped yet"
+            log.undropped = UndroppedError(what, cause=f"{error.what}: {error.cause}")
+            if before is None or before.cause != log.undropped.cause:
+                _log.warning("deleted machine not dropped yet", machine=machine, **error.as_dict())
 
     async def _drop(self, machine: str, log: MachineLog) -> None:
+        await log.look()
         said = log.containers.intersection(self._told)
         gone = {container for container in said if not await self._storage.has(machine, container)}
         if not gone:
             return
-        await log.look()
-        if log.containers <= gone and self._admission.is_free(machine):
-            await self._sides.forget(machine)
-            await self._boots.forget(machine)
-            reach("forget.beside-gone")
         for container in gone:
             self._storage.forget(machine, container)
+        before = log.containers
         await log.forget(gone)
-        _log.warning("deleted machine dropped", machine=machine, containers=sorted(gone))
+        if log.containers != before:
+            _log.warning("deleted machine dropped", machine=machine, containers=sorted(gone))
+        if log.containers <= gone and self._admission.is_free(machine):
+            await remote_vault.forgotten(self._vault, machine)
+            await self._boots.forget(machine)
+            # Last: it says of which container it is. Where somebody has just come, it may be his.
+            if self._admission.is_free(machine):
+                await self._sides.forget(machine)
+                reach("forget.beside-gone")
+                await log.look()
         if not log.containers and self._admission.forget(machine):
             await self._spool.leave(machine)

@@ -93,7 +93,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
             )
             receiver = Receiver((config.listen, config.port), context, admission)
             revoked = RevokedFile(config.tls.cert.with_name(REVOKED_FILE), config.tls.ca, receiver.revoke)
-            deletions = Deletions(machines, spool, admission, sides, boots)
+            deletions = Deletions(machines, spool, admission, sides, boots, vault)
             files = (sides.files, boots.files)
             troubles = (*(kind.trouble for kind in files), revoked.trouble)
             board = StatusBoard(admission, spool, storage, CacheLevel(config.credit), vault, troubles)

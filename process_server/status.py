@@ -16,7 +16,13 @@ from process_server.reception.machine import Machine
 from process_server.spool.spool import MachineLog, Spool
 from process_server.standing import Standing
 from shared import remote_vault
-from shared.errors import NotOpenError, SetAsideError, UnderstudyError, UploadsStoppedError
+from shared.errors import (
+    NotOpenError,
+    SetAsideError,
+    UnderstudyError,
+    UndroppedError,
+    UploadsStoppedError,
+)
 from shared.status import MAX_CONTAINERS, Problem, ProcessServerReport, StreamReport
 from shared.trouble import Trouble
 from shared.vault import Vault
@@ -187,5 +193,6 @@ def distinct(errors: list[UnderstudyError], machine: str) -> list[Problem]:
 
 
 def _severity(error: UnderstudyError) -> Severity:
-    """What was set aside is in storage from another server, or its epoch is over, which is told by itself: nobody's protection suffers."""
-    return Severity.WARNING if isinstance(error, SetAsideError) else Severity.ERROR
+    """What was set aside is in storage from another server, or its epoch is over, which is told by itself; what was deleted is to go:
+    nobody's protection suffers."""
+    return Severity.WARNING if isinstance(error, SetAsideError | UndroppedError) else Severity.ERROR

@@ -114,13 +114,15 @@ async def find(store: BlobStore) -> ActiveSide | None:
     return found[0] if found is not None else None
 
 
-async def find_of(storage: MachineStorage, machine: str) -> ActiveSide | None:
-    """`find` in the container that has the machine now: the one that was known may have been given up, and the name with it. Raises
-    MachineNotFoundError and ContainerMissingError, too."""
+async def find_of(storage: MachineStorage, machine: str) -> tuple[ActiveSide | None, str]:
+    """`find` in the container that has the machine now, and that container: the one that was known may have been given up, and the name
+    with it. Raises MachineNotFoundError and ContainerMissingError, too."""
+    store = await storage.find(machine)
     try:
-        return await find(await storage.find(machine))
+        return await find(store), store.container
     except StorageForgotError:  # which makes `storage` forget that container
-        return await find(await storage.find(machine))
+        store = await storage.find(machine)
+        return await find(store), store.container
 
 
 async def find_or_begin(

@@ -69,19 +69,22 @@ CONTROL_POINTS: Final = (
 DELETION_POINTS: Final = (
     "deletion.closing",
     "deletion.revoked",
+    "deletion.unnoted",
     "deletion.removing",
     "deletion.container-gone",
+    "deletion.gone",
     "deletion.entry-gone",
 )
 """The points of a config server that deletes a machine, in its order; a crash test visits each."""
 
 
 FORGET_POINTS: Final = (
-    "forget.beside-gone",
     "forget.logs-closed",
+    "forget.aside-file-gone",
     "forget.aside-gone",
     "forget.epoch-moved",
     "forget.epoch-gone",
+    "forget.beside-gone",
 )
 """The points of a process server that drops what it has of a machine that was deleted, in its order; a crash test visits each."""
 

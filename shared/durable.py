@@ -30,6 +30,7 @@ _IOV_MAX = 512
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _NO_NAMELESS: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS, errno.ENOENT})
 """What says that a file system has no files without a name, or that /proc, by which they get one, is not there; ..."""
+_TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{12}")
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 """... and that a file has one name there (vfat, exfat)."""
 
@@ -42,6 +43,15 @@ def named(what: str, error: type[UnderstudyError] = StateFileError, *, action: s
     except OSError as exc:
         place = f" ({os.fsdecode(exc.filename)})" if exc.filename else ""
         raise error(what, cause=f"{cause_of(exc)}{place}", action=action) from exc
+
+
+@contextlib.contextmanager
+def collected(failures: list[OSError]) -> Iterator[None]:
+    """An OSError inside the block is put there: what hinders one step hinders no other."""
+    try:
+        yield
+    except OSError as exc:
+        failures.append(exc)
 
 
 def sync_folder(folder: Path) -> None:
@@ -184,6 +194,13 @@ def remove_leftovers(path: Path) -> None:
     for there in path.parent.iterdir():
         if there.name.startswith(f".{path.name}."):
             there.unlink(missing_ok=True)
+
+
+def all_leftovers(folder: Path) -> list[Path]:
+    """What every `replace_file` and `create_file` left that was killed, in a folder in which nobody else has files, and nobody is at it."""
+    if not folder.is_dir():
+        return []
+    return [there for there in sorted(folder.iterdir()) if _TEMPORARY.fullmatch(there.name)]
 
 
 def leftovers(path: Path, data: bytes | None) -> list[Path]:

@@ -51,6 +51,7 @@ from shared.errors import (
     UsageError,
     cause_of,
 )
+from shared.log_sink import fill_standard_descriptors
 from shared.setup.access import Access
 from shared.tls import TlsFiles
 from shared.vocabulary import Role
@@ -155,6 +156,8 @@ async def enrol(
         raise
     certificate = identity.checked(asking, answer, trusted)
     if role is not None and not answer.name.startswith(f"{role}:"):
+        if made:
+            _remove(key)  # it is another daemon's key, by now
         raise OthersRoleError(
             f"Nothing was written to {folder}",
             cause=f"the token, which is used up now, was for '{answer.name}', and this is the set-up of the {role}",
@@ -268,6 +271,7 @@ def _unb64(text: str) -> bytes:
 
 
 def main(argv: list[str] | None = None) -> int:
+    fill_standard_descriptors()
     parser = argparse.ArgumentParser(prog="python -m shared.enrol", description="Enrol this host.")
     parser.add_argument("--server", required=True, help="URL of the config server, https://HOST[:PORT]")
     parser.add_argument(

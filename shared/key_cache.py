@@ -102,6 +102,12 @@ class KeyCache:
             durable.make_folder(self.folder)
             durable.replace_file(path, data)
 
+    def remove(self, machine: str, key_id: str, wrapped: bytes) -> None:
+        """If it is here. Raises KeyCacheError."""
+        path = self.path(machine, key_id, wrapped)
+        with durable.named(f"The key cache {path} cannot be removed", KeyCacheError):
+            durable.remove_file(path)
+
     def _take_over(self, former: Path) -> None:
         """Each key is stored before the file goes: killed in between, the next start does it again."""
         try:

@@ -18,6 +18,7 @@ import io
 import os
 import select
 import stat
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -171,9 +172,12 @@ def _descriptor(stream: TextIO | None) -> int | None:
 
 
 def fill_standard_descriptors() -> None:
-    """Open 0, 1 and 2 where the parent left them closed: the next file that is opened would get their numbers, and the log lines."""
-    for wanted in (0, 1, 2):
+    """Open 0, 1 and 2 where the parent left them closed: the next file that is opened would get their numbers, and the log lines.
+    Python has no stream for these: they get one that leads nowhere."""
+    for wanted, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(wanted)
         except OSError:
             os.open("/dev/null", os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - until the end

@@ -6,6 +6,8 @@ Only what was never asked for before needs the config server, which may be away 
 cache, durably, before it is first used: so a machine whose batches were ever acknowledged here is served here without the config server.
 A cache that cannot be read or written is told (`problem`) and stops nobody: while it cannot be written, keys are in memory only; what
 could not be read is looked at again, and is never written over but with the same key.
+
+The keys of a machine that was deleted go (`forget`), from memory and disk. One that is asked for again is got anew.
 """
 
 from __future__ import annotations
@@ -73,6 +75,8 @@ class RemoteVault:
         self._writer: Final = SingleWriter("store keys", self._store)
         self._unstored: Final[set[_Id]] = set()
         """What is in memory, and not (as it should be) on the disk."""
+        self._unwanted: Final[set[_Id]] = set()
+        """What is on the disk, and is to go."""
         self._unwritable: KeyCacheError | None = None
         self._unreadable: KeyCacheError | None = None
         self._told: KeyCacheError | None = None
@@ -128,6 +132,24 @@ class RemoteVault:
         self._writer.changed()
         self._wake.set()
 
+    def forget(self, machine: str) -> None:
+        """It was deleted: its keys go, soon, and tried again until they are gone."""
+        for id_ in [id_ for id_ in self._keys if id_.machine == machine]:
+            del self._keys[id_]
+            self._unstored.discard(id_)
+            self._unwanted.add(id_)
+        self._writer.changed()
+        self._wake.set()
+
+    async def forgotten(self, machine: str) -> None:
+        """`forget`, and they are gone. Raises KeyCacheError: then some may be there."""
+        self.forget(machine)
+        await self._writer.written()
+        left = [self._cache.path(*id_) for id_ in self._unwanted if id_.machine == machine]
+        if left:
+            cause = "it is not written yet" if self._unwritable is None else self._unwritable.cause
+            raise KeyCacheError(f"The key cache {min(left)} cannot be removed", cause=cause)
+
     async def _ask(self, route: Route[_Q, MachineKeyGrant], request: _Q, machine: str) -> MachineKey:
         try:
             grant = await self._client.call(route, request, machine=machine)
@@ -151,7 +173,8 @@ class RemoteVault:
         except KeyCacheError as exc:
             found, errors = [], [exc]
         for key in found:
-            self._keys.setdefault(_Id(key.machine, key.key_id, key.wrapped), key.key)
+            if (id_ := _Id(key.machine, key.key_id, key.wrapped)) not in self._unwanted:
+                self._keys.setdefault(id_, key.key)
         self._unreadable = errors[0] if errors else None
         self._tell()
 
@@ -176,11 +199,23 @@ class RemoteVault:
             self._wake.set()
 
     async def _store(self) -> bool:
-        """What is to be stored; whether all of it is. What hinders one hinders no other."""
+        """What is to be removed, and to be stored; whether all of it is. What hinders one hinders no other."""
         errors: list[KeyCacheError] = []
+        for id_ in self._unwanted - self._keys.keys():
+            try:
+                await _in_thread(self._cache.remove, *id_)
+            except KeyCacheError as exc:
+                errors.append(exc)
+            else:
+                self._unwanted.discard(id_)
+                if id_ in self._keys:  # asked for meanwhile
+                    self._unstored.add(id_)
+        self._unwanted.difference_update(self._keys)
         for id_ in list(self._unstored):
             # Before it is written: should the private key change meanwhile, it is put there again.
             self._unstored.discard(id_)
+            if id_ not in self._keys:
+                continue
             try:
                 await _in_thread(self._cache.store, CachedKey(**id_._asdict(), key=self._keys[id_]))
             except KeyCacheError as exc:
@@ -245,6 +280,18 @@ def renewed(vault: Vault, chain: tls.Chain) -> None:
     """This daemon's certificate was replaced."""
     if isinstance(vault, RemoteVault):
         vault.renewed(chain)
+
+
+def forget(vault: Vault, machine: str) -> None:
+    """The machine was deleted, and this daemon has nothing more of it: its keys go in the background."""
+    if isinstance(vault, RemoteVault):
+        vault.forget(machine)
+
+
+async def forgotten(vault: Vault, machine: str) -> None:
+    """`forget`, and they are gone. Raises KeyCacheError."""
+    if isinstance(vault, RemoteVault):
+        await vault.forgotten(machine)
 
 
 def warnings(vault: Vault) -> list[Problem]:

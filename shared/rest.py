@@ -196,7 +196,9 @@ def error_of(failure: Failure) -> UnderstudyError:
     )
     cls = classes.get(failure.code, fallback)
     # The class' defaults must not fill in what the server left empty on purpose; it sent its own words.
-    return cls(failure.what, cause=failure.cause, action=failure.action)
+    error = cls(failure.what, cause=failure.cause, action=failure.action)
+    error.names = [*failure.names]
+    return error
 
 
 def _all_errors() -> dict[str, type[UnderstudyError]]:

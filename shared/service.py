@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol, TypeVar
 from shared import decoding, logging
 from shared.configuration.wrong import explain
 from shared.errors import UNDECODABLE, ConfigError, ListenError, UnderstudyError, UnhealthyError
-from shared.log_sink import Sink, fill_standard_descriptors
+from shared.log_sink import Sink
 from shared.threads import Threads, no_room
 
 _log = logging.get()
@@ -56,7 +56,6 @@ def run_daemon(
     """A daemon from its command line (`--config FILE`) to its exit code. `start` may import what is slow to import: it is not called
     for a wrong command line or configuration. `also`: for the help, what else this program can do.
     """
-    fill_standard_descriptors()
     parser = argparse.ArgumentParser(
         prog=f"python -m {name.replace('-', '_')}",
         description="Runs the daemon.",

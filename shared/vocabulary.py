@@ -79,6 +79,10 @@ class MachineState(enum.StrEnum):
     """It could not be judged."""
 
 
+INITIAL_REPLICATION: Final = "initial replication"
+"""Why a machine's first epoch begins, and each later one before which nothing was captured: the agent knows of nothing before it."""
+
+
 class ApplyState(enum.StrEnum):
     """What a master target does for a machine. In reports it may be another word, of another version."""
 

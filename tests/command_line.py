@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from tests.cli import Done, begun, ended, understudy
 from tests.config_parts import ConfigServer
 from tests.obedient_agent import ObedientAgent
+
+
+class Typing:
+    def __init__(self, process: asyncio.subprocess.Process, keyboard: int) -> None:
+        self._process = process
+        self._keyboard = keyboard
+
+    def type(self, words: str) -> None:
+        os.write(self._keyboard, words.encode())
+
+    async def until(self, word: str) -> str:
+        """What is said until then."""
+        assert self._process.stderr is not None
+        async with asyncio.timeout(30):
+            return (await self._process.stderr.readuntil(word.encode())).decode()
+
+    async def ended(self) -> int:
+        done = await ended(self._process)
+        return done.exit_code
 
 
 class Line:
@@ -51,6 +71,22 @@ class Line:
     def close(self) -> None:
         for keyboard in self._keyboards:
             os.close(keyboard)
+
+    @contextlib.asynccontextmanager
+    async def typing(self, *arguments: str) -> AsyncIterator[Typing]:
+        """A command at a terminal, that is answered as it asks."""
+        keyboard, terminal = os.openpty()
+        self._keyboards.append(keyboard)
+        try:
+            process = await begun(*arguments, *self._options, stdin=terminal)
+        finally:
+            os.close(terminal)
+        try:
+            yield Typing(process, keyboard)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
 
     async def json(self, *arguments: str) -> Any:
         return (await self.run(*arguments, "--output", "json")).json

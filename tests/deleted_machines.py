@@ -18,7 +18,7 @@ from process_server.spool.spool import MachineLog, Spool
 from process_server.status import DaemonReport, StatusBoard
 from shared.machine_storage import MachineStorage
 from shared.trouble import Trouble
-from tests.spools import MACHINE, hello, make_spool
+from tests.spools import MACHINE, hello, make_spool, vault_at
 
 HARDWARE = "hw1"
 
@@ -79,7 +79,7 @@ async def parts(folder: Path, storage: MachineStorage, check_seconds: float = 0.
         boots=boots,
     )
     await admission.recall()
-    deletions = Deletions(storage, spool, admission, sides, boots)
+    deletions = Deletions(storage, spool, admission, sides, boots, vault_at(folder.parent))
     board = StatusBoard(admission, spool, Trouble("storage", lambda: None), CacheLevel(policy))
     try:
         yield Parts(folder, storage, spool, admission, sides, boots, deletions, board)

@@ -23,20 +23,24 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from agent.capture import audit, layout, libbpf, pins
+from agent.capture import audit, layout, libbpf, pins, slot_notes
 from agent.capture.binding import Pinned
 from agent.capture.calibrate import PAGE_B, Calibration, calibrate, prove
 from agent.capture.disks import Disk
-from shared import crashpoints
+from agent.capture.libbpf import Shape
+from shared import crashpoints, logging
 from shared.errors import (
     CaptureRemovedError,
     CaptureUnavailableError,
     DeviceNotFoundError,
     DiskResizedError,
     PinnedElsewhereError,
+    PinsDamagedError,
     UsageError,
     cause_of,
 )
+
+_log = logging.get()
 
 OBJECT: Final = Path(__file__).parent / "bpf/capture.bpf.o"
 PINNED_MAPS: Final = {
@@ -48,9 +52,18 @@ PINNED_MAPS: Final = {
     "dirty": "dirty",
 }
 """Maps of the object that are pinned: map name by pin name."""
+_SHAPES: Final = {
+    "control": Shape(libbpf.MAP_ARRAY, 4, layout.CONTROL.itemsize, 1),
+    "ring": Shape(libbpf.MAP_RING, 0, 0),
+    "tracked": Shape(libbpf.MAP_HASH, 4, layout.TRACKED.itemsize),
+    "open": Shape(libbpf.MAP_HASH, 8, layout.OPEN_WRITE.itemsize),
+    "counters": Shape(libbpf.MAP_ARRAY, 4, layout.COUNTERS.itemsize, layout.MAX_DISKS),
+    "dirty": Shape(libbpf.MAP_ARRAY_OF_MAPS, 4, 4, layout.MAX_DISKS),
+    "state": Shape(libbpf.MAP_ARRAY, 4, 8),
+}
+"""Of these, and of the state."""
 STATE: Final = "state"
 UNREADABLE: Final = "unreadable"
-IDS: Final = "ids"
 SERVER: Final = "server"
 _BTF: Final = Path("/sys/kernel/btf/vmlinux")
 _LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
@@ -276,11 +289,11 @@ def read_pinned(pin_dir: Path) -> list[Pinned]:
     _require(what, pin_dir, (*PINNED_MAPS, STATE))
     with ExitStack() as files:
         fds = {}
-        for name in ("control", "tracked"):
+        for name, shape in _SHAPES.items():
             fds[name] = libbpf.get(pin_dir / name)
             files.callback(os.close, fds[name])
-        if libbpf.map_info(fds["control"]).value_size != layout.CONTROL.itemsize:
-            raise PinnedElsewhereError(what, cause="it was made by another version of the agent")
+            if not libbpf.has_shape(fds[name], shape):
+                raise PinnedElsewhereError(what, cause=f"{name} was made by another version of the agent")
         control = mapped(fds["control"], layout.CONTROL, 1).reshape(())
         if int(control["layout"]) != layout.LAYOUT:
             raise PinnedElsewhereError(what, cause="it was made by another version of the agent")
@@ -288,12 +301,18 @@ def read_pinned(pin_dir: Path) -> list[Pinned]:
     _require(what, pin_dir, (name for slot in values["slot"].tolist() for name in bitmap_names(slot)))
     programs = needed(bool(flags & layout.DISK_BIO_BASED) for flags in values["flags"].tolist())
     _require(what, pin_dir, (pins.link_path(pin_dir, program).name for program in programs))
-    ids = _ids(pin_dir, values["slot"].tolist())
+    notes = slot_notes.read(pin_dir, values["slot"].tolist())
     pinned = [
         Pinned(
-            slot=int(v["slot"]), dev=int(key), diskseq=int(v["diskseq"]), sectors=int(v["sectors"]), id=id_
+            slot=int(v["slot"]),
+            dev=int(key),
+            diskseq=int(v["diskseq"]),
+            sectors=int(v["sectors"]),
+            id=note.id,
+            note=note.line,
+            is_damaged=note.is_damaged,
         )
-        for key, v, id_ in zip(keys, values, ids, strict=True)
+        for key, v, note in zip(keys, values, notes, strict=True)
     ]
     numbers = control["numbers"]
     return sorted(pinned, key=lambda pin: int(numbers[pin.slot]) or layout.MAX_DISKS + 1 + pin.slot)
@@ -302,28 +321,6 @@ def read_pinned(pin_dir: Path) -> list[Pinned]:
 def _require(what: str, pin_dir: Path, names: Iterable[str]) -> None:
     if missing := [name for name in names if not (pin_dir / name).exists()]:
         raise CaptureRemovedError(what, cause=f"pins were removed: {', '.join(missing)}")
-
-
-def _ids(pin_dir: Path, slots: Sequence[int]) -> list[str]:
-    if not (pin_dir / IDS).exists():  # an older agent attached it
-        return [""] * len(slots)
-    fd = libbpf.get(pin_dir / IDS)
-    try:
-        found = [libbpf.lookup(fd, key_bytes(slot), layout.ID_B) or b"" for slot in slots]
-    finally:
-        os.close(fd)
-    return [value.rstrip(b"\0").decode() for value in found]
-
-
-def note_ids(pin_dir: Path, disks: Mapping[int, Disk]) -> None:
-    """Which disk each slot has, beside the capture itself: so it is known as long as that. No slot is given twice, so one that a kill left
-    without is nobody's, and never another's. (One value is stored at once.)"""
-    fd = libbpf.get(pin_dir / IDS)
-    try:
-        for slot, disk in disks.items():
-            libbpf.update(fd, key_bytes(slot), disk.id.encode().ljust(layout.ID_B, b"\0"))
-    finally:
-        os.close(fd)
 
 
 def by_slot(pin_dir: Path, wanted: Sequence[Disk]) -> dict[int, Disk]:
@@ -397,14 +394,28 @@ def enlarge_state(pin_dir: Path, move: Move) -> None:
 
 
 def complete(folder: Path) -> None:
-    """Makes what an older agent did not pin. Whoever reads it sees that it tells of nothing."""
+    """Makes what an older agent did not pin, or another version pinned with another shape. Whoever reads it sees that it tells of
+    nothing."""
     for name, entries, flags, entry_b in (
         (UNREADABLE, layout.UNREADABLE_WORDS, libbpf.F_MMAPABLE, 8),
         (SERVER, layout.SERVER_WORDS, libbpf.F_MMAPABLE, 8),
-        (IDS, layout.MAX_DISKS, 0, layout.ID_B),
+        *((name, layout.MAX_DISKS, 0, entry_b) for name, entry_b in slot_notes.PINS.items()),
     ):
-        if not (folder / name).exists():
-            _make_array(name, entries, flags, folder / name, entry_b)
+        pin = folder / name
+        if pin.exists() and not _has_shape(pin, Shape(libbpf.MAP_ARRAY, 4, entry_b, entries)):
+            damage = PinsDamagedError(f"{pin} is not gone by", cause="another version of the agent made it")
+            _log.warning("a pin is made anew", **damage.as_dict())
+            pin.unlink()
+        if not pin.exists():
+            _make_array(name, entries, flags, pin, entry_b)
+
+
+def _has_shape(path: Path, shape: Shape) -> bool:
+    fd = libbpf.get(path)
+    try:
+        return libbpf.has_shape(fd, shape)
+    finally:
+        os.close(fd)
 
 
 def _make_array(name: str, entries: int, flags: int, path: Path, entry_b: int = 8) -> None:

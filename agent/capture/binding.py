@@ -37,8 +37,9 @@ which disk it is (`Verdict.identity`), and that it was shared is remembered: no 
 
 **What is new takes only what is nobody's**, wherever its line stands: not what is another id's, nor what may be.
 
-An identity that only the disk tells, or its driver, is not asked while nothing is told: what is captured goes on, by its note, and what is
-not is missing until it answers.
+An identity that only the disk tells, or its driver, is not asked while nothing is told: what is captured goes on, by its note, and what
+is not is missing until it answers. So it is where another bears the partition table that is asked for, while what stands under the path
+does not answer: that may be a clone of it.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ TOLD: Final = frozenset({Kind.LOOP, Kind.GPT, Kind.MBR})
 """What only the disk itself tells."""
 NAMED: Final = frozenset({Kind.WWID, Kind.SERIAL, Kind.DM, Kind.MD, Kind.LOOP})
 """What sysfs says, for which the driver may ask the disk."""
+COPIED: Final = frozenset({Kind.GPT, Kind.MBR})
+"""What a clone bears, too."""
 WEAK: Final = frozenset({Kind.GPT, Kind.MBR, Kind.BY_PATH, Kind.NAME})
 
 
@@ -150,6 +153,10 @@ class Pinned:
     sectors: int
     id: str = ""
     """Of the disk that it was pinned for; empty: an older agent did, or one that was killed at once."""
+    note: bytes = b""
+    """The line of that disk, which is pinned beside (`bindings.Bound`); empty: an older agent did, or one that was killed at once."""
+    is_damaged: bool = False
+    """What is pinned beside it is no id, or an id that another has, too."""
 
 
 class Action(enum.Enum):
@@ -186,11 +193,18 @@ class Verdict:
         shared = self.shared | self.known.seen_shared
         own = [found for found in standing.identities if found not in shared and found.kind is not Kind.NAME]
         if any(same(known, found) for found in standing.identities):
-            is_shared = any(same(known, found) for found in shared)
-            return own[0] if own and is_shared and self.is_chosen else known
+            is_left = any(same(known, found) for found in shared) or self._is_known_by_name_alone
+            return own[0] if own and is_left and self.is_chosen else known
         if known is not None and standing.may_hide(known.kind):
             return known
         return own[0] if own else standing.identities[0]
+
+    @property
+    def _is_known_by_name_alone(self) -> bool:
+        """Though it is captured, so it is the disk, and has said all: a kernel's name is no evidence after the next boot."""
+        known, disk = self.known.identity, self.standing
+        is_whole = disk is not None and disk.is_read and disk.is_named
+        return is_whole and self.action is Action.CONTINUE and known is not None and known.kind is Kind.NAME
 
     @property
     def is_chosen(self) -> bool:
@@ -252,10 +266,10 @@ def _contradicts(disk: Standing, kept: Identity | None, standing: Sequence[Stand
     return (bool(told) and is_elsewhere) or any(found.kind is kept.kind for found in told)
 
 
-def is_ruled_out(disk: Standing, kept: Identity) -> bool:
+def is_ruled_out(disk: Standing, kept: Identity | None) -> bool:
     """Whether `kept`, which cannot change, is not of this disk. One of that kind that it lost within the boot is not thought of: hence only
     for who asks which of several a disk is, not whether it is the one."""
-    return not kept.is_weak and not disk.may_hide(kept.kind) and not _bears(disk, kept)
+    return kept is not None and not kept.is_weak and not disk.may_hide(kept.kind) and not _bears(disk, kept)
 
 
 def _bears(disk: Standing, kept: Identity | None) -> bool:
@@ -306,6 +320,9 @@ def _by_identity(
     free = [disk for disk in bearing if disk.dev not in owner]
     rivals = [other.id for other in all_known if _is_rival(other, known)]
     is_shared = len(bearing) > 1 or bool(rivals)
+    is_silent = here is not None and here.dev not in owner and here.may_hide(known.identity.kind)
+    if is_silent and known.identity.kind in COPIED and here not in bearing:
+        return _missing(known, f"what stands under {known.path} does not say which disk it is", here)
     if here in free and (not is_shared or known.path.startswith(_BY_PORT)):
         return _take(known, here, slots, f"{here.path} was taken away and came back")
     if free and not is_shared:
@@ -316,7 +333,7 @@ def _by_identity(
         return _missing(
             known, f"{here.path} is empty, and no disk of this machine bears its identity ({known.identity})"
         )
-    if here is not None and here.dev not in owner and here.may_hide(known.identity.kind):
+    if is_silent:
         return _missing(known, f"what stands under {known.path} does not say which disk it is", here)
     if here is not None:
         return _refused(

@@ -2,15 +2,16 @@
 their ids wherever they stand; it is written before a disk is captured for the first time, and replaced as a whole.
 
     {"v": 1, "disks": [{"id": "sdb", "device": "/dev/sdb", "identity": "wwid:naa.5000c500a1b2c3d4", "last": "/dev/sdc",
-                        "seen": {"boot": "c3b2a1f0-…", "dev": 8388640, "diskseq": 5}, "shared": ["serial:0"]}]}
+                        "seen": {"boot": "c3b2a1f0-…", "dev": 8388640, "diskseq": 5}, "shared": ["serial:0"], "number": 3}]}
 
 `device` is the path as configured, `last` where the disk stood when it was attached last, `seen` which one that was to the kernel: its
 boot id, the device number (major << 20 | minor) and the diskseq. Within that boot `seen` says which disk it is (`binding`). `shared`: what
-it ever bore, when it was attached, while another disk of the machine bore it, too. Agents before 2026-11-26 wrote no `seen`: there what
-capture is pinned to under `last` is the disk, if it can be nobody else's who stood there last (`with_notes`). An older agent leaves both
-out whenever it writes the file, which it does when a disk stands elsewhere. A disk that is configured no more keeps its line, so that no
-other disk ever gets its id. Losing the file is an event, and loses the ids of disks that are configured by path alone and are not captured:
-of the others what they are is pinned with the capture, and the file is made anew from that (`with_pins`).
+it ever bore, when it was attached, while another disk of the machine bore it, too. `number`: of the line's last change, one more than any
+line had before. Agents before 2026-11-26 wrote no `seen`: there what capture is pinned to under `last` is the disk, if it can be nobody
+else's who stood there last (`with_notes`). An older agent leaves out what it does not know whenever it writes the file, which it does when
+a disk stands elsewhere. A disk that is configured no more keeps its line, so that no other disk ever gets its id. Losing the file is an
+event, and loses the ids of disks that are configured by path alone and are not captured: of the others the same line is pinned with the
+capture, and the file is made anew from that (`pinned_lines.with_pins`).
 
 **What could not be written is owed** (`BindingsFile`), as is all of it when somebody removed the file, damaged it or put another in its
 place: a disk that was known goes on where the state_dir is full, and only this process then knows which one it is in this boot. So
@@ -54,9 +55,16 @@ class Bound(msgspec.Struct, frozen=True, omit_defaults=True):
     id: DiskName
     device: str
     identity: str
+    """Empty, and then never written: it is captured, and by what it was bound is not known."""
     last: str = ""
     seen: Seen | None = None
     shared: tuple[str, ...] = ()
+    number: int = 0
+    """0: an older agent wrote it."""
+
+    @property
+    def kept(self) -> Identity | None:
+        return Identity.parse(self.identity) if self.identity else None
 
 
 class NotedDisk(WantedDisk, frozen=True):
@@ -74,8 +82,7 @@ def read(state_dir: Path) -> list[Bound] | None:
     try:
         document = decoding.decode(path.read_bytes(), type=_Document)
         for bound in document.disks:
-            for text in (bound.identity, *bound.shared):
-                Identity.parse(text)
+            check(bound)
     except FileNotFoundError:
         return None
     except OSError as exc:
@@ -89,6 +96,12 @@ def read(state_dir: Path) -> list[Bound] | None:
     if document.v != 1:
         raise BindingDamagedError(f"{path} could not be read", cause=f"its format is {document.v}")
     return document.disks
+
+
+def check(bound: Bound) -> None:
+    """ValueError for a line that no agent writes."""
+    for text in (bound.identity, *bound.shared):
+        Identity.parse(text)
 
 
 def write(state_dir: Path, disks: Sequence[Bound]) -> None:
@@ -253,7 +266,7 @@ def known(
                     bound
                     for bound in remembered
                     if bound.id not in claimed
-                    and wanted.identity in (None, bound.identity)
+                    and (not bound.identity or wanted.identity in (None, bound.identity))
                     and _is_noted(there, bound, boot, captured)
                 ),
                 None,
@@ -266,7 +279,7 @@ def known(
     # A note says nothing of a disk that the configuration means anew, nor does one without a diskseq (kernels before 5.15).
     if (
         before
-        and before.identity == text
+        and before.identity in ("", text)
         and before.seen
         and before.seen.boot == boot
         and before.seen.diskseq
@@ -306,7 +319,7 @@ def _line_bearing(wanted: WantedDisk, remembered: Sequence[Bound], claimed: Coll
     asked = Identity.parse(wanted.identity) if wanted.identity else None
     if asked is None or asked.is_weak:
         return None
-    lines = [bound for bound in remembered if same(Identity.parse(bound.identity), asked)]
+    lines = [bound for bound in remembered if same(bound.kept, asked)]
     return lines[0] if len(lines) == 1 and lines[0].id not in claimed else None
 
 
@@ -320,7 +333,8 @@ def _line_borne(
         bound
         for bound in remembered
         if bound.identity not in shared
-        and not Identity.parse(bound.identity).is_weak
+        and bound.kept is not None
+        and not bound.kept.is_weak
         and _is_bound(there, bound)
     ]
     if len(lines) != 1 or lines[0].id in claimed or wanted.identity not in (None, lines[0].identity):
@@ -333,7 +347,9 @@ def _is_another(wanted: WantedDisk, bound: Bound, there: Standing | None, boot: 
     one and not the other. (It may be that disk, of which something else is said: then it bears both, or was noted in this boot.)"""
     if wanted.identity is None:
         return False
-    asked, kept = Identity.parse(wanted.identity), Identity.parse(bound.identity)
+    asked, kept = Identity.parse(wanted.identity), bound.kept
+    if kept is None:
+        return False
     if asked.kind is kept.kind and not asked.is_weak:
         return not same(kept, asked)
     if there is None or not any(same(asked, found) for found in there.identities):
@@ -347,9 +363,8 @@ def _is_noted(disk: Standing, bound: Bound, boot: str, captured: Collection[tupl
     bears must not say another thing; where that can have changed, it is the same only while capture watches it."""
     if not disk.diskseq or bound.seen != Seen(boot, disk.dev, disk.diskseq):
         return False
-    kept = Identity.parse(bound.identity)
     is_captured = (disk.dev, disk.diskseq) in captured
-    return _is_bound(disk, bound) or (is_captured and not is_ruled_out(disk, kept))
+    return _is_bound(disk, bound) or (is_captured and not is_ruled_out(disk, bound.kept))
 
 
 def fresh(wanted: WantedDisk, kernel_name: str, taken: Sequence[str], at: int | None) -> Known:
@@ -380,24 +395,10 @@ def with_notes(remembered: Sequence[Bound], captured: Mapping[str, Standing], bo
     for path, disk in captured.items():
         there = [bound for bound in remembered if bound.last == path]
         if len(there) > 1:
-            there = [bound for bound in there if not is_ruled_out(disk, Identity.parse(bound.identity))]
+            there = [bound for bound in there if not is_ruled_out(disk, bound.kept)]
         if len(there) == 1 and not _is_anothers(disk, there[0], remembered, captured):
             noted[there[0].id] = Seen(boot, disk.dev, disk.diskseq)
     return [msgspec.structs.replace(bound, seen=noted.get(bound.id)) for bound in remembered]
-
-
-def with_pins(remembered: Sequence[Bound], captured: Mapping[str, Standing], boot: str) -> list[Bound]:
-    """With what the file does not say of the disks that are captured: it was lost, or could not be written when one was attached.
-    `captured`: by id, what capture is pinned to for it. That is as good as a note of this boot, and was made with the capture itself. What
-    the file says counts before it: of a disk that was given another id it is newer."""
-    said = {bound.seen for bound in remembered}
-    lines = {bound.id: bound for bound in remembered}
-    for id_, disk in captured.items():
-        seen = Seen(boot, disk.dev, disk.diskseq)
-        if disk.diskseq and seen not in said:
-            line = lines.get(id_) or Bound(id_, disk.path, str(disk.identities[0]))
-            lines[id_] = msgspec.structs.replace(line, last=disk.path, seen=seen)
-    return [*lines.values()]
 
 
 def _is_anothers(
@@ -415,7 +416,7 @@ def _is_anothers(
 
 
 def _is_bound(disk: Standing, bound: Bound) -> bool:
-    return any(same(Identity.parse(bound.identity), found) for found in disk.identities)
+    return any(same(bound.kept, found) for found in disk.identities)
 
 
 def bind(verdict: Verdict, identity: Identity, remembered: Sequence[Bound], boot: str) -> Bound:
@@ -424,7 +425,9 @@ def bind(verdict: Verdict, identity: Identity, remembered: Sequence[Bound], boot
     assert disk is not None
     before = next((bound.shared for bound in remembered if bound.id == known.id), ())
     shared = tuple(sorted({*before, *map(str, verdict.shared)}))
-    return Bound(known.id, known.path, str(identity), disk.path, Seen(boot, disk.dev, disk.diskseq), shared)
+    number = next((bound.number for bound in remembered if bound.id == known.id), 0)
+    seen = Seen(boot, disk.dev, disk.diskseq)
+    return Bound(known.id, known.path, str(identity), disk.path, seen, shared, number)
 
 
 def after(remembered: Sequence[Bound], chosen: Sequence[Bound]) -> list[Bound]:
@@ -440,7 +443,7 @@ def after(remembered: Sequence[Bound], chosen: Sequence[Bound]) -> list[Bound]:
 def ids(remembered: Sequence[Bound], borne: Mapping[Which, Sequence[Identity]]) -> dict[Which, str]:
     """Which of the host's disks are those of the lines, as far as what they bear says so: one disk, and one line, for each."""
     found: dict[Which, str] = {}
-    lines = [(bound.id, Identity.parse(bound.identity)) for bound in remembered]
+    lines = [(bound.id, bound.kept) for bound in remembered]
     for which, identities in borne.items():
         mine = {id_ for id_, kept in lines if any(same(kept, one) for one in identities)}
         if len(mine) == 1:

@@ -28,6 +28,8 @@ UNREADABLE_WORDS: Final = 1 << 17
 """1 MiB: room for 1 GiB of sectors that lie together (agent/stream/unreadable_words.py)."""
 ID_B: Final = 128
 """As long as the id of a disk may be."""
+NOTE_B: Final = 4096
+"""As long as what disks.json says of a disk may be to be pinned, too (agent/capture/slot_notes.py)."""
 SERVER_WORDS: Final = 33
 """264 bytes: room for a host name and a port."""
 RECORD_SIZE: Final = RING_HEADER_B + HEADER_B + DATA_B

@@ -14,14 +14,17 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from shared.errors import BpfError, CaptureUnavailableError
 
+MAP_HASH: Final = 1
 MAP_ARRAY: Final = 2
+MAP_ARRAY_OF_MAPS: Final = 12
+MAP_RING: Final = 27
 F_MMAPABLE: Final = 1 << 10
 F_INNER_MAP: Final = 1 << 12
 BPFFS_MAGIC: Final = 0xCAFE4A11
@@ -50,6 +53,16 @@ class _MapCreateOpts(ctypes.Structure):
     )
 
 
+class Shape(NamedTuple):
+    """What a pinned map is to be before anything of it is read."""
+
+    type: int
+    key_b: int
+    value_b: int
+    entries: int = 0
+    """0: any number."""
+
+
 class MapInfo(ctypes.Structure):
     """struct bpf_map_info, as far as it is used."""
 
@@ -63,6 +76,8 @@ class MapInfo(ctypes.Structure):
         ("name", ctypes.c_char * _NAME_B),
     )
     id: int
+    type: int
+    key_size: int
     value_size: int
     max_entries: int
     name: bytes
@@ -361,6 +376,12 @@ def read_hash(fd: int, key: np.dtype[Any], value: np.dtype[Any]) -> tuple[npt.ND
 
 def map_info(fd: int) -> MapInfo:
     return _info(fd, MapInfo())
+
+
+def has_shape(fd: int, shape: Shape) -> bool:
+    """Whether it is such a map: the kernel writes as much as its values are long into the buffer of who looks one up."""
+    info = map_info(fd)
+    return shape == (info.type, info.key_size, info.value_size, shape.entries and info.max_entries)
 
 
 def program_info(fd: int) -> ProgramInfo:

@@ -11,11 +11,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from agent.capture import answer, attach, bindings, disks, identify, layout, pins, suitable
+from agent.capture import answer, attach, bindings, disks, identify, layout, pinned_lines, pins, suitable
 from agent.capture.answer import Answer
 from agent.capture.binding import TOLD, WEAK, Action, Known, Pinned, Standing, Verdict, decide, same
 from agent.capture.bindings import Bound
 from agent.capture.disks import SYSFS, UNKNOWN, Attributes, Disk
+from agent.capture.pinned_lines import PinnedTo
 from agent.capture.suitable import MAX_BLOCK_B
 from agent.machine_identity import this_boot
 from shared.desired import WantedDisk
@@ -100,9 +101,11 @@ def as_captured(pin_dir: Path, remembered: Sequence[Bound]) -> tuple[WantedDisk,
     say."""
     pinned, _ = read_pins(pin_dir)
     boot = this_boot()
+    names = {pin.dev: name for pin in pinned if (name := _kernel_name(pin.dev))}
+    whose = _pinned_to(pinned, {dev: f"/dev/{name}" for dev, name in names.items()}, boot)
     noted = {
         (bound.seen.dev, bound.seen.diskseq): bound
-        for bound in remembered
+        for bound in pinned_lines.with_pins(remembered, whose, boot)
         if bound.seen and bound.seen.boot == boot
     }
     found = []
@@ -110,9 +113,24 @@ def as_captured(pin_dir: Path, remembered: Sequence[Bound]) -> tuple[WantedDisk,
         bound = noted.get((pin.dev, pin.diskseq))
         if bound is not None:
             found.append(WantedDisk(bound.device, bound.id))
-        elif (folder := SYSFS / f"dev/block/{pin.dev >> 20}:{pin.dev & 0xFFFFF}").exists():
-            found.append(WantedDisk(f"/dev/{folder.resolve().name.replace('!', '/')}", pin.id or None))
+        elif pin.dev in names:
+            found.append(WantedDisk(f"/dev/{names[pin.dev]}", pin.id or None))
     return tuple(found)
+
+
+def _kernel_name(dev: int) -> str:
+    """Empty: nothing stands there."""
+    folder = SYSFS / f"dev/block/{dev >> 20}:{dev & 0xFFFFF}"
+    return folder.resolve().name.replace("!", "/") if folder.exists() else ""
+
+
+def _pinned_to(pinned: Sequence[Pinned], paths: Mapping[int, str], boot: str) -> dict[str, PinnedTo]:
+    """By id, of those that stand where they were pinned. `paths`: where the kernel has them, by their device numbers."""
+    return {
+        pin.id: PinnedTo((pin.dev, pin.diskseq), paths[pin.dev], pinned_lines.line_pinned(pin, boot))
+        for pin in pinned
+        if pin.id and pin.dev in paths
+    }
 
 
 def look_at(
@@ -147,9 +165,8 @@ def look_at(
     answers = _ask(found[dev] for dev in {*at.values(), *captured})
     watched = {found[dev].device: _standing(found[dev], answers, said) for dev in captured}
     remembered = bindings.with_notes(remembered, watched, boot)
-    whose = {pin.id: found[pin.dev] for pin in pinned if pin.id and pin.dev in captured}
-    pinned_to = {id_: _standing(disk, answers, said) for id_, disk in whose.items()}
-    remembered = bindings.with_pins(remembered, pinned_to, boot)
+    whose = _pinned_to(pinned, {dev: found[dev].device for dev in captured}, boot)
+    remembered = pinned_lines.with_pins(remembered, whose, boot)
     by_dev = {dev: _standing(disk, answers, said) for dev, disk in found.items()}
     under = {path: by_dev[dev] for path, dev in at.items()}
     known = bindings.all_known(wanted, remembered, under, boot, slots)

@@ -14,12 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from agent.capture import layout, libbpf, members, pins, suitable
+from agent.capture import layout, libbpf, members, pins, slot_notes, suitable
 from agent.capture.attach import (
     COMPLETIONS,
     OBJECT,
@@ -35,7 +36,6 @@ from agent.capture.attach import (
     key_bytes,
     mapped,
     needed,
-    note_ids,
     words_of,
 )
 from agent.capture.disks import Disk
@@ -176,12 +176,20 @@ class Capture:
 
     @classmethod
     def attached(
-        cls, pin_dir: Path, wanted: Sequence[Disk], *, fresh: bool = False, object_path: Path = OBJECT
+        cls,
+        pin_dir: Path,
+        wanted: Sequence[Disk],
+        *,
+        fresh: bool = False,
+        object_path: Path = OBJECT,
+        lines: Mapping[str, bytes] = MappingProxyType({}),
     ) -> Capture:
-        """The capture of exactly these disks that is pinned, with the programs of `object_path`. Raises PinnedElsewhereError."""
+        """The capture of exactly these disks that is pinned, with the programs of `object_path`. `lines`: by id, what is noted of them,
+        which is pinned, too. Raises PinnedElsewhereError."""
         found = by_slot(pin_dir, wanted)
         complete(pin_dir)
-        note_ids(pin_dir, found)
+        ids = {slot: disk.id for slot, disk in found.items()}
+        slot_notes.write(pin_dir, ids, {slot: lines[id_] for slot, id_ in ids.items() if id_ in lines})
         if not members.is_current(pin_dir, object_path):
             try:
                 members.upgrade(pin_dir, object_path)

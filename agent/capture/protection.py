@@ -15,16 +15,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from agent.capture import attach, bindings, disks, pins
-from agent.capture.binding import Action, Verdict
+from agent.capture import attach, bindings, disks, pinned_lines, pins
+from agent.capture.binding import Action, Pinned, Verdict
 from agent.capture.bindings import BindingsFile, Bound, Seen
 from agent.capture.disks import Disk
 from agent.capture.fitting import BeforeChange, Change, attach_all, bring_about, calibrate_again
 from agent.capture.look import LeftOut, Look, Refusing, bound_by_shared, look_at, read_pins, silence, why_not
 from agent.capture.maps import Capture
+from agent.machine_identity import this_boot
 from shared import logging
 from shared.desired import WantedDisk
-from shared.errors import NoUsableDiskError, SharedIdentityError, StateFileError
+from shared.errors import NoUsableDiskError, PinsDamagedError, SharedIdentityError, StateFileError
 
 _log = logging.get()
 
@@ -58,6 +59,7 @@ def protect(
     if removed is not None:
         _log.error("capture is not whole: it is attached afresh", **removed.as_dict())
     remembered = file.read()
+    _tell_of_damage(pinned, pin_dir)
     if remembered is None and pinned:
         _log.warning(
             "which disk is which is not known any more, but of those that are captured: others are bound to what stands under their paths",
@@ -89,7 +91,7 @@ def protect(
             cause="; ".join(f"{left.id}: {left.error.cause or left.error.what}" for left in left_out),
             action=actions.pop() if len(actions) == 1 else "",
         )
-    unbound = _remember(file, look, remembered, [verdict for verdict, _ in chosen])
+    lines, unbound = _remember(file, look, remembered, [verdict for verdict, _ in chosen])
     left_out += unbound
     chosen = [(v, disk) for v, disk in chosen if v.known.id not in {left.id for left in unbound}]
     is_fresh = False
@@ -105,46 +107,72 @@ def protect(
         unseen = attach_all(chosen, pin_dir, ring_b, before_change, change, object_path)
     left_out += unseen
     captured = [disk for _, disk in chosen if disk.id not in {left.id for left in unseen}]
-    capture = Capture.attached(pin_dir, captured, fresh=is_fresh, object_path=object_path)
+    noted = {line.id: pinned_lines.as_pinned(line) for line in lines}
+    capture = Capture.attached(pin_dir, captured, fresh=is_fresh, object_path=object_path, lines=noted)
     return Protected(capture, left_out, bound_by_shared(verdict for verdict, _ in chosen))
+
+
+def _tell_of_damage(pinned: Sequence[Pinned], pin_dir: Path) -> None:
+    """Once: it is written anew when capture is taken up."""
+    boot = this_boot()
+    wrong = [
+        str(pin.slot)
+        for pin in pinned
+        if pin.is_damaged or (pin.note and pinned_lines.line_pinned(pin, boot) is None)
+    ]
+    if wrong:
+        damage = PinsDamagedError(
+            f"What is pinned at {pin_dir} of the captured disks is not gone by",
+            cause=f"what stands there of slot {', '.join(wrong)} is no id and line of its disk",
+        )
+        _log.warning(
+            "which disk was captured for which id is known from disks.json alone", **damage.as_dict()
+        )
 
 
 def _remember(
     file: BindingsFile, look: Look, stored: list[Bound] | None, chosen: Sequence[Verdict]
-) -> list[LeftOut]:
-    """Keeps what the chosen disks are bound by. A partition table that could not be read is not one that is gone. Where that fails, those
-    of which it was known before go on, and what is to be kept of them is owed to the file; returns the others: a disk is written down
-    before it is captured for the first time, or it could be taken for another later. Raises StateFileError when none is left."""
+) -> tuple[list[Bound], list[LeftOut]]:
+    """Keeps what the chosen disks are bound by, and returns that. A partition table that could not be read is not one that is gone.
+    Where it cannot be written, those of which it was known before go on, and what is to be kept of them is owed to the file; returns the
+    others, too: a disk is written down before it is captured for the first time, or it could be taken for another later. Raises
+    StateFileError when none is left."""
     now: list[Bound] = []
     for verdict in chosen:
         assert verdict.standing is not None
+        is_whole = verdict.standing.is_read and verdict.standing.is_named
+        if verdict.action is Action.CONTINUE and verdict.known.identity is None and not is_whole:
+            continue  # by what it is bound is not known, and what it bears now may be less
         is_read = bool(look.answers[verdict.standing.path].head)
-        kept = verdict.identity if is_read else verdict.known.identity
-        identity = kept or verdict.standing.identities[0]
+        identity = (verdict.identity if is_read else verdict.known.identity) or verdict.standing.identities[0]
         bound = bindings.bind(verdict, identity, look.remembered, look.boot)
         if bound not in look.remembered:
             _log.info("disk bound", id=bound.id, device=bound.last, identity=bound.identity)
         now.append(bound)
-    after = bindings.after(look.remembered, now)
+    after = pinned_lines.numbered(bindings.after(look.remembered, now), look.remembered)
     if after == stored and file.trouble is None:
-        return []
+        return after, []
     try:
         file.write(after)
     except StateFileError as exc:
-        known = {(bound.id, bound.identity) for bound in file.written}
-        ids = {id_ for id_, _ in known}
+        written = {(bound.id, bound.identity) for bound in file.written}
+        # One that is captured goes on, bound as before: by the file, or by what is pinned.
+        going_on = {v.known.id for v in chosen if v.action is Action.CONTINUE} & {
+            bound.id for bound in look.remembered
+        }
+        to_write = {bound.id: bound.identity for bound in now}
         unbound = [
             LeftOut(verdict.known.id, verdict.known.path, exc)
-            for verdict, bound in zip(chosen, now, strict=True)
-            # One that is captured goes on, bound as before.
-            if bound.id not in ids
-            or (verdict.action is not Action.CONTINUE and (bound.id, bound.identity) not in known)
+            for verdict in chosen
+            if (id_ := verdict.known.id) not in going_on and (id_, to_write[id_]) not in written
         ]
         if len(unbound) == len(chosen):
             raise
         out = {left.id for left in unbound}
-        owed = file.owe(bindings.after(look.remembered, [bound for bound in now if bound.id not in out]), exc)
+        kept = [bound for bound in now if bound.id not in out]
+        after = pinned_lines.numbered(bindings.after(look.remembered, kept), look.remembered)
+        owed = file.owe(after, exc)
         if owed is not None:
             _log.warning("where the disks stand now could not be noted", **owed.as_dict())
-        return unbound
-    return []
+        return after, unbound
+    return after, []

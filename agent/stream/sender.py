@@ -130,6 +130,8 @@ class Sender:
         self._retry_after_s = 0.0
         self._revoked = Revocations()
         self._link: Link | None = None
+        self._is_moving = False
+        """The stream goes to another process server as soon as this session is over: nothing more of the ring is freed by it."""
 
     @property
     def may_restart(self) -> bool:
@@ -242,6 +244,7 @@ class Sender:
         session = asyncio.create_task(self._session(address), name="session")
         stopping = asyncio.create_task(stop.wait(), name="stop")
         back = asyncio.create_task(self._first_is_back(), name="first")
+        self._is_moving = False
         try:
             await asyncio.wait({session, stopping, back}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -258,7 +261,14 @@ class Sender:
 
     async def _first_is_back(self) -> None:
         """Returns when another server is preferred to the current one, and answers again. No session begins by that (`servers`). From one
-        that is named no more the stream goes whether the first answers or not."""
+        that is named no more the stream goes whether the first answers or not.
+
+        What was found of the ring stays so until the session is over (`_is_moving`, in the very turn of the loop in which it was found): an
+        ACK of that time would free what is spooled at the current one alone, and the next could not go on with the epoch."""
+        await self._may_go()
+        self._is_moving = True
+
+    async def _may_go(self) -> None:
         first = self._servers.first
         if self._servers.is_leaving:
             if not await self._nothing_is_freed_too_early(self._began + LEAVE_S - time.monotonic()):
@@ -434,7 +444,9 @@ class Sender:
         while True:
             ack = await link.ack()
             self._note(ack)
-            self._stream.acknowledged(ack.spooled, ack.uploaded)
+            # Else nothing is lost: who is welcomed next says where he stands.
+            if not self._is_moving:
+                self._stream.acknowledged(ack.spooled, ack.uploaded)
 
     def _note(self, position: Ack | Welcome) -> None:
         self.spooled, self.uploaded, self.credit_b = position.spooled, position.uploaded, position.credit_b

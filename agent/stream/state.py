@@ -33,9 +33,11 @@ import numpy.typing as npt
 
 from agent.capture.layout import SERVER_WORDS
 from agent.stream.servers import Address
+from shared import naming
 from shared.batch import DIGEST_SIZE
 from shared.log.epoch_id import NO_EPOCH, EpochId
 from shared.recovery.position import Position
+from shared.vocabulary import INITIAL_REPLICATION
 
 _LAYOUT: Final = 3
 _OLDER_DECLARED_AT: Final = 26
@@ -127,7 +129,7 @@ class Reason(enum.IntEnum):
 
 
 _REASONS: Final = {
-    Reason.INITIAL: "initial replication",
+    Reason.INITIAL: INITIAL_REPLICATION,
     Reason.AUDIT_SHORTFALL: "capture audit shortfall: the kernel wrote sectors that capture did not see",
     Reason.CAPTURE_SKIPPED: "the kernel skipped a capture program",
     Reason.PROCESS_SERVER_AHEAD: "the process server has batches that this agent never sent (reverted or cloned machine)",
@@ -282,9 +284,8 @@ class AgentState:
         if not self[Word.EPOCH]:
             return None
         noted, text = self[Word.SERVER], bytes(self._server[0]).decode(errors="replace")
-        if noted == _digest(text):
-            host, _, port = text.rpartition(":")
-            return host, int(port)
+        if noted == _digest(text) and (address := naming.address_of(text)) is not None:
+            return address
         return next((server for server in named if noted == _digest(f"{server[0]}:{server[1]}")), None)
 
     def uploaded(self, number: int) -> None:

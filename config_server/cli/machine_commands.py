@@ -110,9 +110,16 @@ def watch(name: str, interval: float, count: int | None) -> None:
     type=click.Choice([state.value for state in STATES]),
     default=MachineState.ORDERED.value,
     show_default=True,
+    help="The state that is waited for; ordered: the first copy is made, and every write since is sent in order.",
 )
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0), default=600.0, show_default=True, metavar="S"
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0),
+    default=600.0,
+    show_default=True,
+    metavar="S",
+    help="So many seconds this command waits. What the machine does goes on without it.",
 )
 @add_options(*CONNECTION, OUTPUT)
 def wait(name: str, state: str, timeout_s: float) -> None:
@@ -297,7 +304,7 @@ def _too_late(name: str, state: str, timeout_s: float, last: MachineView, silenc
     return DeadlineError(
         f"Machine '{name}' was not {state} within {timeout_s:g} s",
         cause="; ".join(parts),
-        action=f"See `understudy machine show {name}`, or wait longer with --timeout.",
+        action=f"It goes on without this command. See `understudy machine show {name}`, and wait again, or longer with --timeout.",
     )
 
 

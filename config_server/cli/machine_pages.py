@@ -112,7 +112,7 @@ def lost_page(found: DeletionView) -> RenderableType:
     facts: list[tuple[str, str | Text]] = [
         ("points", points),
         ("container", found.container or "- (storage holds nothing of it)"),
-        ("hardware", found.identity or "-"),
+        ("hardware", found.identity or "- (no identity of it is known: nothing tells it from a copy)"),
         *(("stays", stays) for stays in found.stays),
     ]
     if found.due is not None:
@@ -211,6 +211,17 @@ def _deletion(deletion: DeletionView | None) -> list[tuple[str, str | Text]]:
     return [("deletion", line((_when(deletion), "yellow"), f"  as {deletion.who} asked; {points}"))]
 
 
+def _rpo(found: MachineView) -> str:
+    if found.rpo_s is None and not found.protected:
+        return "none is owed: it is not protected"
+    return seconds(found.rpo_s)
+
+
+def _epoch(found: MachineView) -> str:
+    epoch = "a new one begins" if not found.epoch and found.disks else str(found.epoch or "-")
+    return f"{epoch}, rounds {found.rounds if found.rounds is not None else '-'}"
+
+
 def machine_page(found: MachineView) -> RenderableType:
     """Everything about a machine, for a terminal."""
     from rich.console import Group
@@ -226,9 +237,9 @@ def machine_page(found: MachineView) -> RenderableType:
             f"{found.policy_name or '(its own)'}: RPO at most {seconds(found.policy.rpo_threshold_s)}",
         ),
         ("mode", found.mode + (f"  {found.mode_cause}" if found.mode_cause else "")),
-        ("RPO", seconds(found.rpo_s)),
+        ("RPO", _rpo(found)),
         ("last point", f"{last.time}  {last.id}  {last.state}" if last else "-"),
-        ("epoch", f"{found.epoch}, rounds {found.rounds if found.rounds is not None else '-'}"),
+        ("epoch", _epoch(found)),
         ("ring", f"{size(found.ring.used_b)} of {size(found.ring.size_b)}"),
         ("rates", ", ".join(_rate(name, value) for name, value in found.rates.items()) or "-"),
         ("seen", f"{seconds(found.last_seen_s)} ago" if found.last_seen_s is not None else "never"),

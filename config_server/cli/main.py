@@ -18,6 +18,7 @@ import click
 from config_server.cli.options import COMMON, add_options
 from config_server.cli.output import printing, say
 from shared.errors import UnderstudyError, UsageError
+from shared.log_sink import fill_standard_descriptors
 from shared.version import VERSION
 
 _VERBS: Final = "understudy.verbs"
@@ -83,6 +84,7 @@ def cli() -> None:
 
 def main() -> None:
     """The console script. Never returns."""
+    fill_standard_descriptors()
     sys.exit(run())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,6 +21,7 @@ from shared.errors import (
     MachineNotFoundError,
     NeverReportedError,
     RequestError,
+    SaidSinceError,
     ServerOutdatedError,
     UnderstudyError,
 )
@@ -139,26 +141,71 @@ def disks_(name: str) -> None:
 
 
 async def _protect(name: str, wanted: Protection, *, yes: bool, wait: bool) -> MachineView:
+    """What is asked at a terminal is answered for what was shown there: what somebody else says meanwhile is shown, and asked anew."""
     from msgspec.structs import replace
 
     async with find_target().connect() as client:
-        if not wanted.disks:
-            wanted = replace(wanted, disks=await _chosen(client, name, yes=yes))
-        if not wanted.process_servers:
-            wanted = replace(wanted, process_servers=await _servers(client, name))
-        try:
-            found = await _once_it_reports(name, lambda: _asked(client, name, wanted))
-        except FewerDisksError as exc:
-            if not sys.stdin.isatty():
-                raise
-            say(f"{exc.cause[:1].upper()}{exc.cause[1:]}.")
-            click.confirm(
-                "End the protection of these? Their points stay, and there will be no new ones.",
-                abort=True,
-                err=True,
+        known: str | None = None
+        """The act of which whoever is asked knows."""
+        gone: list[str] | None = None
+        while True:
+            seen = await _seen(client, name)
+            if known not in (None, _act(seen)):
+                _ask_over(name, seen)
+                gone = None if gone is None else []
+            known, disks = _act(seen), wanted.disks
+            if not disks:
+                disks = await _chosen(client, name, yes=yes)
+                seen = await _seen(client, name)
+                if not yes and known != _act(seen) and sys.stdin.isatty():
+                    continue
+            # An older server is not sent what it does not know: only one that has named what would go.
+            asked = replace(
+                wanted,
+                disks=disks,
+                process_servers=wanted.process_servers or _servers(seen),
+                gone=gone,
+                over=known if gone is not None else None,
             )
-            found = await _asked(client, name, replace(wanted, fewer=True))
+            try:
+                found = await _once_it_reports(name, functools.partial(_asked, client, name, asked))
+                break
+            except FewerDisksError as exc:
+                if not sys.stdin.isatty():
+                    raise
+                _ask_whether_they_go(exc)
+                if not exc.names:  # an older server
+                    found = await _asked(client, name, replace(asked, fewer=True))
+                    break
+                gone = exc.names
+            except SaidSinceError:
+                if _act(await _seen(client, name)) == known:
+                    raise
         return await wait_until_taken(client, found) if wait else found
+
+
+def _act(seen: MachineView | None) -> str:
+    return seen.wish.mark.act if seen is not None and seen.wish is not None else ""
+
+
+def _ask_whether_they_go(exc: FewerDisksError) -> None:
+    say(f"{exc.cause[:1].upper()}{exc.cause[1:]}.")
+    question = "End the protection of these? Their points stay, and there will be no new ones."
+    click.confirm(question, abort=True, err=True)
+
+
+def _ask_over(name: str, seen: MachineView | None) -> None:
+    """Of a machine of which somebody else has said something while this was asked."""
+    wish = seen.wish if seen is not None else None
+    if wish is None:
+        now = "nobody's wish is known of it any more"
+    elif wish.verb == "stop":
+        now = f"it is to stop, since {minute(wish.since)}"
+    else:
+        by = f", by {', '.join(wish.process_servers)}" if wish.process_servers else ""
+        now = f"protect {', '.join(wish.disks) or 'the disks of its configuration'}{by}, since {minute(wish.since)}"
+    say(f"Somebody else has said something of '{name}' meanwhile. What holds now: {now}.")
+    click.confirm(plain(f"Protect '{name}' as you asked all the same?"), abort=True, err=True)
 
 
 async def _once_it_reports(name: str, ask: Callable[[], Awaitable[_T]]) -> _T:
@@ -175,16 +222,20 @@ async def _once_it_reports(name: str, ask: Callable[[], Awaitable[_T]]) -> _T:
             await asyncio.sleep(_LOOK_S)
 
 
-async def _servers(client: RestClient, name: str) -> list[str]:
-    """Those that the machine is to use already; none where nothing is known of it, which the server tells better."""
+async def _seen(client: RestClient, name: str) -> MachineView | None:
+    """The machine as it is now; None where nothing is known of it, which the server tells better."""
     from shared import api
     from shared.api.route import Nothing
 
     try:
-        seen = await client.call(api.MACHINE, Nothing(), machine=name)
+        return await client.call(api.MACHINE, Nothing(), machine=name)
     except MachineNotFoundError:
-        return []
-    return seen.wish.process_servers if seen.wish is not None else []
+        return None
+
+
+def _servers(seen: MachineView | None) -> list[str]:
+    """Those that the machine is to use already."""
+    return seen.wish.process_servers if seen is not None and seen.wish is not None else []
 
 
 async def _asked(client: RestClient, name: str, wanted: Protection) -> MachineView:

@@ -18,11 +18,12 @@ _T = TypeVar("_T")
 
 async def answered(client: RestClient, asked: Awaitable[_T], *, is_new: bool = False) -> _T:
     """What a call of `client` is answered. Raises what the server answers; ServerOutdatedError where it is older than the request, or
-    than the route where that `is_new`: that is no mistake of the user's."""
+    than the route where that `is_new`: that is no mistake of the user's.
+    What it refuses with a word of its own (US129) it has understood."""
     try:
         return await asked
     except (RequestError, NotFoundError) as exc:
-        if not isinstance(exc, RequestError) and not (is_new and type(exc) is NotFoundError):
+        if type(exc) is not RequestError and not (is_new and type(exc) is NotFoundError):
             raise  # no such machine, say
         server = await health(client)
         if server is None or server.api >= API_VERSION:

@@ -64,7 +64,7 @@ def refuse_elsewhere(config: ConfigServerConfig, what: str) -> None:
             what,
             cause=f"the database is not in {config.data_dir}: it is {config.database.place}",
             action="Stop the config server; take pg_dump of the database, and a copy of ca.key, ca.pem and operator.token, which belong"
-            ' to it (docs/operations.md, "PostgreSQL").',
+            " to it (docs/operations/database.md).",
         )
 
 

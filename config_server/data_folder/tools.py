@@ -20,7 +20,7 @@ def main(verb: str, argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog=f"python -m config_server {verb}", description="The data folder as one file."
     )
-    parser.add_argument("--config", type=Path, required=True, help="config-server.toml")
+    parser.add_argument("--config", type=Path, required=verb == "backup", help="config-server.toml")
     parser.add_argument(f"--{way}", dest="file", type=Path, required=True, metavar="FILE", help=says)
     if verb == "restore":
         parser.add_argument(
@@ -28,9 +28,18 @@ def main(verb: str, argv: list[str]) -> int:
             action="store_true",
             help="the backup's serves no more, where it may have leaked",
         )
+        parser.add_argument(
+            "--data-dir", type=Path, help="the data folder, on a host that has no config-server.toml yet"
+        )
+        parser.add_argument("--vault-file", type=Path, help="likewise, the vault file")
     options = parser.parse_args(argv)
+    if verb == "restore" and (options.config is None) == (options.data_dir is None):
+        parser.error("one of --config and --data-dir (with --vault-file) is needed")
     try:
-        config = load_config(options.config, ConfigServerConfig)
+        if options.config is not None:
+            config = load_config(options.config, ConfigServerConfig)
+        else:
+            config = ConfigServerConfig(data_dir=options.data_dir, vault_file=options.vault_file)
         if verb == "backup":
             size_b = backup(config, options.file)
             print(

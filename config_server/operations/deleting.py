@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from config_server.operations import machines
 from config_server.operations.call import Call
@@ -22,7 +23,8 @@ from config_server.rules.clock import SECOND_NS
 from config_server.rules.deletion import Deletion, Found, Stage
 from config_server.rules.machine import Machine
 from config_server.storage import removal
-from config_server.store import audit, deletions, incarnations, inventory, revocation
+from config_server.storage.deletion_note import NONE, Written
+from config_server.store import audit, certificates, deletions, incarnations, inventory, revocation
 from config_server.store.database import Connection
 from shared import logging
 from shared.api.deletion import DeletionRequest, Kept
@@ -51,6 +53,8 @@ class Deleting:
     def __init__(self, control: Control, protecting: Protecting) -> None:
         self._control = control
         self._protecting = protecting
+        self._saying = WeakValueDictionary[str, asyncio.Lock]()
+        """By machine, while somebody says something of its deletion."""
 
     async def look(self, call: Call, _body: Nothing) -> DeletionView:
         """What is lost. Raises MachineNotFoundError, StorageError, IntegrityError; RequestError of what could not be asked for."""
@@ -77,6 +81,7 @@ class Deleting:
         """Raises MachineNotFoundError, RequestError, BeingDeletedError, StorageError, IntegrityError, AskerGoneError."""
         machine = await machines.known(self._control, call.path["machine"])
         name, what = machine.name, f"'{machine.name}' is not to be deleted yet"
+        enrolled = await self._control.db.run(lambda db: certificates.enrolments(db, Role.AGENT, name))
         (container, found), points = await asyncio.gather(self._meant(name), self._points(name))
         _check_its_own(what, name, container, found)
         if body.container is not None and body.container != container:
@@ -89,12 +94,14 @@ class Deleting:
 
         def check(db: Connection) -> None:
             deletions.check_not_removed(db, name, place, what)
+            if certificates.enrolments(db, Role.AGENT, name) != enrolled:
+                raise RequestError(
+                    what,
+                    cause="an agent was enrolled under its name meanwhile",
+                    action="Look again what would be lost, and ask again.",
+                )
             if not call.is_there():  # he was told nothing, or that it failed
                 raise AskerGoneError(what)
-
-        await self._control.db.run(check)
-        if container:
-            await removal.fence(self._control.storage.machines(), container, id_)
 
         def also(db: Connection, before: Machine, after: Machine) -> None:
             check(db)
@@ -118,7 +125,18 @@ class Deleting:
             back = f"To take it back: understudy machine keep {name}."
             deletions.note(db, name, f"{name} is to be deleted on {day}, as {call.who} asked", back, now_ns)
 
-        machine = await self._protecting.stop(call, name, also)
+        async with self._one_at_a_time(name):
+            await self._control.db.run(check)
+            written: Written | None = None
+            try:
+                if container:
+                    written = await removal.note(self._control.storage.machines(), container, id_)
+                    await removal.fence(self._control.storage.machines(), container)
+                machine = await self._protecting.stop(call, name, also)
+            except BaseException:
+                if written is not None:
+                    await self._take_back(name, container, written)
+                raise
         return await machines.shown(self._control, machine)
 
     async def keep(self, call: Call, _body: Nothing) -> Kept:
@@ -130,9 +148,6 @@ class Deleting:
             deletions.check_not_removed(db, name, place, what)
             return inventory.machine(db, name)
 
-        asked = (await self._control.db.run(check)).deletion
-        is_there = asked is None or await self._note_kept(asked)
-
         def work(db: Connection) -> tuple[Deletion | None, bool]:
             deletion = check(db).deletion
             if deletion is None:
@@ -143,7 +158,10 @@ class Deleting:
             is_refused = deletion.stage is Stage.CLOSING or revocation.is_refused(db, Role.AGENT, name)
             return deletion, is_refused
 
-        deletion, is_refused = await self._control.db.run(work)
+        async with self._one_at_a_time(name):
+            asked = (await self._control.db.run(check)).deletion
+            is_there = asked is None or await self._note_kept(asked)
+            deletion, is_refused = await self._control.db.run(work)
         machine = await machines.known(self._control, name)
         return Kept(
             machine=await machines.shown(self._control, machine),
@@ -154,21 +172,55 @@ class Deleting:
 
     # ---- inside
 
+    def _one_at_a_time(self, name: str) -> asyncio.Lock:
+        """Of what is said of one machine's deletion, so that its container notes what this database has."""
+        return self._saying.setdefault(name, asyncio.Lock())
+
+    async def _take_back(self, name: str, container: str, written: Written) -> None:
+        """It was not said after all: in its container stands again what stood before. Where that fails a deletion waits, with an event
+        (deletion_sweep.py)."""
+        try:
+            await removal.take_back(self._control.storage.machines(), container, written)
+        except StorageError as exc:
+            _log.warning(
+                "not noted in storage that a deletion was not asked for", machine=name, **exc.as_dict()
+            )
+
     async def _note_kept(self, deletion: Deletion) -> bool:
         """In its container; whether that is there, as far as is known. Storage that is away does not hinder it, unless this database does
         not know what became of the deletion."""
-        if not deletion.container:
-            return True
-        storage, place = self._control.storage.machines(), self._control.storage.place
+        place = self._control.storage.place
+        if not deletion.container or not place:
+            return True  # without storage nothing is deleted, nor is any request on its way
+        storage = self._control.storage.machines()
         try:
-            await removal.fence(storage, deletion.container, "")
+            await removal.note(storage, deletion.container, NONE)
+            await removal.fence(storage, deletion.container)
         except ContainerMissingError:
-            return not await removal.is_gone(storage, deletion.container)
+            return await self._is_there(deletion)
         except StorageError as exc:
-            if await self._control.db.run(lambda db: deletions.is_of_before(db, deletion, place)):
+            if await self._is_of_before(deletion):
                 raise
             _log.warning("not noted in storage that a deletion was taken back", **exc.as_dict())
         return True
+
+    async def _is_there(self, deletion: Deletion) -> bool:
+        """Of a container that does not answer: by the account's list. What is in another account nobody knows here, nor where the list is
+        refused."""
+        storage = self._control.storage
+        if deletion.place not in ("", storage.place):
+            return True
+        try:
+            return not await removal.is_gone(storage.machines(), deletion.container)
+        except StorageError as exc:
+            if await self._is_of_before(deletion):
+                raise
+            _log.warning("not looked whether the container of a deletion is gone", **exc.as_dict())
+            return True
+
+    async def _is_of_before(self, deletion: Deletion) -> bool:
+        place = self._control.storage.place
+        return await self._control.db.run(lambda db: deletions.is_of_before(db, deletion, place))
 
     async def _meant(self, name: str) -> tuple[str, Found]:
         """Which container is the machine's now (empty: none), and what is known of it."""

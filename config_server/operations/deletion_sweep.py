@@ -4,10 +4,16 @@ The delay of each is counted every minute, whatever else goes on. When it is ove
 between two of them everybody has reported again:
 
     waiting    nothing hinders it → written down as closing; the certificates of its agent are revoked; → closed
-    closed     nothing hinders it → written down as removing; the container goes, the registry's entry, and what this database has of it
+    closed     nothing hinders it → the container notes no deletion any more; written down as removing; it goes → gone
+    gone       the registry's entry goes, and what this database has of it
 
 Each stage is written down before what it says is done, and all of that may be done again: killed anywhere, the next look goes on. What
 was being removed is looked at first: a container that is there still is closed again, and all is judged anew.
+
+**A container that was brought back is not deleted a second time.** Storage may keep what was deleted (container soft delete), and people
+bring it back, this one and its note. So the note is taken out before a request to delete can be sent, and who finds the container later
+finds none: a person has to say it again (US631). It stands again only where storage said that it does not do it, and nobody has written
+since. (So a server that is killed between the two, or gets no answer and finds the container still there, needs a person's word, too.)
 
 **Only while it stands as removing can a request to delete the container be on its way.** Each is sent behind that transaction, and nothing
 leads back from it but a fence (removal.py), whatever storage answered. So who takes the deletion back, reads the machine or binds it to
@@ -21,7 +27,8 @@ takes the deletion back, looks at the stage in his own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from msgspec.structs import replace
@@ -35,7 +42,8 @@ from config_server.rules.deletion import Deletion, Found, Stage
 from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
 from config_server.storage import removal
-from config_server.store import audit, deleted, deletions, incarnations, inventory, jobs
+from config_server.storage.deletion_note import NONE, Written
+from config_server.store import audit, deleted, deletions, incarnations, inventory
 from config_server.store.database import Connection
 from shared import logging
 from shared.api.certificates import CertificateList
@@ -47,6 +55,7 @@ from shared.errors import (
     IntegrityError,
     PreconditionError,
     StorageError,
+    ThrottledError,
     TransientError,
     UnderstudyError,
     UnhealthyError,
@@ -59,6 +68,8 @@ PASS_S: Final = 60.0
 """How often it is looked."""
 LOOK_S: Final = 600.0
 """How often storage is asked again while what it says, or refuses, hinders a deletion, perhaps for months: that is a dozen requests."""
+NOTE_S: Final = 21_600.0
+"""How often it is looked whether a container notes the deletion that is not due yet."""
 _MOST: Final = 2
 """Of a longer time between two looks no more than so many count: this server, or its host, stood still, and nobody could take it back."""
 _PASSING: Final = (TransientError, PreconditionError, ContainerMissingError)
@@ -68,7 +79,14 @@ _PASSING: Final = (TransientError, PreconditionError, ContainerMissingError)
 class Revokes(Protocol):
     """See revoking.py."""
 
-    async def refuse(self, subject: str, reason: str, who: str) -> CertificateList: ...
+    async def refuse(
+        self,
+        subject: str,
+        reason: str,
+        who: str,
+        *,
+        still: Callable[[Connection], bool] | None = None,
+    ) -> CertificateList: ...
 
 
 class _Said(NamedTuple):
@@ -86,8 +104,8 @@ class DeletionSweep:
         self._counted_ns: dict[str, int] = {}
         """By deletion: until when (monotonic) its delay is counted. One that is not in it was not looked at by this process yet."""
         self._said: dict[str, _Said] = {}
-        self._given_up_ns: dict[str, int] = {}
-        """Jobs of such machines that were given up → when this process saw it (monotonic)."""
+        self._notes: dict[str, tuple[int, UnhealthyError | None]] = {}
+        """By deletion that is not due: when (monotonic) its container was looked at, and what hinders it."""
 
     async def count(self) -> None:
         """How much of each delay has passed. It waits for nobody but the database: a look may take long."""
@@ -107,9 +125,7 @@ class DeletionSweep:
     async def sweep(self) -> None:
         """One look at all that are to be deleted. What hinders one, whatever it is, hinders no other; the first such error that nobody has
         thought of is raised at the end."""
-        found, given_up = await self._control.db.run(_standing)
-        mono_ns = self._control.mono_ns()
-        self._given_up_ns = {id_: self._given_up_ns.get(id_, mono_ns) for id_ in given_up}
+        found = await self._control.db.run(deletions.all_)
         hindered: dict[str, UnhealthyError] = {}
         failed: list[Exception] = []
         for machine, deletion in found:
@@ -130,6 +146,7 @@ class DeletionSweep:
         self._control.hindered = hindered
         standing = {deletion.id for _, deletion in found}
         self._said = {id_: said for id_, said in self._said.items() if id_ in standing}
+        self._notes = {id_: note for id_, note in self._notes.items() if id_ in standing}
         if failed:
             raise failed[0]
 
@@ -142,11 +159,14 @@ class DeletionSweep:
         if wrong := rules.of_place(name, deletion, self._control.storage.place):
             return wrong
         if not deletion.is_due:
-            return None
-        if deletion.stage is Stage.REMOVING:
+            return await self._unnoted(name, deletion)
+        if deletion.is_past_recall:
             if (said := self._still_said(deletion)) is not None:
                 return said
-            await self._find_removed(name, deletion)
+            if deletion.stage is Stage.GONE:
+                await self._unregister(name, deletion)
+            else:
+                await self._find_removed(name, deletion)
             return None
         daemons = self._control.presence
         agent, now_ns = daemons.agent(name), self._control.mono_ns()
@@ -165,6 +185,24 @@ class DeletionSweep:
             return await self._remove(name, deletion, found)
         return await self._close(name, deletion, found)
 
+    async def _unnoted(self, name: str, deletion: Deletion) -> UnhealthyError | None:
+        """Of one that is not due yet: whether its container notes another word, so that people hear it before the day on which it is due.
+        It is read now and then; storage that is away, or refuses, is told on that day."""
+        if not deletion.container:
+            return None
+        mono_ns = self._control.mono_ns()
+        at_ns, wrong = self._notes.get(deletion.id, (None, None))
+        if at_ns is not None and mono_ns - at_ns < (NOTE_S if wrong is None else LOOK_S) * SECOND_NS:
+            return wrong
+        try:
+            wrong = rules.of_note(
+                name, deletion, await removal.noted(self._control.storage.machines(), deletion.container)
+            )
+        except StorageError as exc:
+            _log.info("not looked which deletion a container notes", machine=name, **exc.as_dict())
+        self._notes[deletion.id] = mono_ns, wrong
+        return wrong
+
     def _still_said(self, deletion: Deletion) -> UnhealthyError | None:
         said = self._said.get(deletion.id)
         is_new = said is not None and self._control.mono_ns() - said.at_ns < LOOK_S * SECOND_NS
@@ -173,50 +211,79 @@ class DeletionSweep:
     async def _close(self, name: str, deletion: Deletion, found: Found) -> UnhealthyError | None:
         """Nobody takes the machine up any more."""
         subject, revoked = f"{Role.AGENT}:{name}", self._control.revoked
+        closing = replace(deletion, stage=Stage.CLOSING)
         if deletion.stage is Stage.WAITING:
             if found.metadata is not None:
-                await removal.fence(self._control.storage.machines(), deletion.container)
+                storage = self._control.storage.machines()
+                await removal.fence(storage, deletion.container)
+                if await removal.renew(storage, deletion.container, deletion.id) is None:
+                    return rules.of_note(name, deletion, NONE)
             using = await self._advance(name, deletion, Stage.CLOSING, found)
             if using is None or using:
                 return rules.of_running(name, using or ())
         reach("deletion.closing")
         if subject not in revoked.names:
-            await self._revoking.refuse(subject, f"the machine is deleted, as {deletion.who} asked", SELF)
+            # Whoever was enrolled since is another machine, and who took the deletion back keeps his certificate.
+            await self._revoking.refuse(
+                subject,
+                f"the machine is deleted, as {deletion.who} asked",
+                SELF,
+                still=lambda db: deletions.stands(db, name, closing) is not None,
+            )
         reach("deletion.revoked")
-        await self._advance(name, replace(deletion, stage=Stage.CLOSING), Stage.CLOSED)
+        await self._advance(name, closing, Stage.CLOSED)
         return None
 
     async def _remove(self, name: str, deletion: Deletion, found: Found) -> UnhealthyError | None:
+        storage = self._control.storage.machines()
+        written: Written | None = None
+        if found.changed is not None:
+            written = await removal.take_out(storage, deletion.container, deletion.id)
+            if written is None and (wrong := rules.of_note(name, deletion, NONE)) is not None:
+                return wrong  # something else was said since it was looked at
+            reach("deletion.unnoted")
         using = await self._advance(name, deletion, Stage.REMOVING, found)
         if using is None or using:
+            if written is not None:
+                await removal.take_back(storage, deletion.container, written)
             return rules.of_running(name, using or ())
         reach("deletion.removing")
         removing = replace(deletion, stage=Stage.REMOVING)
         if found.changed is not None:
             try:
-                await removal.remove_container(
-                    self._control.storage.machines(), deletion.container, found.changed
-                )
-            except (TransientError, ContainerMissingError):
-                raise  # it may have done it, or do it yet: the next look tells
-            except StorageError:
-                await self._close_again(name, removing)
+                await removal.remove_container(storage, deletion.container, found.changed)
+            except ContainerMissingError:
+                raise  # the next look tells what became of it
+            except StorageError as exc:
+                with contextlib.suppress(ContainerMissingError):
+                    await self._close_again(name, removing)
+                    if written is not None and _is_refused(exc):
+                        await removal.take_back(storage, deletion.container, written)
+                    self._said[deletion.id] = _Said(self._control.mono_ns(), _storage(name, deletion, exc))
                 raise
-        await self._unregister(name, removing, was_there=found.metadata is not None)
+        await self._forget(name, removing, was_there=found.metadata is not None)
         return None
 
     async def _find_removed(self, name: str, deletion: Deletion) -> None:
-        """Storage was asked to delete its container, and nobody knows whether it did. One that is there is judged anew."""
+        """Storage was asked to delete its container, and nobody knows whether it did. Of one that is there, and notes no deletion, a person
+        has to say it again: it may have been brought back."""
         storage = self._control.storage.machines()
         if deletion.container and not await removal.is_gone(storage, deletion.container):
             await self._close_again(name, deletion)
             return
-        await self._unregister(name, deletion)
+        await self._forget(name, deletion)
 
     async def _close_again(self, name: str, deletion: Deletion) -> None:
         """Back from removing, when no request that was sent can do anything any more."""
         await removal.fence(self._control.storage.machines(), deletion.container)
         await self._advance(name, deletion, Stage.CLOSED)
+
+    async def _forget(self, name: str, deletion: Deletion, *, was_there: bool = True) -> None:
+        """Its container has gone, which is written down before all else: whoever brings it back has it."""
+        if await self._advance(name, deletion, Stage.GONE) is None:
+            return
+        reach("deletion.gone")
+        await self._unregister(name, replace(deletion, stage=Stage.GONE), was_there=was_there)
 
     async def _unregister(self, name: str, deletion: Deletion, *, was_there: bool = True) -> None:
         """Its container has gone."""
@@ -273,9 +340,7 @@ class DeletionSweep:
         """See deletions.advance."""
         date = found.date if found is not None else None
         now_ns = self._control.now_ns() if date is None else int(date.timestamp()) * SECOND_NS
-        since_ns = self._control.mono_ns() - rules.GIVEN_UP_S * SECOND_NS
-        over = {id_ for id_, at_ns in self._given_up_ns.items() if at_ns <= since_ns}
-        return await self._control.db.run(lambda db: deletions.advance(db, name, seen, to, now_ns, over))
+        return await self._control.db.run(lambda db: deletions.advance(db, name, seen, to, now_ns))
 
     @staticmethod
     def _log_new(name: str, before: UnhealthyError | None, wrong: UnhealthyError) -> None:
@@ -283,10 +348,9 @@ class DeletionSweep:
             _log.warning("machine not deleted", machine=name, **wrong.as_dict())
 
 
-def _standing(db: Connection) -> tuple[list[tuple[Machine, Deletion]], list[str]]:
-    """The machines that are to be deleted, and jobs of these that were given up."""
-    found = deletions.all_(db)
-    return found, [id_ for machine, _ in found for id_ in jobs.given_up(db, machine.name)]
+def _is_refused(exc: StorageError) -> bool:
+    """Whether storage said that it does not do it; else it may have done it, though nobody was told."""
+    return not isinstance(exc, TransientError) or isinstance(exc, ThrottledError)
 
 
 def _storage(name: str, deletion: Deletion, exc: UnderstudyError) -> DeletionStorageError:
@@ -295,7 +359,7 @@ def _storage(name: str, deletion: Deletion, exc: UnderstudyError) -> DeletionSto
         if isinstance(exc, IntegrityError)
         else DeletionStorageError.default_action
     )
-    back = "" if deletion.stage is Stage.REMOVING else f" To take it back: understudy machine keep {name}."
+    back = "" if deletion.is_past_recall else f" To take it back: understudy machine keep {name}."
     return DeletionStorageError(
         f"{name} is due to be deleted, and waits for storage",
         cause=f"{exc.what}: {exc.cause}",

@@ -5,6 +5,10 @@ An act that this database did not know is adopted, with an event and an entry in
 about its own machine, and costs nobody else anything: what is adopted, and what is in doubt, leaves entries, so there is not much of
 that of one machine.
 
+**Two servers do not take turns.** One that was thought to be gone (a backup of it was restored on another host) may be reached once
+more. It does not know the later act of the other, and tells its own in doubt: once. An agent that comes back with the same act and a
+higher number was told so again by somebody who insists, and that is adopted. The other one names it, too.
+
 **What leaves is said.** An act says of the disks that were known when it was made which shall go; an agent may protect others: the act
 was made before it ever reported, or by a database that knew less. These stay, and are added to the act, with an event (US617). So nobody
 who acts by what a backup says drops a disk that he did not see. So it is with process servers: an act that names those that this database
@@ -37,7 +41,7 @@ from config_server.rules.disks import Offer
 from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
 from config_server.rules.settling import settled
-from config_server.rules.wishes import UNHEARD, Adopt, Agree, Tell, in_words, judge, named
+from config_server.rules.wishes import UNHEARD, Adopt, Agree, Tell, in_words, judge, named, once
 from config_server.store import audit, deletions, events, incarnations, inventory, policies
 from config_server.store.database import Connection
 from shared.active_side import shown
@@ -94,7 +98,12 @@ def answer(
     known = settle(db, known, offer, told) if known is not None else None
     own = known.own if known is not None else None
     before = own.wish if own is not None else None
-    if own is None and told is not None and deletions.was_done(db, machine, told.mark.act):
+    if (
+        own is None
+        and told is not None
+        and told.verb is Verb.STOP
+        and deletions.was_done(db, machine, told.mark)
+    ):
         if not may_leave_entries:
             return Answer(Desired(settings=settings))
         inventory.ensure_machine(db, machine, now_ns)
@@ -104,7 +113,13 @@ def answer(
         return Answer(_desired(after.wish, settings), left_entries=True)
     # What an agent goes by is mostly what is wanted: then no history is needed.
     is_same = before is not None and told is not None and before.mark == told.mark
-    match judge(own, told, () if is_same else incarnations.history(db)):
+    verdict = judge(own, told, () if is_same else incarnations.history(db))
+    is_insisted_on = (
+        isinstance(verdict, Tell) and verdict.doubt != "" and _is_insisted_on(db, verdict.wish, told)
+    )
+    if is_insisted_on and told is not None:
+        verdict = Adopt(told)
+    match verdict:
         case Agree():
             if known is not None and (known.dropped or known.moved):
                 inventory.heard(db, machine)
@@ -118,6 +133,10 @@ def answer(
             is_unsettled = wish.verb is Verb.PROTECT and offer.is_unsettled(wish.disks)
             if unsaid is None or is_unsettled:
                 return Answer(Desired(settings=settings), waits=wish)
+            if wish.verb is Verb.PROTECT and len(once((*known.disks, *unsaid))) > inventory.MOST_DISKS:
+                return Answer(
+                    Desired(settings=settings), _note_too_many(db, machine, wish, unsaid, now_ns), waits=wish
+                )
             stays = _unsaid_servers(known, told, incarnations.history(db)[-1])
             if (unsaid or stays is not None) and not may_leave_entries:
                 return Answer(Desired(settings=settings))
@@ -130,16 +149,19 @@ def answer(
                 servers = wish.process_servers if stays is None else stays
                 more = inventory.keep(db, machine, unsaid, servers, over)
                 if unsaid:
-                    _note_kept(db, machine, wish, more, unsaid, now_ns)
+                    _note_kept(db, machine, wish, more, unsaid, now_ns, told=told)
                 if stays is not None:
                     _note_stays(db, machine, wish, more, now_ns)
                 return Answer(_desired(more, settings), left_entries=True)
+            is_higher = told is not None and wish.mark.number < told.mark.number
             if told is not None and wish.mark.number <= told.mark.number:
                 wish = inventory.renumber(db, machine, wish, told.mark)
             desired = _desired(wish, settings)
-            if not doubt or told is None or not may_leave_entries:
+            if told is None or not may_leave_entries:
                 return Answer(desired)
-            return Answer(desired, _note_doubt(db, machine, wish, told, wish, doubt, now_ns))
+            if doubt:
+                return Answer(desired, _note_doubt(db, machine, wish, told, wish, doubt, now_ns))
+            return Answer(desired, is_higher and _note_earlier(db, machine, wish, told, now_ns))
         case Adopt(wish, doubt):
             if not may_leave_entries:
                 return Answer(Desired(settings=settings))
@@ -149,7 +171,7 @@ def answer(
             if doubt and before is not None:
                 _note_doubt(db, machine, before, wish, wish, doubt, now_ns)
             else:
-                _note_adoption(db, machine, before, wish, now_ns)
+                _note_adoption(db, machine, before, wish, now_ns, is_insisted_on=is_insisted_on)
             return Answer(_desired(wish, settings), left_entries=True)
 
 
@@ -247,18 +269,47 @@ def _plain(wish: Wish | None) -> Any:
 
 
 def _note_kept(
-    db: Connection, machine: str, before: Wish, after: Wish, kept: Sequence[WantedDisk], now_ns: int
+    db: Connection,
+    machine: str,
+    before: Wish,
+    after: Wish,
+    kept: Sequence[WantedDisk],
+    now_ns: int,
+    *,
+    told: Wish | None,
 ) -> None:
     names = ", ".join(named(disk) for disk in kept[:_SHOWN])
     detail = {"before": _plain(before), "after": _plain(after), "kept": names}
     audit.add(db, SELF, "machine.wish.kept", machine, detail, now_ns)
+    cause = (
+        f"when it was made ({in_words(before)}) this database did not know that its agent protects them, so nobody said that they shall"
+        " go"
+    )
+    if told is not None and before.mark.number < told.mark.number:
+        cause = f"{cause}; or another config server has told it since: {in_words(told)}"
     error = DisksKeptError(
-        f"{machine} goes on protecting disks that the last act did not name: {names}",
-        cause=f"when it was made ({in_words(before)}) this database did not know that its agent protects them, so nobody said that they"
-        " shall go",
+        f"{machine} goes on protecting disks that the last act did not name: {names}", cause=cause
     )
     happened = Problem(**error.as_dict(), severity=Severity.WARNING, object=machine)
     events.note(db, EventKind.STATE, SELF, happened, now_ns)
+
+
+def _note_too_many(
+    db: Connection, machine: str, wish: Wish, unsaid: Sequence[WantedDisk], now_ns: int
+) -> bool:
+    """Once for each act."""
+    if events.is_noted(db, SELF, DisksKeptError.code, wish.mark.act):
+        return False
+    names = ", ".join(named(disk) for disk in unsaid[:_SHOWN])
+    error = DisksKeptError(
+        f"{machine} is not told the last act: its agent protects disks for which that has no room: {names}",
+        cause=f"an act names {inventory.MOST_DISKS} disks at most, and nobody said that these shall go, since nobody knew of them",
+        action=f"Name fewer (understudy machine protect {machine} --disk PATH for each): then these are kept, and can be left out by"
+        " the next act.",
+    )
+    happened = Problem(**error.as_dict(), severity=Severity.WARNING, object=machine, key=wish.mark.act)
+    events.note(db, EventKind.STATE, SELF, happened, now_ns)
+    return True
 
 
 def _note_stays(db: Connection, machine: str, before: Wish, after: Wish, now_ns: int) -> None:
@@ -308,12 +359,23 @@ def _note_begun(db: Connection, machine: str, told: Wish, after: Machine, now_ns
     events.note(db, EventKind.STATE, SELF, happened, now_ns)
 
 
-def _note_adoption(db: Connection, machine: str, before: Wish | None, wish: Wish, now_ns: int) -> None:
+def _note_adoption(
+    db: Connection,
+    machine: str,
+    before: Wish | None,
+    wish: Wish,
+    now_ns: int,
+    *,
+    is_insisted_on: bool,
+) -> None:
     had = f"it had: {in_words(before)}" if before is not None else "it had no opinion"
+    why = "this database is from a backup or was set back, or the act was another config server's"
+    if is_insisted_on:
+        why = "it was told otherwise in doubt, and another config server, that knows of this, has told it so again"
     happened = Problem(
         code="",
         what=f"The agent of {machine} knows of a later act than this database, and that holds: {in_words(wish)}",
-        cause=f"this database is from a backup or was set back, or the act was another config server's; {had}",
+        cause=f"{why}; {had}",
         action=f"Nothing, if that is what you want. Else say it anew: understudy machine protect {machine}, or unprotect.",
         severity=Severity.WARNING,
         object=machine,
@@ -321,11 +383,41 @@ def _note_adoption(db: Connection, machine: str, before: Wish | None, wish: Wish
     events.note(db, EventKind.RESTORED, SELF, happened, now_ns)
 
 
+def _is_insisted_on(db: Connection, own: Wish, told: Wish | None) -> bool:
+    """Whether an agent that was told `own` in doubt over this very act comes back with it, and with a higher number: somebody who has heard
+    of `own` has told it so again. To tell it once more would be to take turns for ever, each a copy of all its disks."""
+    if told is None or told.mark.number <= own.mark.number:
+        return False
+    return events.is_noted(db, SELF, WishInDoubtError.code, _pair(own, told))
+
+
+def _pair(own: Wish, told: Wish) -> str:
+    return f"{own.mark.act} {told.mark.act}"
+
+
+def _note_earlier(db: Connection, machine: str, own: Wish, told: Wish, now_ns: int) -> bool:
+    """Once for each two acts."""
+    key = _pair(own, told)
+    if events.is_noted(db, SELF, "", key):
+        return False
+    happened = Problem(
+        code="",
+        what=f"The agent of {machine} went by an earlier act than this database has, and is told again: {in_words(own)}",
+        cause=f"another config server told it that, or it was said behind a backup: {in_words(told)}",
+        action="If another config server of this installation still runs, stop it: its agents may reach either.",
+        severity=Severity.WARNING,
+        object=machine,
+        key=key,
+    )
+    events.note(db, EventKind.RESTORED, SELF, happened, now_ns)
+    return True
+
+
 def _note_doubt(
     db: Connection, machine: str, own: Wish, told: Wish, holds: Wish, doubt: str, now_ns: int
 ) -> bool:
     """Once for each two acts: while the agent has not taken what it is told, it says the same again."""
-    key = f"{own.mark.act} {told.mark.act}"
+    key = _pair(own, told)
     if events.is_noted(db, SELF, WishInDoubtError.code, key):
         return False
     error = WishInDoubtError(

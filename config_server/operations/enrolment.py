@@ -123,6 +123,9 @@ class Identity:
             begins_s = int(certificate.not_valid_before_utc.timestamp())
             revocation.readmit(db, grant.role, grant.name, certificate.serial_number, begins_s, now_ns)
             if grant.role is Role.AGENT:
+                # Its epoch would lie in the container that goes.
+                place, what = self._control.storage.place, f"Enrolment of agent '{grant.name}' was refused"
+                deletions.check_not_removed(db, grant.name, place, what)
                 deletions.note_enrolled(db, grant.name)
             tokens.note_answer(db, hash_, fingerprint_of(public_key), pem_of(certificate))
             subject = f"{grant.role}:{grant.name}"

@@ -1,7 +1,9 @@
 """Handlers of protection: what is wanted of a machine's agent. It is told with the answer to its next report (desired_state.py).
 
 Whatever loses nothing is taken: more disks, another process server. Fewer disks than before, disks that the agent does not know, and a
-machine of which nothing is known each want a word of their own in the request, since a mistyped path or name looks the same.
+machine of which nothing is known each want a word of their own in the request, since a mistyped path or name looks the same. That word can
+say what was shown to whom it was asked: which disks go (`gone`), and over which act (`over`). What somebody else has said meanwhile is
+not undone by his yes.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ from config_server.operations import desired_state, machines
 from config_server.operations.call import Call
 from config_server.operations.control import Control, check_name
 from config_server.operations.sides import Sides
+from config_server.rules.clock import rfc3339
 from config_server.rules.disks import Offer
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Seen
-from config_server.rules.wishes import without
+from config_server.rules.wishes import in_words, named, without, word_of
 from config_server.store import audit, certificates, deletions, inventory, policies
 from config_server.store.database import Connection
 from shared.active_side import UNKNOWN
@@ -31,6 +34,7 @@ from shared.errors import (
     MachineNotFoundError,
     NeverReportedError,
     RequestError,
+    SaidSinceError,
     ToBeDeletedError,
 )
 from shared.naming import address_of, is_address
@@ -46,15 +50,18 @@ class Protecting:
         self._sides = sides
 
     async def protect(self, call: Call, body: Protection) -> MachineView:
-        """Raises RequestError, MachineNotFoundError, PolicyNotFoundError, FewerDisksError, DiskTooLargeError, ToBeDeletedError,
-        BeingDeletedError."""
+        """Raises RequestError, MachineNotFoundError, PolicyNotFoundError, FewerDisksError, SaidSinceError, DiskTooLargeError,
+        ToBeDeletedError, BeingDeletedError."""
         name = check_name(call.path["machine"], "machine")
         what = f"The protection of '{name}' was refused"
         _check_words(what, body)
         await self._sides.ask(name)
         now_ns = self._control.now_ns()
-        agent = self._agent(name)
-        is_moved = agent is None and self._control.presence.agent(name) is not None
+        stored = await self._control.db.run(lambda db: inventory.find(db, name))
+        agent = self._agent(name, stored)
+        is_other = agent is None and self._control.presence.agent(name) is not None
+        is_moved = is_other and self._sides.bound(name) != UNKNOWN
+        is_unclear = is_other and not is_moved
         offer = Offer.of(agent[1] if agent is not None else None)
         has_image_target = self._control.presence.has_image_target()
         said = agent[1].wish if agent is not None else None
@@ -64,10 +71,13 @@ class Protecting:
             if before is not None:
                 deletions.check_not_removed(db, name, self._control.storage.place, what)
                 _refuse_to_be_deleted(what, before)
+            if body.over is not None:
+                _refuse_said_since(what, body.over, before)
+            if before is not None:
                 before = self._as_bound(db, before, now_ns)
                 if agent is not None and before.identity in (UNKNOWN, agent[1].identity):
                     before = desired_state.settle(db, before, offer, said)
-            if agent is None and not body.offline:
+            if agent is None and not body.offline and not is_unclear:
                 _refuse_unknown(db, what, name, before, is_moved=is_moved)
             known = before.disks if before is not None else ()
             disks = offer.meant(what, body.disks, known)
@@ -75,8 +85,11 @@ class Protecting:
                 offer.check_sizes(disks)
             if not body.force:
                 offer.check(what, disks, known)
-            if not body.fewer and before is not None and not before.ended:
-                _check_fewer(what, offer, known, disks)
+                if is_unclear and not body.offline:
+                    _refuse_unknown_disks(what, disks, known)
+            is_any = body.fewer and body.gone is None
+            if not is_any and before is not None and not before.ended:
+                _check_fewer(what, offer, known, disks, body.gone)
             machine = inventory.act(
                 db,
                 name,
@@ -116,7 +129,7 @@ class Protecting:
         MachineNotFoundError, and what `also` raises."""
         await self._sides.ask(name)
         now_ns = self._control.now_ns()
-        agent = self._agent(name)
+        agent = self._agent(name, await self._control.db.run(lambda db: inventory.find(db, name)))
         said = agent[1].wish if agent is not None else None
 
         def work(db: Connection) -> Machine:
@@ -141,7 +154,7 @@ class Protecting:
     async def disks(self, call: Call, _body: Nothing) -> DiskCandidates:
         machine = await machines.known(self._control, call.path["machine"])
         await self._sides.ask(machine.name)
-        agent = self._agent(machine.name)
+        agent = self._agent(machine.name, machine)
         if self._is_moved(machine):
             machine = msgspec.structs.replace(machine, disks=())
         return DiskCandidates(
@@ -151,14 +164,18 @@ class Protecting:
             by_configuration=not machine.protected and not machine.ended,
         )
 
-    def _agent(self, name: str) -> _Agent:
-        """What its agent said last, on the hardware that the machine is bound to: disks of another one's report are others."""
+    def _agent(self, name: str, known: Machine | None) -> _Agent:
+        """What its agent said last, on the hardware that is the machine by storage, or, while that names none, by what is `known`: disks
+        of another one's report are others. Nor does an act make that the machine: it may be a copy."""
         found = self._control.presence.agent(name)
-        bound = self._sides.bound(name)
-        return found if found is None or bound in (UNKNOWN, found[1].identity) else None
+        is_ = self._sides.bound(name) or (known.identity if known is not None else UNKNOWN)
+        if found is None or is_ in (UNKNOWN, found[1].identity):
+            return found
+        return found if self._sides.is_the_machine(name, found[1].identity) else None
 
     def _identity(self, name: str, agent: _Agent) -> str:
-        """Whose disks an operator speaks of."""
+        """Whose disks an operator speaks of. Where nobody knew any hardware of the machine, that of the report by which he speaks: else
+        each copy would hear of it."""
         return self._sides.bound(name) or (agent[1].identity if agent is not None else UNKNOWN)
 
     def _as_bound(self, db: Connection, machine: Machine, now_ns: int) -> Machine:
@@ -218,6 +235,19 @@ def _refuse_unknown(
     )
 
 
+def _refuse_unknown_disks(what: str, disks: Sequence[WantedDisk], known: Sequence[WantedDisk]) -> None:
+    """Of a machine of whose agent nothing is heard: only of another one, that may be a copy."""
+    if more := without(disks, known):
+        names = ", ".join(map(named, more))
+        raise RequestError(
+            what,
+            cause=f"it names disks that nobody knows yet ({names}), and what reports under this name is other hardware than the"
+            " machine's, of which storage does not say that it is the machine",
+            action="Say it again when storage can be read and its agent has reported, or bind the machine to that hardware (understudy"
+            " machine rebind). To say it all the same: --force (`force` in the API).",
+        )
+
+
 def _refuse_to_be_deleted(what: str, machine: Machine) -> None:
     """Not taken back by the way: a script that protects its machines every hour would do so unasked."""
     if machine.deletion is not None:
@@ -228,12 +258,31 @@ def _refuse_to_be_deleted(what: str, machine: Machine) -> None:
         )
 
 
+def _refuse_said_since(what: str, over: str, known: Machine | None) -> None:
+    wish = known.wish if known is not None else None
+    if over == (wish.mark.act if wish is not None else ""):
+        return
+    at = f" ({rfc3339(known.wish_ns)})" if known is not None and wish is not None else ""
+    holds = in_words(wish) if wish is not None else "nothing, and its agent goes by its configuration"
+    raise SaidSinceError(what, cause=f"something else was said since: what holds now is {holds}{at}")
+
+
 def _check_fewer(
-    what: str, offer: Offer, protected: Sequence[WantedDisk], disks: Sequence[WantedDisk]
+    what: str,
+    offer: Offer,
+    protected: Sequence[WantedDisk],
+    disks: Sequence[WantedDisk],
+    said: Sequence[str] | None,
 ) -> None:
-    if gone := without(protected, disks):
+    """`said`: those that may go; None: nobody has said which."""
+    gone = without(protected, disks)
+    if any(word_of(disk) not in (said or ()) for disk in gone):
         names = ", ".join(map(offer.shown, gone))
-        raise FewerDisksError(what, cause=f"it leaves out what is protected now: {names}")
+        raise FewerDisksError(
+            what,
+            cause=f"it leaves out what is protected now: {names}",
+            names=[word_of(disk) for disk in gone],
+        )
 
 
 def _plain(machine: Machine | None) -> Any:

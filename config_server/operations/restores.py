@@ -11,15 +11,22 @@ from config_server.operations.call import Call
 from config_server.operations.control import Control, new_id
 from config_server.operations.granting import Granting
 from config_server.operations.keys import grant_of
+from config_server.rules.machine import Machine
+from config_server.storage import removal
+from config_server.storage.deletion_note import NONE
 from config_server.store import audit, deletions, events, jobs
 from config_server.store.database import Connection
+from shared import logging
 from shared.api.events import EventKind
 from shared.api.jobs import JobList, JobProgress, JobState, JobView
 from shared.api.restores import RestoreGrant, RestoreRequest
 from shared.api.route import Limit, Nothing
-from shared.errors import NotFoundError, UsageError
+from shared.blob import BlobStore
+from shared.errors import NotFoundError, StorageError, UsageError
 from shared.status import Problem
 from shared.vocabulary import Severity
+
+_log = logging.get()
 
 _ENDED: Final = {
     JobState.DONE: "is done",
@@ -37,6 +44,7 @@ class Restores:
         """Give access to the machine's points. Every grant is in the audit log, whether or not it is used."""
         machine = await machines.known(self._control, call.path["machine"])
         store, key = await self._control.storage.access(machine.name)
+        await self._keep_from_removal(machine, store)
         storage = await self._granting.give(
             call, machine.name, store, host=body.host, again=body.grant, request=body.request
         )
@@ -52,6 +60,22 @@ class Restores:
 
         await self._control.db.run(work)
         return RestoreGrant(job="" if body.dry_run else id_, storage=storage, key=grant_of(key))
+
+    async def _keep_from_removal(self, machine: Machine, store: BlobStore) -> None:
+        """By a server that goes on with this one's database from before it was put back. Here nothing is deleted until a person says it
+        again."""
+        deletion, place = machine.deletion, self._control.storage.place
+        if deletion is not None and await self._control.db.run(
+            lambda db: deletions.is_of_before(db, deletion, place)
+        ):
+            storage = self._control.storage.machines()
+            try:
+                await removal.note(storage, store.container, NONE)
+                await removal.fence(storage, store.container)
+            except StorageError as exc:  # as one that may only read: it deletes nothing either
+                _log.warning(
+                    "not noted in storage that a machine is restored", machine=machine.name, **exc.as_dict()
+                )
 
     async def jobs(self, _call: Call, body: Limit) -> JobList:
         return JobList(jobs=await self._control.db.run(lambda db: jobs.newest(db, body.limit)))

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from config_server.identity.revocation_record import MOST_B, decode, put, record_blobs
@@ -98,16 +98,32 @@ class Revoking:
         """Raises RequestError, RevocationUnrecordedError."""
         return await self.refuse(revocation.subject_of(body.certificate), body.reason, call.who)
 
-    async def refuse(self, subject: str, reason: str, who: str) -> CertificateList:
-        """In force when it returns. Raises RevocationUnrecordedError."""
+    async def refuse(
+        self,
+        subject: str,
+        reason: str,
+        who: str,
+        *,
+        still: Callable[[Connection], bool] | None = None,
+    ) -> CertificateList:
+        """In force when it returns. `still` is asked in the same transaction: where it says no, nothing is refused. Raises
+        RevocationUnrecordedError; with `still` DatabaseError, too."""
         last_ns = self._control.revoked.since.get(subject, 0)
         revoked_ns = max(self._control.now_ns(), last_ns + 1)  # the clock was ahead when it was readmitted
         record = Record(subject=subject, reason=reason, who=who, revoked_ns=revoked_ns)
         failed: DatabaseError | None = None
+
+        def work(db: Connection) -> list[CertificateView] | None:
+            return _revoke(db, record) if still is None or still(db) else None
+
         try:
-            covered = await self._control.db.run(lambda db: _revoke(db, record), vital=True)
+            covered = await self._control.db.run(work, vital=True)
         except DatabaseError as exc:
+            if still is not None:
+                raise
             failed, covered = exc, await self._keep(record)
+        if covered is None:
+            return CertificateList(certificates=[])
         reach("revocation.in-row")
         await self.take()
         _log.warning("certificate revoked", certificate=subject, who=who, reason=reason)

@@ -148,11 +148,8 @@ class Sides:
         """From now on another machine is the one of this name: what the operator names, or what was refused as a copy, where only one was.
         Asked for what is so already it changes nothing, and answers the same. Raises BeingDeletedError, among others."""
         machine = check_name(call.path["machine"], "machine")
-        known = await self._control.db.run(
-            lambda db: deletions.check_not_removed(
-                db, machine, self._control.storage.place, _not_bound(machine)
-            )
-        )
+        place, what = self._control.storage.place, _not_bound(machine)
+        await self._control.db.run(lambda db: deletions.check_not_removed(db, machine, place, what))
         store = await self._control.storage.machines().find(machine)
         moment = self._known.asking()
         before = await self._stored(store)
@@ -161,8 +158,7 @@ class Sides:
             side = before  # the answer to the first time was lost, or somebody repeats it
         else:
             side = await active_side.change(store, machine, identity)
-        if known is not None and known.deletion is not None:
-            await self._keep_from_removal(machine, store)
+        await self._keep_from_removal(machine, store)
         now_ns = self._control.now_ns()
         self._known.learn(side, moment)
         if side is not before:
@@ -202,8 +198,8 @@ class Sides:
     # ---- inside
 
     async def _keep_from_removal(self, machine: str, store: BlobStore) -> None:
-        """Of a machine that is to be deleted: who looked at it before it was bound removes it no more. Raises BeingDeletedError where he
-        did."""
+        """Who looked at it before it was bound, to delete it, removes it no more; it may be another config server. Raises BeingDeletedError
+        where he did."""
         try:
             await removal.fence(self._control.storage.machines(), store.container)
         except ContainerMissingError as exc:
@@ -229,7 +225,7 @@ class Sides:
             asked = self._known.asking()
             try:
                 async with asyncio.timeout(_ASK_S):
-                    found = await active_side.find_of(self._control.storage.machines(), machine)
+                    found, _ = await active_side.find_of(self._control.storage.machines(), machine)
             except MachineNotFoundError:
                 self._nobody.add(machine)
                 return side

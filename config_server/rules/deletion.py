@@ -42,8 +42,6 @@ QUIET_S: Final = 900.0
 
 GIVEN_UP_S: Final = 86_400.0
 """So long a job that was given up hinders a deletion: whoever runs it may only be cut off from this server."""
-NOTED: Final = "deletion"
-"""In the metadata of a container: which deletion of it stands, by the last word that was said; empty, or not there: none."""
 
 
 class Stage(enum.StrEnum):
@@ -57,6 +55,8 @@ class Stage(enum.StrEnum):
     """... and are: nobody takes up the machine any more."""
     REMOVING = "removing"
     """Storage is asked to delete its container. It cannot be taken back."""
+    GONE = "gone"
+    """It did. A container of this name that is there later was brought back, and is none that anybody wants deleted."""
 
 
 class Deletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +88,8 @@ class Deletion(msgspec.Struct, frozen=True, kw_only=True):
     stage: Stage = Stage.WAITING
     is_enrolled: bool = False
     """An agent was enrolled under the name since it was asked for."""
+    given_up: dict[str, int] = {}
+    """Jobs of the machine that were given up → for how long (ns) this has counted since, as the delay is."""
 
     @property
     def is_due(self) -> bool:
@@ -97,6 +99,11 @@ class Deletion(msgspec.Struct, frozen=True, kw_only=True):
     def due_ns(self) -> int:
         """When it is due, if this server runs until then; when it was."""
         return self.counted_ns + max(0, self.after_ns - self.passed_ns)
+
+    @property
+    def is_past_recall(self) -> bool:
+        """Whether storage was asked to delete its container."""
+        return self.stage in (Stage.REMOVING, Stage.GONE)
 
     @property
     def is_closed(self) -> bool:
@@ -112,6 +119,8 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] | None = None
     """Of the container that is to be deleted. None: it is not there. All that follows is of that one."""
     vault: str
+    noted: str = ""
+    """Which deletion of it stands, by the last word that was said; empty: none."""
     changed: dt.datetime | None = None
     """When it was made, or its metadata or policies were changed last."""
     identity: str = ""
@@ -132,7 +141,7 @@ def of_acts(name: str, deletion: Deletion, wish: Wish | None, incarnation: str) 
             name,
             "this config server's database was put back from a backup since then, and it may have been taken back meanwhile",
         )
-    if deletion.stage is Stage.REMOVING:
+    if deletion.is_past_recall:
         return None
     if wish is None or wish.verb is not Verb.STOP or wish.mark.act != deletion.act:
         return _unconfirmed(name, f"something else is wanted of it since: {in_words(wish)}")
@@ -195,11 +204,8 @@ def of_storage(name: str, deletion: Deletion, found: Found) -> UnhealthyError | 
         if said != expected:
             is_said = f"say {key} {said}" if said is not None else f"do not say which {key} it is of"
             return _another(name, f"the metadata of its container {deletion.container} {is_said}")
-    if deletion.place and found.metadata.get(NOTED, "") != deletion.id:
-        return _unconfirmed(
-            name,
-            f"its container {deletion.container} does not note it: it was taken back or said again, of which this database does not know",
-        )
+    if wrong := of_note(name, deletion, found.noted):
+        return wrong
     if found.identity != deletion.identity:
         return _another(name, f"it is {shown(found.identity)} now, and was {shown(deletion.identity)}")
     if found.granted:
@@ -208,6 +214,16 @@ def of_storage(name: str, deletion: Deletion, found: Found) -> UnhealthyError | 
     if date is not None and written is not None and date - written < dt.timedelta(seconds=QUIET_S):
         return hindered(name, "something was written into its log in the last quarter of an hour")
     return None
+
+
+def of_note(name: str, deletion: Deletion, noted: str) -> UnhealthyError | None:
+    """`noted`: what its container says."""
+    if not deletion.place or noted == deletion.id:
+        return None
+    return _unconfirmed(
+        name,
+        f"its container {deletion.container} does not note it: it was taken back or said again, of which this database does not know",
+    )
 
 
 def hindered(name: str, cause: str) -> DeletionHinderedError:

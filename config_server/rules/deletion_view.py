@@ -41,7 +41,7 @@ def shown(machine: Machine, hindered: UnhealthyError | None) -> DeletionView | N
 def when(deletion: Deletion, hindered: UnhealthyError | None) -> str:
     if isinstance(hindered, DeletionUnconfirmedError | DeletionOfAnotherError):
         return f"it was to be deleted, and waits for somebody to say it again: {hindered.cause}"
-    if deletion.stage is Stage.REMOVING:
+    if deletion.is_past_recall:
         return "it is being deleted"
     if deletion.is_due:
         refused = "; its agent's certificates are revoked" if deletion.stage is Stage.CLOSED else ""

@@ -18,7 +18,7 @@ import msgspec
 
 from config_server.rules.clock import rfc3339
 from config_server.rules.machine import Machine
-from config_server.rules.wishes import named, once, same, with_ids, without
+from config_server.rules.wishes import named, once, same, with_ids, without, word_of
 from shared.api.protection import DiskCandidate
 from shared.batch import SECTOR
 from shared.desired import Verb, WantedDisk
@@ -55,11 +55,17 @@ class Offer(NamedTuple):
     """Other names of what is available: to which path they lead."""
     is_known: bool
     """Whether it ever said anything."""
+    places: dict[str, str]
+    """By stable id: where the disk stands."""
+    bearing: dict[str, list[str]]
+    """By what they bear: which of those that are available."""
 
     @classmethod
     def of(cls, report: AgentReport | None) -> Self:
         if report is None:
-            return cls({}, {}, (), is_whole=False, goes_by=(), links={}, is_known=False)
+            return cls(
+                {}, {}, (), is_whole=False, goes_by=(), links={}, is_known=False, places={}, bearing={}
+            )
         captured = {disk.device or f"/dev/{disk.name}": disk for disk in report.disks}
         available = {disk.device: disk for disk in report.available}
         bound = tuple(filter(None, map(_bound, report.bound[:_MOST])))
@@ -70,7 +76,10 @@ class Offer(NamedTuple):
                 if disk.mode
             )
         links = {link: disk.device for disk in report.available for link in disk.links}
-        return cls(
+        bearing: dict[str, list[str]] = {}
+        for disk in available.values():
+            bearing.setdefault(disk.identity, []).append(disk.device)
+        made = cls(
             captured,
             available,
             bound,
@@ -78,7 +87,13 @@ class Offer(NamedTuple):
             goes_by=_goes_by(report, bound),
             links=links,
             is_known=True,
+            places={},
+            bearing=bearing,
         )
+        for device in (*available, *captured):
+            if id_ := made._id(device):
+                made.places.setdefault(id_, device)
+        return made
 
     def meant(self, what: str, words: Sequence[str], known: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:
         """The disks that an operator names by these paths and ids. `known`: the disks of the machine, away or not. Raises RequestError for
@@ -105,7 +120,7 @@ class Offer(NamedTuple):
     ) -> WantedDisk:
         by_id = {disk.id: disk for disk in known if disk.id}
         if not word.startswith("/"):
-            borne = [disk for disk in self.available.values() if disk.identity == word]
+            borne = [self.available[device] for device in self.bearing.get(word, ())]
             for disk in known:  # one whose id is not known yet
                 if disk.id is None and disk.identity == word:
                     return msgspec.structs.replace(disk, device=borne[0].device) if len(borne) == 1 else disk
@@ -160,8 +175,8 @@ class Offer(NamedTuple):
         agent hears of it."""
         there = self._there_at(device)
         identity = there.identity if there is not None else ""
-        borne = [disk for disk in self.available.values() if disk.identity == identity]
-        return identity if identity.startswith(_LASTING) and len(borne) == 1 else None
+        is_alone = len(self.bearing.get(identity, ())) == 1
+        return identity if identity.startswith(_LASTING) and is_alone else None
 
     def settled(self, disks: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:
         """Each disk once, by its id. Who was named by a path is what stands there; else the disk that the agent has by that path; one that
@@ -172,8 +187,8 @@ class Offer(NamedTuple):
     def _settled(self, disk: WantedDisk, said: Collection[str | None]) -> WantedDisk:
         id_ = ""
         if disk.id is None and disk.identity is not None:
-            bearing = [there for there in self.available.values() if there.identity == disk.identity]
-            id_ = self._id(bearing[0].device) if len(bearing) == 1 else ""
+            bearing = self.bearing.get(disk.identity, ())
+            id_ = self._id(bearing[0]) if len(bearing) == 1 else ""
         elif disk.id is None:
             id_ = self._id(disk.device)
             if not id_ and self._is_new(disk.device, {}) and (proof := self._proof(disk.device)):
@@ -250,7 +265,7 @@ class Offer(NamedTuple):
 
     def _place(self, id_: str | None) -> str:
         """Where the disk stands, as its agent says; empty where it does not."""
-        return next((d for d in (*self.available, *self.captured) if id_ and self._id(d) == id_), "")
+        return self.places.get(id_ or "", "")
 
     def _is_taken(self, device: str) -> bool:
         return device in self.captured and bool(self.captured[device].mode)
@@ -263,7 +278,8 @@ class Offer(NamedTuple):
             id_ = self._id(device)
             named.setdefault(id_ or device, self._as_wanted(device, id_))
         is_wanted, until = not machine.ended, _ended(machine)
-        places = [(disk, _place_of(disk, named)) for disk in (machine.disks if is_wanted or until else ())]
+        found_as = _Named.of(named)
+        places = [(disk, found_as.place(disk)) for disk in (machine.disks if is_wanted or until else ())]
         known = {place: disk for disk, place in places}
         found = [
             self._candidate(disk, known[key], is_wanted=is_wanted, until=until)
@@ -281,7 +297,7 @@ class Offer(NamedTuple):
                 captured=False,
                 wanted=is_wanted,
                 why_not=why_away,
-                name=disk.id or disk.identity or disk.device,
+                name=word_of(disk),
                 until=until,
             )
             for disk, place in places
@@ -324,11 +340,39 @@ def _ended(machine: Machine) -> str:
     return rfc3339(machine.wish_ns) if is_stopped else ""
 
 
-def _place_of(disk: WantedDisk, named: Mapping[str, WantedDisk]) -> str:
-    """Which of those that an agent names it is; one that has its path alone only if no other has its id. Empty: none."""
-    if disk.id is not None and disk.id in named:
-        return disk.id
-    return next((key for key, there in named.items() if same(disk, there)), "")
+class _Named(NamedTuple):
+    """Those that an agent names, however many: found as `wishes.same` has it, the first one first."""
+
+    order: dict[str, int]
+    by_device: dict[str, str]
+    bare: dict[str, str]
+    """Of these, those that have nothing else."""
+    by_identity: dict[str, str]
+    without_id: dict[str, str]
+    """Of these, those of which no id is known."""
+
+    @classmethod
+    def of(cls, named: Mapping[str, WantedDisk]) -> Self:
+        made = cls({key: place for place, key in enumerate(named)}, {}, {}, {}, {})
+        for key, disk in named.items():
+            made.by_device.setdefault(disk.device, key)
+            if disk.id is None and disk.identity is None:
+                made.bare.setdefault(disk.device, key)
+            if disk.identity is not None:
+                made.by_identity.setdefault(disk.identity, key)
+                if disk.id is None:
+                    made.without_id.setdefault(disk.identity, key)
+        return made
+
+    def place(self, disk: WantedDisk) -> str:
+        """Which of them the disk is; one that has its path alone only if no other has its id. Empty: none."""
+        if disk.id is not None and disk.id in self.order:
+            return disk.id
+        is_bare = disk.id is None and disk.identity is None
+        found = [(self.by_device if is_bare else self.bare).get(disk.device)]
+        if disk.identity is not None:
+            found.append((self.by_identity if disk.id is None else self.without_id).get(disk.identity))
+        return min((key for key in found if key is not None), key=self.order.__getitem__, default="")
 
 
 def _bound(disk: BoundDisk) -> WantedDisk | None:
@@ -340,9 +384,9 @@ def _bound(disk: BoundDisk) -> WantedDisk | None:
 
 def _goes_by(report: AgentReport, bound: tuple[WantedDisk, ...]) -> tuple[WantedDisk, ...] | None:
     wish = report.wish
-    if wish is not None and wish.verb is not Verb.PROTECT:
+    if wish is not None and wish.verb is Verb.STOP:
         return ()
-    if wish is not None and wish.disks:
+    if wish is not None and wish.verb is Verb.PROTECT and wish.disks:
         return with_ids(wish.disks, bound)
     return None if report.state == _FAILED and not bound else bound
 

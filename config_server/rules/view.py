@@ -10,7 +10,8 @@ State, the first that applies:
     as reported      ordered | initial-replication | bitmap | catching-up | resync | …
 
 RPO = the age of the newest ordered state that the log index lists, that is, which a restore would bring back: rpo.py
-measures it. What is wrong with the machine says wrong.py.
+measures it. A machine that is not protected, and does not replicate, owes none, and none is shown. What is wrong with the machine says
+wrong.py.
 
 `now_ns` is monotonic here: no view depends on the time of day, which may jump on this server, too.
 """
@@ -49,10 +50,10 @@ def machine_view(machine: Machine, facts: Facts, now_ns: int) -> MachineView:
         protected=machine.protected,
         mode=report.mode or _worst_mode(report),
         mode_cause=report.mode_cause,
-        epoch=report.epoch or (facts.stream[1].epoch if facts.stream else 0),
+        epoch=_epoch(facts),
         epochs=report.epochs,
         rounds=report.rounds,
-        rpo_s=facts.rpo.seconds,
+        rpo_s=None if _rests(machine, facts, now_ns) else facts.rpo.seconds,
         last_seen_s=None if seen is None else seen.age_s(now_ns),
         process_server=facts.stream[0].name if facts.stream else "",
         disks=[
@@ -128,6 +129,11 @@ def _ended(machine: Machine, facts: Facts, now_ns: int) -> str:
     return "its protection was ended, and it replicates all the same"
 
 
+def _rests(machine: Machine, facts: Facts, now_ns: int) -> bool:
+    """Whether nothing of it shall be replicated, and nothing is."""
+    return not machine.protected and not replicates(machine, facts, now_ns)
+
+
 def _worst_mode(report: AgentReport) -> str:
     modes = {disk.mode for disk in report.disks}
     return next((mode for mode in reversed(CaptureMode) if mode in modes), "")
@@ -138,39 +144,60 @@ def _hops(machine: Machine, facts: Facts, now_ns: int) -> Iterator[HopView]:
     agent_seen, agent = facts.agent if facts.agent else (None, AgentReport())
     stream_seen, stream = facts.stream if facts.stream else (None, StreamReport())
     apply_seen, apply = facts.apply if facts.apply else (None, ApplyReport())
+    newest = _epoch(facts)
     used = agent.ring_used_b / agent.ring_b if agent.ring_b else 0.0
     hop = partial(_hop, _ill_hops(machine, facts, now_ns), now_ns)
-    yield hop(
-        "capture",
-        agent_seen,
-        ok=agent.state == MachineState.ORDERED,
-        detail=f"{agent.state}, ring {used:.0%} of {_mib(agent.ring_b)}",
-    )
-    sending = agent.connected is not False and (stream_seen is None or stream.connected)
-    yield hop(
-        "stream",
-        agent_seen,
-        ok=sending,
-        detail=f"batch {agent.sent} sent, {agent.spooled} spooled"
-        + ("" if sending else "; no session with a process server"),
-    )
+    if _rests(machine, facts, now_ns):
+        yield _at_rest("capture", agent_seen, now_ns, "not protected: nothing is captured")
+        yield _at_rest("stream", agent_seen, now_ns, "not protected: nothing is sent")
+    else:
+        yield hop(
+            "capture",
+            agent_seen,
+            ok=agent.state == MachineState.ORDERED,
+            detail=f"{agent.state}, ring {used:.0%} of {_mib(agent.ring_b)}",
+        )
+        sending = agent.connected is not False and (stream_seen is None or stream.connected)
+        yield hop(
+            "stream",
+            agent_seen,
+            ok=sending,
+            detail=f"batch {agent.sent} sent, {agent.spooled} spooled"
+            + ("" if sending else "; no session with a process server"),
+        )
     yield hop(
         "upload",
         stream_seen,
         ok=not stream.errors,
-        detail=f"batch {stream.spooled} spooled, {stream.uploaded} uploaded,"
+        detail=f"{_of_epoch(stream.epoch, newest)}batch {stream.spooled} spooled, {stream.uploaded} uploaded,"
         f" {_mib(stream.pending_b)} pending",
     )
+    is_older = 0 < apply.epoch < stream.epoch
     behind = max(0, stream.uploaded - apply.applied) if apply.epoch == stream.epoch else stream.uploaded
     follows = apply.state not in NOT_FOLLOWING
     yield hop(
         "apply",
         apply_seen,
         ok=follows and not apply.errors and not is_behind(apply),
-        detail=f"batch {apply.applied} applied, {behind} batches behind"
+        detail=f"{_of_epoch(apply.epoch, newest)}batch {apply.applied} applied,"
+        f" {behind} batches{f' of epoch {stream.epoch}' if is_older else ''} behind"
         + (f", {apply.lag_s:.0f} s" if apply.lag_s is not None else "")
         + ("" if follows else f"; {apply.state}"),
     )
+
+
+def _epoch(facts: Facts) -> int:
+    """The one that the machine is in; 0: none, or a new one begins, and has no number yet."""
+    if facts.agent is not None:
+        _, report = facts.agent
+        if report.epoch or any(disk.mode for disk in report.disks):
+            return report.epoch
+    return facts.stream[1].epoch if facts.stream is not None else 0
+
+
+def _of_epoch(epoch: int, newest: int) -> str:
+    """Batches are counted anew in each epoch: figures of an older one say so."""
+    return "" if epoch in (0, newest) else f"epoch {epoch}: "
 
 
 def _ill_hops(machine: Machine, facts: Facts, now_ns: int) -> dict[str, Severity]:
@@ -198,6 +225,18 @@ def _hop(
         where=seen.source if seen is not None else "",
         state=state,
         detail=detail if seen is not None else "nothing reported yet",
+        seen_s=seen.age_s(now_ns) if seen is not None else None,
+    )
+
+
+def _at_rest(name: str, seen: Seen | None, now_ns: int, detail: str) -> HopView:
+    """Nobody misses an agent that has nothing to do."""
+    is_heard = seen is not None and not seen.is_silent(now_ns)
+    return HopView(
+        name=name,
+        where=seen.source if seen is not None else "",
+        state=HopState.OK if is_heard else HopState.UNKNOWN,
+        detail=detail,
         seen_s=seen.age_s(now_ns) if seen is not None else None,
     )
 

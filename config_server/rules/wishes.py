@@ -95,17 +95,22 @@ def _is_unheard(own: Own, incarnations: Sequence[str]) -> bool:
     return own.incarnation != incarnations[-1]
 
 
-def _place(mark: Mark, incarnations: Sequence[str], current: str) -> tuple[int, int]:
-    """`current`: the incarnation before which one comes that this database never had."""
+_Place = tuple[int, int, int]
+
+
+def _place(mark: Mark, incarnations: Sequence[str], current: str) -> _Place:
+    """`current`: the incarnation before which one comes that this database never had. Where numbers cannot rise any more, since an agent
+    said the last one, the clock counts."""
+    at_ns = (made_ns(mark.act) or 0) if mark.number >= _MOST else 0
     if mark.incarnation in incarnations:
-        return 2 * incarnations.index(mark.incarnation), mark.number
-    return 2 * incarnations.index(current) - 1, mark.number
+        return 2 * incarnations.index(mark.incarnation), mark.number, at_ns
+    return 2 * incarnations.index(current) - 1, mark.number, at_ns
 
 
-def _doubt(own: Mark, told: Mark, ours: tuple[int, int], theirs: tuple[int, int]) -> str:
+def _doubt(own: Mark, told: Mark, ours: _Place, theirs: _Place) -> str:
     if ours == theirs:
         return f"two acts bear the number {own.number}"
-    own_ns, told_ns = made_ns(own), made_ns(told)
+    own_ns, told_ns = made_ns(own.act), made_ns(told.act)
     if own_ns is None or told_ns is None or own_ns == told_ns or (own_ns > told_ns) == (ours > theirs):
         return ""
     return (
@@ -186,11 +191,16 @@ def named(disk: WantedDisk) -> str:
     return f"{device} (disk {id_})" if id_ not in ("", device.rpartition("/")[2]) else device
 
 
+def word_of(disk: WantedDisk) -> str:
+    """What means it in a request, wherever it stands."""
+    return disk.id or disk.identity or disk.device
+
+
 def next_mark(incarnation: str, before: Iterable[Mark], now_ns: int) -> Mark:
     """Of another act, made now in this incarnation of the database; `before` are the marks that are known of the machine."""
     known = list(before)
     # Later than what was known when it was made, whatever the clock did since.
-    at_ns = min(_END_NS, max(now_ns, 1 + max((made_ns(mark) or 0 for mark in known), default=0)))
+    at_ns = min(_END_NS, max(now_ns, 1 + max((made_ns(mark.act) or 0 for mark in known), default=0)))
     return Mark(incarnation, next_number(known), f"{rfc3339(at_ns)}-{secrets.token_hex(8)}")
 
 
@@ -198,9 +208,9 @@ def next_number(known: Iterable[Mark]) -> int:
     return min(_MOST, 1 + max((mark.number for mark in known), default=0))
 
 
-def made_ns(mark: Mark) -> int | None:
-    """When the act was made, as its word says; None for a word that says nothing, or a time that cannot be written."""
-    found = parse_rfc3339(mark.act.rpartition("-")[0])
+def made_ns(act: str) -> int | None:
+    """When it was made, as its word says; None for a word that says nothing, or a time that cannot be written."""
+    found = parse_rfc3339(act.rpartition("-")[0])
     return found if found is not None and 0 <= found <= _END_NS else None
 
 

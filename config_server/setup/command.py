@@ -77,7 +77,8 @@ def _begin(options: argparse.Namespace, show: Show) -> Iterable[Step]:
             None, (), "--host", question, socket.getfqdn() if answers.asks else None
         ).split()
     recovery_key = options.recovery_key
-    if recovery_key is None and noted(host.folder / NOTE) is None:
+    handed = noted(host.folder / NOTE)
+    if recovery_key is None and (handed is None or not handed.keys):
         question = "File to put the recovery key into (it must then leave this host)"
         said = answers.value(None, (), "--recovery-key", question)
         recovery_key = Path(said) if said else None
@@ -112,13 +113,13 @@ def _steps(
     yield Unused(storage.check, vault_file)
     yield DataThere(data_dir, vault_file, host.etc / FILE, host.config, storage.check, begins_anew)
     yield PortFree(listen["listen"] or "0.0.0.0", number, host.role, host.config)
-    yield from host.prepared()
+    yield from host.prepared(is_restored=True)
     yield from storage.files
-    yield Vault(vault_file, data_dir)
+    yield Vault(vault_file, data_dir, host.user)
     yield recovery
     yield Authority(data_dir, begins_anew)
     yield Operator(data_dir)
-    yield AuthorityNote(data_dir, vault_file, begins_anew)
+    yield AuthorityNote(data_dir, vault_file, begins_anew, host.user)
     config = Configuration(
         host.config,
         ConfigServerConfig,

@@ -61,6 +61,11 @@ class DataThere(Check):
                 f"it is gone ({why}), and a new one is begun, as was asked for",
                 "Enrol every daemon anew (python -m shared.enrol --replace): this server will know none of them.",
             )
+        of = (
+            f"--config {self.config}"
+            if self.config.exists()
+            else f"--data-dir {self.data_dir} --vault-file {self.vault_file}"
+        )
         named = known(self.config, ConfigServerConfig).get("data_dir", str(self.data_dir))
         elsewhere = "" if named == str(self.data_dir) else f", and {self.config} names {named}"
         raise ConfigError(
@@ -68,7 +73,7 @@ class DataThere(Check):
             cause=f"the installation is not new ({why}{elsewhere}): a new CA would lock out every daemon, and an empty database would admit"
             " who was revoked",
             action=f"If it lies on a file system of its own: mount that, and run the command again. If it is lost: restore a backup"
-            f" (python -m config_server restore --config {self.config} --from FILE), and run the command again. Without a backup: the same"
+            f" (python -m config_server restore {of} --from FILE), and run the command again. Without a backup: the same"
             " command with --new-ca; then every daemon has to be enrolled anew, and what is replicated stays in storage.",
         )
 

@@ -3,6 +3,8 @@ in its place, since that would lock out every daemon, or wrap new keys under a k
 
 from __future__ import annotations
 
+import os
+import pwd
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from shared.crashpoints import reach
 from shared.enrol import fingerprint
 from shared.errors import ConfigError
 from shared.owner import as_owner
-from shared.setup.access import Access
+from shared.setup.access import Access, admits
 from shared.setup.steps import Done, Outcome
 from shared.vault import FileVault, leftovers
 
@@ -30,11 +32,14 @@ class Vault:
 
     file: Path
     data_dir: Path
+    reader: str = ""
+    """The daemon's user; "": whoever runs this."""
 
     async def look(self, dry_run: bool) -> Done:
         if self.file.exists():
             key = f"its key is {FileVault(self.file).current}"  # refuses a file that others can read
-            wrong = "; ".join(each for each in (_left(self._copies()), self._access().wrong()) if each)
+            found = (_left(self._copies()), self._unread(), self._access().wrong())
+            wrong = "; ".join(each for each in found if each)
             return self._done(Outcome.WOULD_MEND, wrong) if wrong else self._done(Outcome.KEPT, key)
         if (self.data_dir / DATABASE_FILE).exists():
             raise ConfigError(
@@ -48,11 +53,12 @@ class Vault:
 
     async def do(self) -> Done:
         if self.file.exists():
-            left = self._without_copies()
-            if not self._access().wrong():
-                return self._done(Outcome.MENDED, left)
-            closed = "; ".join(each for each in (left, self._access().close()) if each)
-            return self._done(Outcome.MENDED, closed, "Consider its keys known to others.")
+            done = [self._without_copies(), self._given()]
+            advice = ""
+            if self._access().wrong():
+                done.append(self._access().close())
+                advice = "Consider its keys known to others."
+            return self._done(Outcome.MENDED, "; ".join(each for each in done if each), advice)
         with as_owner(self.file.parent):
             vault = FileVault.create(self.file)
         self._without_copies()
@@ -69,6 +75,20 @@ class Vault:
             for copy in copies:
                 durable.remove_file(copy)
         return _left(copies) and f"{_left(copies)}; now it is removed"
+
+    def _unread(self) -> str:
+        """Root has put it there, who has it from a recovery key, say."""
+        with durable.named(f"The vault file {self.file} could not be looked at"):
+            is_read = not self.reader or admits(self.file.stat(), self.reader)
+        return "" if is_read else f"{self.reader} cannot read it"
+
+    def _given(self) -> str:
+        """What was wrong, in words."""
+        if wrong := self._unread():
+            owner = pwd.getpwnam(self.reader)
+            with durable.named(f"The vault file {self.file} could not be given to {self.reader}"):
+                os.chown(self.file, owner.pw_uid, owner.pw_gid, follow_symlinks=False)
+        return wrong and f"{wrong}; now it is its own"
 
     def _access(self) -> Access:
         with durable.named(f"The vault file {self.file} could not be looked at"):
@@ -208,6 +228,8 @@ class AuthorityNote:
     data_dir: Path
     vault_file: Path
     begins_anew: bool = False
+    reader: str = ""
+    """The daemon's user; "": whoever runs this."""
 
     async def look(self, dry_run: bool) -> Done:
         if not (self.data_dir / "ca.pem").exists():
@@ -216,6 +238,8 @@ class AuthorityNote:
         if not self.begins_anew:
             ca_note.check_same(self.data_dir, ca, self.vault_file)
         is_noted = ca_note.noted(self.vault_file) == fingerprint(ca.der).hex()
+        if is_noted and self.reader:  # a restore writes it before there is such a user
+            is_noted = admits(ca_note.note_of(self.vault_file).stat(), self.reader)
         return self._done(Outcome.KEPT if is_noted else Outcome.WOULD_CREATE)
 
     async def do(self) -> Done:

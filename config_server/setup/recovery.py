@@ -5,6 +5,7 @@ every server is gone; whoever finds both can do so, too. That it was put somewhe
 second run knows that it has been, though the file is by then where it belongs: not on this host.
 
     none                        it was never put anywhere
+    note that it was begun      killed in between: as below, and told where another file is named then
     file, and no note           killed in between: the file is compared with the vault, and noted
     its beginning, and no note  killed while it was written where files have one name (a stick): completed, and noted
     note                        it has been; kept, unless the vault has got keys since that it lacks
@@ -24,7 +25,14 @@ import msgspec
 
 from shared import decoding, durable
 from shared.crashpoints import reach
-from shared.errors import UNDECODABLE, ConfigError, RecoveryFileThereError, UsageError, cause_of
+from shared.errors import (
+    UNDECODABLE,
+    ConfigError,
+    RecoveryFileThereError,
+    StateFileError,
+    UsageError,
+    cause_of,
+)
 from shared.owner import as_owner
 from shared.setup.access import too_open
 from shared.setup.steps import Done, Outcome
@@ -46,6 +54,8 @@ class Handed(msgspec.Struct, frozen=True, kw_only=True):
     """Where it was put."""
     keys: tuple[str, ...]
     """The ids of the vault keys in it."""
+    begun: tuple[str, ...] = ()
+    """Where else it was to be put by a run that was killed, and may lie."""
 
 
 class RecoveryKey:
@@ -87,19 +97,32 @@ class RecoveryKey:
         assert self._wanted is not None
         place, data = self._wanted, self._vault.read_bytes()
         keys = tuple(ids_in(data, self._vault))  # of these bytes: the vault may get more meanwhile
-        with durable.named(f"The recovery key {place} could not be written", action=_MORE):
-            for copy in durable.leftovers(place, data):
-                durable.remove_file(copy)
-            try:
-                durable.create_file(place, data, mode=0o600)
-            except FileExistsError:
-                durable.complete_file(place, data)  # it, or its beginning, is there, as the look has seen
-            reach("setup.step")
-            readable = _closed(place)
-        note = Handed(file=str(place), keys=keys)
+        before = noted(self._note)
+        begun = tuple(name for name in before.begun if name != str(place)) if before is not None else ()
+        self._put_note(
+            msgspec.structs.replace(before or Handed(file=str(place), keys=()), begun=(*begun, str(place)))
+        )
+        reach("setup.step")
+        try:
+            readable = _written(place, data)
+        except StateFileError:
+            if not _is_own(place):
+                self._put_back(before)  # nothing was put there
+            raise
+        note = Handed(file=str(place), keys=keys, begun=begun)
+        self._put_note(note)
+        return self._done(Outcome.CREATED, readable + _left_by(note))
+
+    def _put_back(self, before: Handed | None) -> None:
+        if before is not None:
+            self._put_note(before)
+            return
+        with durable.named(f"The note {self._note} could not be removed"):
+            durable.remove_file(self._note)
+
+    def _put_note(self, note: Handed) -> None:
         with durable.named(f"The note {self._note} could not be written"), as_owner(self._note.parent):
             durable.replace_file(self._note, msgspec.json.encode(note), mode=0o600)
-        return self._done(Outcome.CREATED, readable)
 
     def _handed(self) -> Handed | None:
         """The note, where what it names holds all that the vault does, and is not the vault itself."""
@@ -110,6 +133,8 @@ class RecoveryKey:
         return handed if ids.keys() <= set(handed.keys) else None
 
     def _why_again(self, handed: Handed) -> str:
+        if not handed.keys:
+            return f"a run that was killed had begun to put it into {handed.file}"
         if self._is_vault(Path(handed.file)):
             return f"{handed.file}, which is noted as it, is the vault file itself"
         return f"the vault has got keys that {handed.file} lacks"
@@ -119,18 +144,22 @@ class RecoveryKey:
         if copies := self._leftovers(place):
             detail = f"a run that was killed left {', '.join(map(str, copies))} beside it"
             return Done(step="recovery-key", outcome=Outcome.WOULD_MEND, what=handed.file, detail=detail)
+        more = _left_by(handed)
+        if self._wanted is not None and self._wanted != place:
+            more += f"; {self._wanted} was not made, since there is one"
         if not os.path.lexists(place):
             return Done(
                 step="recovery-key",
-                outcome=Outcome.KEPT,
+                outcome=Outcome.WARNING if _left_by(handed) else Outcome.KEPT,
                 what=handed.file,
-                detail="it was put there, and taken away",
+                detail=f"it was put there, and taken away{more}",
+                action=_AWAY if _left_by(handed) else "",
             )
         return Done(
             step="recovery-key",
             outcome=Outcome.WARNING,
             what=handed.file,
-            detail=f"the recovery key is still on this host{_also(place)}",
+            detail=f"the recovery key is still on this host{_also(place)}{more}",
             action=_AWAY,
         )
 
@@ -210,8 +239,14 @@ class RecoveryKey:
         except OSError as exc:
             why = f"cannot be taken for it: {cause_of(exc)}"
         if why:
+            back = (
+                "Give the name of a file that is not there. Is this the recovery key of the config server that was, whose place this host"
+                f" shall take: put a copy of it at {self._vault} (readable by root alone), and run the command again."
+            )
             raise RecoveryFileThereError(
-                "The recovery key was not written", cause=f"{place} is there already, and {why}"
+                "The recovery key was not written",
+                cause=f"{place} is there already, and {why}",
+                action="" if self._vault.exists() else back,
             )
 
     def _done(self, outcome: Outcome, more: str = "") -> Done:
@@ -222,6 +257,27 @@ class RecoveryKey:
             detail=f"with it and the storage account everything can be restored when every server is gone, by whoever has it{more}",
             action=_AWAY if outcome is Outcome.CREATED else "",
         )
+
+
+def _written(place: Path, data: bytes) -> str:
+    """In words, whether others can read it all the same. Raises StateFileError."""
+    with durable.named(f"The recovery key {place} could not be written", action=_MORE):
+        for copy in durable.leftovers(place, data):
+            durable.remove_file(copy)
+        try:
+            durable.create_file(place, data, mode=0o600)
+        except FileExistsError:
+            durable.complete_file(place, data)  # it, or its beginning, is there, as the look has seen
+        reach("setup.step")
+        return _closed(place)
+
+
+def _is_own(place: Path) -> bool:
+    try:
+        os.close(durable.open_own(place))
+    except OSError:
+        return False
+    return True
 
 
 def _closed(place: Path) -> str:
@@ -236,6 +292,11 @@ def _closed(place: Path) -> str:
     return _also(place)
 
 
+def _left_by(handed: Handed) -> str:
+    there = [name for name in handed.begun if os.path.lexists(name)]
+    return f"; a run that was killed put it into {', '.join(there)}, too" if there else ""
+
+
 def _also(place: Path) -> str:
     try:
         wrong = too_open(place.stat(), 0o600)
@@ -248,7 +309,7 @@ def noted(note: Path) -> Handed | None:
     """None: the recovery key was never put anywhere. Raises ConfigError."""
     try:
         return decoding.decode(note.read_bytes(), type=Handed)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, *UNDECODABLE) as exc:
         raise ConfigError(

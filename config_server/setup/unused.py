@@ -34,6 +34,9 @@ class Unused(Check):
                 "Nothing was set up",
                 cause=f"{found} in container {self.config.container} of {self.config.account} is another installation's,"
                 " or this one's of before, whose vault file is not on this host",
+                action="Give another container (--blob-container). Shall this host take the place of the config server that was: put"
+                f" its vault file, or the recovery key, at {self.vault_file} (readable by root alone), and run the command again, which"
+                " says how its data folder comes back.",
             )
         return Done(
             step="container", outcome=Outcome.CHECKED, what=what, detail="no installation uses it yet"
@@ -49,6 +52,8 @@ class Unused(Check):
                 "Nothing was set up",
                 cause=f"container {self.config.container} of {self.config.account} has an installation under vault key"
                 f" {', '.join(sorted(known))}, which {self.vault_file} does not have: it is another one's",
+                action="Give another container (--blob-container). Is this host that installation's config server: put its vault file, or"
+                f" its recovery key, at {self.vault_file} in the place of what is there, and keep that elsewhere.",
             )
 
 

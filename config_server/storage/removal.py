@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import datetime as dt
 
-from config_server.rules.deletion import NOTED, Found
+from config_server.rules.deletion import Found
+from config_server.storage import deletion_note
+from config_server.storage.deletion_note import Written
 from shared import active_side
 from shared.blob import BlobStore, Retry
 from shared.crashpoints import reach
-from shared.errors import ContainerMissingError, StorageRefusedError, UsageError
+from shared.errors import ContainerMissingError, StorageRoleError, UsageError
 from shared.log import names
 from shared.log.epochs import newest_epoch
 from shared.machine_storage import MachineStorage
@@ -51,6 +53,7 @@ async def _look_into(store: BlobStore, named: str, vault: str) -> Found:
         named=named,
         vault=vault,
         metadata=info.metadata,
+        noted=await deletion_note.read(store),
         changed=info.changed,
         identity=side.identity if side is not None else active_side.UNKNOWN,
         date=date,
@@ -63,10 +66,10 @@ async def _granted(store: BlobStore) -> tuple[str, dt.datetime]:
     """A policy under which somebody may read the container now, empty for none; and storage's time."""
     try:
         policies = await store.policies.look()
-    except StorageRefusedError:
-        # The container was just read, so this is an identity whose role does not cover policies (getAcl, which *Storage Blob Data
-        # Contributor* lacks). Where there is no account key nobody signs grants; those of a key from before live for hours at most.
-        return "", dt.datetime.now(dt.UTC)
+    except StorageRoleError:
+        # An identity whose role does not cover policies (getAcl, which *Storage Blob Data Contributor* lacks). Where there is no account
+        # key nobody signs grants; those of a key from before live for hours at most. Any other refusal says nothing of it, and hinders.
+        return "", await store.date()
     granted = [
         policy.id
         for policy in policies.policies
@@ -85,10 +88,39 @@ async def remove_container(storage: MachineStorage, container: str, changed: dt.
     reach("deletion.container-gone")
 
 
-async def fence(storage: MachineStorage, container: str, noted: str | None = None) -> None:
-    """No request to delete it that was sent before does anything from now on. `noted`: the deletion that stands from now on; empty: none
-    does; None: as before. Raises StorageError; ContainerMissingError when it is gone, or disabled."""
-    await storage.vault.in_container(container).change_container({} if noted is None else {NOTED: noted})
+async def fence(storage: MachineStorage, container: str) -> None:
+    """No request to delete it that was sent before does anything from now on. Raises StorageError; ContainerMissingError when it is gone,
+    or disabled."""
+    await storage.vault.in_container(container).change_container()
+
+
+async def note(storage: MachineStorage, container: str, deletion: str) -> Written:
+    """From now on that one stands, by its container; `deletion_note.NONE`: none. Fence behind it: who looked before then deletes nothing,
+    and who looks from now on finds it. Raises StorageError; ContainerMissingError."""
+    return await deletion_note.write(storage.vault.in_container(container), deletion)
+
+
+async def renew(storage: MachineStorage, container: str, deletion: str) -> Written | None:
+    """As deletion_note.renew."""
+    return await deletion_note.renew(storage.vault.in_container(container), deletion)
+
+
+async def take_out(storage: MachineStorage, container: str, deletion: str) -> Written | None:
+    """As deletion_note.take_out."""
+    return await deletion_note.take_out(storage.vault.in_container(container), deletion)
+
+
+async def take_back(storage: MachineStorage, container: str, written: Written) -> None:
+    """As deletion_note.take_back."""
+    await deletion_note.take_back(storage.vault.in_container(container), written)
+
+
+async def noted(storage: MachineStorage, container: str) -> str:
+    """Which deletion of it stands, by the last word that was said; empty: none, or there is no container. Raises
+    StorageError."""
+    return (
+        await deletion_note.read(storage.vault.in_container(container)) if container else deletion_note.NONE
+    )
 
 
 async def is_gone(storage: MachineStorage, container: str) -> bool:

@@ -27,6 +27,9 @@ _STANDS: Final = exists(
 )
 """The name is revoked, all of it."""
 _KNOWN: Final = select(certificates.c.serial).where(*OF_NAME, ~_STANDS).limit(1)
+_ENROLMENTS: Final = select(func.count()).where(
+    *OF_NAME, certificates.c.pem != "", certificates.c.renews == ""
+)
 _LIVING: Final = (
     select(certificates)
     .where(certificates.c.expires_ns > bindparam("now_ns"), certificates.c.pem != "")
@@ -106,6 +109,12 @@ def is_known(db: Connection, role: Role, name: str) -> bool:
         db.execute(_KNOWN, {"of_role": role, "of_name": name, "of_subject": f"{role}:{name}"}).first()
         is not None
     )
+
+
+def enrolments(db: Connection, role: Role, name: str) -> int:
+    """How often something was enrolled as it here, with a token each time. No certificate is ever taken out, so the number only rises."""
+    found: int = db.execute(_ENROLMENTS, {"of_role": role, "of_name": name}).scalar_one()
+    return found
 
 
 def begins_of(db: Connection, role: str, name: str) -> list[tuple[int, int]]:

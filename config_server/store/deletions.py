@@ -12,11 +12,15 @@ from typing import Final
 import msgspec
 from sqlalchemy import Connection
 
+from config_server.rules import deletion as rules
+from config_server.rules.clock import SECOND_NS
 from config_server.rules.deletion import Deletion, Stage, of_acts
 from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
+from config_server.rules.wishes import made_ns
 from config_server.store import audit, commands, events, grants, incarnations, inventory, jobs
 from shared.api.events import EventKind
+from shared.desired import Mark
 from shared.errors import BeingDeletedError
 from shared.status import Problem
 from shared.vocabulary import Role, Severity
@@ -44,30 +48,41 @@ def current(db: Connection, name: str, id_: str) -> Machine | None:
 
 
 def count(db: Connection, name: str, id_: str, passed_ns: int, now_ns: int) -> Deletion | None:
-    """So much more of the delay has passed; when it is over, nothing more is counted. None: it does not stand any more."""
+    """So much more of the delay has passed (when it is over, nothing more is counted of it), and since its jobs were given up. None: it
+    does not stand any more."""
     machine = current(db, name, id_)
     if machine is None or machine.deletion is None:
         return None
-    if machine.deletion.is_due:
-        return machine.deletion
-    deletion = msgspec.structs.replace(
-        machine.deletion, passed_ns=machine.deletion.passed_ns + passed_ns, counted_ns=now_ns
-    )
-    put(db, name, deletion)
+    before = deletion = machine.deletion
+    since = {job: before.given_up.get(job, -passed_ns) + passed_ns for job in jobs.given_up(db, name)}
+    deletion = msgspec.structs.replace(deletion, given_up=since)
+    if not before.is_due:
+        deletion = msgspec.structs.replace(
+            deletion, passed_ns=before.passed_ns + passed_ns, counted_ns=now_ns
+        )
+    if deletion != before:
+        put(db, name, deletion)
     return deletion
 
 
-def advance(
-    db: Connection, name: str, seen: Deletion, to: Stage, now_ns: int, over: Collection[str] = ()
-) -> list[str] | None:
-    """From the stage in which it was `seen` to another one; unless the machine is in use: then by what (`running`). None: the deletion is
-    not as it was seen."""
+def stands(db: Connection, name: str, seen: Deletion) -> Deletion | None:
+    """It, if it is as it was seen."""
     machine = current(db, name, seen.id)
     if machine is None or machine.deletion is None or machine.deletion.stage is not seen.stage:
         return None
-    if to is not Stage.CLOSED and (found := running(db, name, now_ns, over)):
+    return machine.deletion
+
+
+def advance(db: Connection, name: str, seen: Deletion, to: Stage, now_ns: int) -> list[str] | None:
+    """From the stage in which it was `seen` to another one; unless the machine is in use: then by what (`running`). None: the deletion is
+    not as it was seen."""
+    deletion = stands(db, name, seen)
+    if deletion is None:
+        return None
+    over = {job for job, since_ns in deletion.given_up.items() if since_ns >= rules.GIVEN_UP_S * SECOND_NS}
+    if to in (Stage.CLOSING, Stage.REMOVING) and (found := running(db, name, now_ns, over)):
         return found
-    put(db, name, msgspec.structs.replace(machine.deletion, stage=to))
+    put(db, name, msgspec.structs.replace(deletion, stage=to))
     return []
 
 
@@ -90,7 +105,7 @@ def check_not_removed(db: Connection, name: str, place: str, what: str) -> Machi
     are now; `place` is where storage is."""
     machine = inventory.find(db, name)
     deletion = None if machine is None else machine.deletion
-    if deletion is not None and deletion.stage is Stage.REMOVING and not is_of_before(db, deletion, place):
+    if deletion is not None and deletion.is_past_recall and not is_of_before(db, deletion, place):
         raise BeingDeletedError(
             what, cause=f"'{name}' is being deleted: storage was asked to delete its container"
         )
@@ -129,9 +144,13 @@ def note_enrolled(db: Connection, name: str) -> None:
         put(db, name, msgspec.structs.replace(machine.deletion, is_enrolled=True))
 
 
-def was_done(db: Connection, name: str, act: str) -> bool:
-    """Whether a machine of this name was deleted, and this was the act to stop of it."""
-    return any(detail.get("act") == act for detail in audit.details(db, DONE, name))
+def was_done(db: Connection, name: str, mark: Mark) -> bool:
+    """Whether a machine of this name was deleted, and this is an act to stop of it: the one that was made with the deletion, or an earlier
+    one of this database, which its agent kept because it heard of none since."""
+    acts = [detail["act"] for detail in audit.details(db, DONE, name) if "act" in detail]
+    made = made_ns(mark.act) if mark.incarnation in incarnations.history(db) else None
+    later = (last for act in acts if (last := made_ns(act)) is not None)
+    return mark.act in acts or (made is not None and any(made < last for last in later))
 
 
 def remove(db: Connection, name: str, now_ns: int) -> None:

@@ -19,7 +19,7 @@ from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import MachineNotFoundError
 from shared.vocabulary import Role
 
-_MOST_NOTED: Final = 256
+MOST_DISKS: Final = 256
 """As many as an operator may name: what agents say is anything."""
 
 _READ_DISKS: Final = decoding.json_decoder(tuple[WantedDisk, ...])
@@ -220,7 +220,7 @@ def _put_wish(db: Connection, name: str, wish: Wish, now_ns: int, incarnation: s
 
 def _put_disks(db: Connection, name: str, disks: Sequence[WantedDisk]) -> None:
     """No disk twice."""
-    known = wishes.once(disks)[:_MOST_NOTED]
+    known = wishes.once(disks)[:MOST_DISKS]
     db.execute(_CHANGE, {"machine": name, "disks": _json(known)})
 
 

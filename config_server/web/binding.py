@@ -188,6 +188,7 @@ def _failed(status: int, exc: UnderstudyError) -> web.Response:
     failure = FailureAnswer(
         **exc.as_dict(),
         exit_code=exc.exit_code,
+        names=exc.names,
         type=f"urn:understudy:{exc.code}",
         title=exc.what,
         status=status,

@@ -23,6 +23,7 @@ from typing import Final
 import msgspec
 
 from shared import decoding, durable, logging
+from shared.crashpoints import reach
 from shared.errors import UNDECODABLE, SetAsideError, SpoolLostError, UnderstudyError
 from shared.log.epoch_id import UNKNOWN, EpochId
 
@@ -65,6 +66,8 @@ class Aside:
         self._folder = folder
         self._found: dict[Kind, list[tuple[int, Note]]] = {kind: [] for kind in Kind}
         """Size and note of each file."""
+        self._left: set[str] = set()
+        """Containers, from notes whose files are gone."""
         self._looking: Final = threading.Lock()
         self._looked_at = time.monotonic()
         self._unnoted_s: dict[Path, float] = {}
@@ -80,8 +83,8 @@ class Aside:
 
     @property
     def containers(self) -> set[str]:
-        """Of which there is something; "" where that is not known."""
-        return {note.container for files in self._found.values() for _, note in files}
+        """Of which there is something, and be it a note whose file is gone; "" where that is not known."""
+        return {note.container for files in self._found.values() for _, note in files} | self._left
 
     def holds(self, epoch: EpochId) -> bool:
         """Whether there is something that is, or may be, of this epoch."""
@@ -131,22 +134,30 @@ class Aside:
             )
         self.look()
 
-    def drop(self, deleted: Collection[str]) -> None:
-        """Removes what is of these containers, and the folders where nothing else is in them. Raises OSError."""
+    def drop(self, deleted: Collection[str]) -> list[OSError]:
+        """Removes what is of these containers, and the folders where nothing else is in them. Why some of it stays. Nobody may be at it."""
+        failures: list[OSError] = []
         for folder in (self._folder / kind for kind in Kind):
-            for path in _files(folder):
-                if _read_note(path).container in deleted:
-                    _log.warning("batches of a deleted machine dropped", path=str(path))
-                    durable.remove_file(path)
-                    durable.remove_file(_note_of(path))
+            with durable.collected(failures):
+                for path in [*_files(folder), *_gone(folder)]:
+                    if _read_note(path).container in deleted:
+                        _log.warning("batches of a deleted machine dropped", path=str(path))
+                        with durable.collected(failures):
+                            durable.remove_file(path)
+                            reach("forget.aside-file-gone")
+                            durable.remove_file(_note_of(path))
             with contextlib.suppress(OSError):  # it is not there, or not empty
                 folder.rmdir()
-        self.look()
+        with durable.collected(failures):
+            self.look()
+        return failures
 
     def look(self) -> None:
         """What is there now; drops what was kept long enough. Several threads may look at once. Raises OSError."""
         with self._looking:
             self._found = self._look()
+            gone = [_read_note(path) for kind in Kind for path in _gone(self._folder / kind)]
+            self._left = {note.container for note in gone} - {""}
 
     def _look(self) -> dict[Kind, list[tuple[int, Note]]]:
         found: dict[Kind, list[tuple[int, Note]]] = {kind: [] for kind in Kind}
@@ -190,6 +201,12 @@ def _files(folder: Path) -> list[Path]:
         return []
     found = sorted(folder.iterdir())
     return [path for path in found if not path.name.endswith(_NOTE) and not path.name.startswith(".")]
+
+
+def _gone(folder: Path) -> list[Path]:
+    """Files that are not there any more, and left their note: somebody deleted them by hand, or was killed in between."""
+    left = (note.with_name(note.name.removesuffix(_NOTE)) for note in sorted(folder.glob(f"*{_NOTE}")))
+    return [path for path in left if not path.exists()]
 
 
 def _note_of(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Collection
@@ -13,6 +14,7 @@ from process_server.spool import watermark
 from process_server.spool.aside import Aside, Kind, Note
 from process_server.spool.file import FULL, SUFFIX, SpooledSegment
 from process_server.spool.recovery import Damage, KeyWantedError, claim_in, recover_folder
+from process_server.spool.sides import container_in
 from process_server.spool.watermark import Watermark
 from shared import durable, logging
 from shared.crashpoints import reach
@@ -28,7 +30,7 @@ UNREADABLE_S: Final = 600.0
 """So long a file of an epoch that the disk does not give is waited for: no path that is cut, and no array that fails over, takes longer,
 and a new epoch costs a full resync."""
 _DROPPED: Final = ".deleted-"
-"""Before the name of an epoch's folder that goes."""
+"""Before the name of an epoch's folder that goes; behind it, the container's: whatever is left in it, it can be told of again."""
 
 _log = logging.get()
 
@@ -53,14 +55,19 @@ class MachineFolder:
         self._distrusted: set[int] = set()
         self._unreadable: dict[Path, float] = {}
         """Files that the disk did not give, and since when (monotonic)."""
-        self._containers: set[str] = set()
+        self._containers: dict[int, str] = {}
+        """By epoch, as its folder tells it; "" where that is not known."""
+        self.beside = ""
+        """Of which container the side is that is known here (sides.py), as of the last look; "" where that is not known."""
+        self._going: set[str] = set()
+        """Of folders that were dropped, and could not be removed yet."""
         self._keys: dict[tuple[str, str, str], MachineKey] = {}
         """Those that a recovery wanted; as a rule one, for ever."""
 
-    @property
-    def containers(self) -> set[str]:
-        """Of which there was something at the last look (`epochs`); "" where that is not known."""
-        return self._containers | self.aside.containers
+    def containers(self, live: Collection[int] = ()) -> set[str]:
+        """Of which there was something at the last look (`epochs`); "" where that is not known. Of `live` epochs the open log knows it."""
+        said = {container for epoch, container in self._containers.items() if epoch not in live}
+        return said | self._going | self.aside.containers
 
     def epoch(self, epoch: int) -> Path:
         return self._path / f"{epoch:08d}"
@@ -99,11 +106,12 @@ class MachineFolder:
         """The folder of an epoch that is done with. It stays if a spool file is in it: nothing is deleted unseen."""
         await in_thread(self._remove, self.epoch(epoch), executor=self._threads)
 
-    async def drop(self, deleted: Collection[str]) -> None:
+    async def drop(self, deleted: Collection[str], live: Collection[int]) -> None:
         """All that is of these containers, whatever it holds: they were deleted with their machine (process_server/deletions.py). Nobody
-        may be at it. What does not say of which it is stays. Raises SpoolError.
+        may be at it. What does not say of which it is stays, and so do the folders of `live` epochs: they have an open log, of another
+        container than these, whatever else the folder says. Raises SpoolError.
         """
-        await in_thread(self._drop, deleted, executor=self._threads)
+        await in_thread(self._drop, deleted, live, executor=self._threads)
 
     # ---- in threads ----
 
@@ -111,34 +119,41 @@ class MachineFolder:
         try:
             self.aside.look()
             found: dict[int, Path] = {}
+            going: set[str] = set()
             for path in self._path.iterdir() if self._path.is_dir() else ():
                 if (number := names.epoch_of(path.name)) is not None:
                     found[number] = path
+                elif path.name.startswith(_DROPPED):
+                    going.add(path.name.removeprefix(_DROPPED).partition("-")[2])
+            beside = container_in(self._path)
         except OSError as exc:
             raise SpoolError(f"The spool folder {self._path} could not be read", cause=cause_of(exc)) from exc
-        self._containers = {_container_in(path) for path in found.values()}
+        self._containers = {number: _container_in(path) for number, path in found.items()}
+        self._going = going
+        self.beside = beside
         return sorted(found)
 
-    def _drop(self, deleted: Collection[str]) -> None:
-        try:
-            clear_dropped(self._path)
-            self.aside.drop(deleted)
-            reach("forget.aside-gone")
-            for number in self._epochs():
-                folder = self.epoch(number)
-                if _container_in(folder) in deleted:
-                    # At once with all that says of which container it is: what is left of it after a kill is nobody's.
-                    dropped = folder.with_name(f"{_DROPPED}{folder.name}")
-                    durable.move_folder(folder, dropped)
-                    reach("forget.epoch-moved")
-                    shutil.rmtree(dropped)
-                    reach("forget.epoch-gone")
-                    _log.warning("spool of a deleted machine dropped", machine=self.machine, epoch=number)
-        except OSError as exc:
-            raise SpoolError(
-                f"The spool folder {self._path} could not be tidied", cause=cause_of(exc)
-            ) from exc
+    def _drop(self, deleted: Collection[str], live: Collection[int]) -> None:
+        failures = clear_dropped(self._path)
+        failures += self.aside.drop(deleted)
+        reach("forget.aside-gone")
+        for number in self._epochs():
+            folder = self.epoch(number)
+            container = "" if number in live else _container_in(folder)
+            if container not in deleted:
+                continue
+            with durable.collected(failures):
+                # At once with all that says of which container it is: of what is left after a kill, only the name does.
+                dropped = folder.with_name(f"{_DROPPED}{folder.name}-{container}")
+                durable.move_folder(folder, dropped)
+                reach("forget.epoch-moved")
+                shutil.rmtree(dropped)
+                reach("forget.epoch-gone")
+                _log.warning("spool of a deleted machine dropped", machine=self.machine, epoch=number)
         self._epochs()
+        if failures:
+            what = f"The spool folder {self._path} could not be tidied"
+            raise SpoolError(what, cause=f"{cause_of(failures[0])} ({failures[0].filename})")
 
     def _recover(self, epoch: EpochId) -> Recovered:
         folder = self.epoch(epoch.number)
@@ -224,10 +239,26 @@ class MachineFolder:
             raise SpoolError(f"The spool folder {folder} could not be removed", cause=cause_of(exc)) from exc
 
 
-def clear_dropped(path: Path) -> None:
-    """What a kill left in a machine's folder of what was dropped. Raises OSError."""
-    for dropped in path.glob(f"{_DROPPED}*"):
-        shutil.rmtree(dropped)
+def clear_dropped(path: Path) -> list[OSError]:
+    """Removes what is left in a machine's folder of what was dropped. Why some of it stays."""
+    failures: list[OSError] = []
+    for dropped in sorted(path.glob(f"{_DROPPED}*")):
+        with durable.collected(failures):
+            shutil.rmtree(dropped)
+    return failures
+
+
+def clear_killed(path: Path) -> list[OSError]:
+    """Removes what a kill left in a machine's folder that is of no use to anybody, when nobody is at it. Why some of it stays."""
+    failures = clear_dropped(path)
+    for folder in (path, *(path / kind for kind in Kind)):
+        with durable.collected(failures):
+            for left in durable.all_leftovers(folder):
+                durable.remove_file(left)
+    for kind in Kind:
+        with contextlib.suppress(OSError):  # it is not there, or not empty
+            (path / kind).rmdir()
+    return failures
 
 
 def _container_in(folder: Path) -> str:

@@ -80,6 +80,8 @@ class MachineLog:
         self.machine: Final = machine
         self.on_change: Callable[[], None] | None = None
         """Called, on the event loop, whenever something below may have changed."""
+        self.undropped: UnderstudyError | None = None
+        """Why something is still here that was deleted (process_server/deletions.py)."""
         self._shared = shared
         self._folder: Final = MachineFolder(machine, folder, shared.vault, shared.reading)
         self._current: EpochLog | None = None
@@ -150,7 +152,9 @@ class MachineLog:
     @property
     def containers(self) -> set[str]:
         """Of which there is something here, as of the last look; "" where that is not known."""
-        return self._folder.containers | {log.container for log in self._logs()}
+        found = self._containers()
+        # An open log's container is the side's, too: the Hello before it asked storage.
+        return found | {self._folder.beside} if self._current is None and self._folder.beside else found
 
     @property
     def last_indexed(self) -> Point | None:
@@ -171,6 +175,7 @@ class MachineLog:
         found: list[UnderstudyError | None] = [self._resuming.trouble, self._older.trouble]
         for log in self._logs():
             found += [log.failure, log.trouble, *log.cache_troubles]
+        found.append(self.undropped)
         return [*(error for error in found if error is not None), *self._folder.aside.problems()]
 
     # ---- what the session does ----
@@ -228,10 +233,10 @@ class MachineLog:
             await self._older.forget(deleted, error)
             reach("forget.logs-closed")
             try:
-                await self._folder.drop(deleted)
+                await self._folder.drop(deleted, self._live())
             finally:
                 self._older.resume()
-                if self.containers:
+                if self._containers():
                     self._resuming.ask()
                 else:
                     self._resuming.report(None)
@@ -431,6 +436,14 @@ class MachineLog:
     def _logs(self) -> list[EpochLog]:
         current = [self._current] if self._current is not None else []
         return [*current, *self._older.logs.values()]
+
+    def _containers(self) -> set[str]:
+        """Of which there are batches here."""
+        return self._folder.containers(self._live()) | {log.container for log in self._logs()}
+
+    def _live(self) -> set[int]:
+        """The epochs whose folders open logs write into."""
+        return {log.epoch for log in self._logs()}
 
     def _open_log(self) -> EpochLog:
         if self._current is None:

@@ -81,7 +81,7 @@ class OlderEpochs:
 
     def resume(self) -> None:
         """After `forget`: looks after what is left."""
-        if not self._folder.containers:
+        if not self._folder.containers():
             self._newest = 0
             self._chore.report(None)
         elif self._newest:

@@ -6,6 +6,10 @@ as before. Whoever must know (`surely`) is told that storage did not answer.
 
 A container that was deleted, while the registry still names it, takes the document along. Then the side that is remembered here is begun
 with again: the machine itself goes on, and a copy that is faster does not become it. No container is made for a Hello that is refused.
+
+The file beside the spool (`<machine>/side.json`) is storage's document (shared/FORMAT.md) with one field more, `container`: the machine's
+then. So what is left of a machine that was deleted can be told also where nothing else is (process_server/deletions.py). An earlier version
+wrote none.
 """
 
 from __future__ import annotations
@@ -16,10 +20,11 @@ from pathlib import Path
 import msgspec
 
 from process_server.machine_files import MachineFiles
-from shared import active_side, logging
+from shared import active_side, decoding, logging
 from shared.active_side import ActiveSide, Known
 from shared.blob import Retry
 from shared.errors import (
+    UNDECODABLE,
     ContainerMissingError,
     IntegrityError,
     MachineNotFoundError,
@@ -33,6 +38,14 @@ _ASK: Retry = Retry(deadline_s=3.0)
 _FILE = "side.json"
 
 _log = logging.get()
+
+
+class _Kept(ActiveSide, frozen=True, kw_only=True):
+    container: str
+
+
+class _KeptIn(msgspec.Struct, frozen=True):
+    container: str = ""
 
 
 class Sides:
@@ -62,13 +75,16 @@ class Sides:
     async def _current(self, machine: str, identity: str, claim: bool, surely: bool) -> ActiveSide | None:
         asked = self._known.asking()
         try:
-            found = await self._stored(machine)
+            found, container = await self._stored(machine)
             lost = await self._lost(machine) if found is None and not surely else None
             if claim and (found is None or found.identity == active_side.UNKNOWN):
                 if lost is not None and lost.identity != active_side.UNKNOWN:
                     lost.check(identity)  # before anything is made
                 store = await self._storage.find_or_create(machine)
-                side = await active_side.find_or_begin(store, machine, identity, lost)
+                side, container = (
+                    await active_side.find_or_begin(store, machine, identity, lost),
+                    store.container,
+                )
             elif found is not None:
                 side = found
             else:
@@ -85,16 +101,18 @@ class Sides:
                 ) from exc
             _log.warning("active side not asked for", machine=machine, **exc.as_dict())
             return known
-        side = self._known.learn(side, asked)
-        await self.files.keep(machine, msgspec.json.encode(side))
-        return side
+        known = self._known.learn(side, asked)
+        if known is side:
+            kept = _Kept(**msgspec.structs.asdict(side), container=container)
+            await self.files.keep(machine, msgspec.json.encode(kept))
+        return known
 
-    async def _stored(self, machine: str) -> ActiveSide | None:
-        """What storage says; nothing is made. None: it has no such document, or no container to have it in."""
+    async def _stored(self, machine: str) -> tuple[ActiveSide | None, str]:
+        """What storage says, and in which container; nothing is made. None: it has no such document, or no container to have it in."""
         try:
             return await active_side.find_of(self._storage, machine)
         except (MachineNotFoundError, ContainerMissingError):
-            return None
+            return None, ""
 
     async def _lost(self, machine: str) -> ActiveSide | None:
         """Storage has no active side: the one that it had, unless the machine was taken out of it on purpose, registry and all."""
@@ -113,3 +131,11 @@ class Sides:
         except (OSError, IntegrityError) as exc:
             _log.warning("active side not recalled", machine=machine, cause=str(exc))
             return None
+
+
+def container_in(folder: Path) -> str:
+    """Of which container the side is that lies in a machine's folder; "" where there is none, or it does not tell. Blocking."""
+    try:
+        return decoding.decode((folder / _FILE).read_bytes(), type=_KeptIn).container
+    except (OSError, *UNDECODABLE):
+        return ""

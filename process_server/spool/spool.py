@@ -4,6 +4,7 @@ machine and epoch.
     <folder>/<machine>/<epoch>/<first batch>.seg     spool files = segments (shared/log/FORMAT.md)
     <folder>/<machine>/<epoch>/state.json            our term, the last batch that we know was listed, and in which container
     <folder>/<machine>/damaged|unlisted/…            what was set aside (aside.py)
+    <folder>/<machine>/.deleted-<epoch>-<container>/ what is left of an epoch that was dropped (process_server/deletions.py)
     <folder>/<machine>/side.json, boot.json          which copy of the machine is it (sides.py; reception/boots.py)
     <folder>/.keys/, .lock                           data keys, sealed (shared/key_cache.py); one process at a time
 
@@ -21,7 +22,7 @@ from typing import Final
 
 from process_server.spool.epoch_log import LogSettings, Resources
 from process_server.spool.level import idle_part, next_level
-from process_server.spool.machine_folder import clear_dropped
+from process_server.spool.machine_folder import clear_killed
 from process_server.spool.machine_log import MachineLog
 from process_server.spool.writer import Compression, SegmentLimits
 from shared import durable, logging
@@ -130,8 +131,10 @@ class Spool:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for path in self._folder.iterdir():
                 if path.is_dir() and names.is_machine(path.name):
+                    for failure in clear_killed(path):
+                        # What was dropped says of which container it was: the next word tries again, and tells.
+                        _log.warning("rest of what was killed not removed", cause=str(failure))
                     with contextlib.suppress(OSError):  # there is something in it
-                        clear_dropped(path)
                         path.rmdir()
         except BlockingIOError as exc:
             raise UsageError(

@@ -116,10 +116,12 @@ class MachineView(msgspec.Struct, kw_only=True):
     mode: str
     mode_cause: str
     epoch: int
+    """0: none, or a new one begins, and has no number yet."""
     epochs: int | None
     rounds: int | None
     rpo_s: float | None
-    """Age of the newest ordered state that blob storage holds (config_server/rules/rpo.py); null while there is none."""
+    """Age of the newest ordered state that blob storage holds (config_server/rules/rpo.py); null while there is none, and where
+    none is owed: it is not protected, and does not replicate."""
     last_seen_s: float | None
     process_server: str
     disks: list[DiskView]

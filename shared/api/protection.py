@@ -32,7 +32,19 @@ class Protection(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_
     offline: bool = False
     """Record it although the machine's agent has never reported."""
     fewer: bool = False
-    """Leave out disks that are protected now."""
+    """Leave out disks that are protected now, whichever these are."""
+    gone: (
+        Annotated[
+            list[Annotated[str, msgspec.Meta(max_length=4096)]],
+            msgspec.Meta(max_length=256),
+        ]
+        | None
+    ) = None
+    """Leave out these (`DiskCandidate.name`, `Failure.names` of US129), and none that was added since somebody looked; null: as `fewer`
+    says."""
+    over: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    """The act (`Mark.act`) over which it is said; empty: nothing was said yet. Refused where another holds by now (US133); null:
+    whatever was said last."""
 
 
 class DiskCandidate(msgspec.Struct, kw_only=True):

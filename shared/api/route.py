@@ -13,10 +13,10 @@ from shared.api.permissions import Permission
 from shared.vocabulary import Role
 
 PORT: Final = 443
-API_VERSION: Final = 4
+API_VERSION: Final = 5
 """Raised whenever a request gets a field or a value, which an older server refuses: `ServerInfo` says the server's. 2: `RestoreRequest` has
 `grant` and `request`. 3: `Protection` has `process_servers`, `policy_name`, `force`, `offline` and `fewer`; policies have names, and need
-no interval. 4: machines can be deleted."""
+no interval. 4: machines can be deleted. 5: `Protection` has `gone` and `over`."""
 MAX_BODY_B: Final = 4 << 20
 """Larger request bodies are refused."""
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
@@ -35,6 +35,8 @@ class Failure(msgspec.Struct):
     cause: str = ""
     action: str = ""
     exit_code: int = 1
+    names: list[str] = []
+    """What it is about, as a request names it: the disks that would be left out (US129)."""
 
 
 class FailureAnswer(Failure, kw_only=True):

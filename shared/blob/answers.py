@@ -51,6 +51,7 @@ from shared.errors import (
     StorageRefusedError,
     StorageRequestError,
     StorageRightsError,
+    StorageRoleError,
     ThrottledError,
     TransientError,
 )
@@ -115,7 +116,7 @@ BY_CODE: Final[dict[str, tuple[type[StorageError], str]]] = {
     "InvalidAuthenticationInfo": (StorageKeyError, "the storage account does not accept the credentials"),
     "KeyBasedAuthenticationNotPermitted": (StorageRightsError, "the account refuses shared keys"),
     "AuthorizationFailure": (StorageRightsError, "the account's network rules or its roles do not admit us"),
-    "AuthorizationPermissionMismatch": (StorageRightsError, "this identity's role does not include it"),
+    "AuthorizationPermissionMismatch": (StorageRoleError, "this identity's role does not include it"),
     "AuthorizationProtocolMismatch": (StorageRightsError, "the grant is for another protocol"),
     "AuthorizationResourceTypeMismatch": (StorageRightsError, "the grant does not include it"),
     "AuthorizationServiceMismatch": (StorageRightsError, "the grant does not include blob storage"),

@@ -131,15 +131,15 @@ class BlobStore(Retried):
             lambda: self._core.container.delete_container(if_unmodified_since=unmodified_since),
         )
 
-    async def change_container(self, metadata: Mapping[str, str]) -> None:
-        """Adds to the container's metadata, so that it `changed`. From then on storage refuses what was sent before on the condition that
-        the container is as it was (`delete_container`, a write of policies), whenever that arrives. It counts these times in whole
-        seconds, so this goes on until the time is a later one. Raises ContainerMissingError where there is none."""
+    async def change_container(self) -> None:
+        """Writes the container's metadata anew, as they are, so that it `changed`. From then on storage refuses what was sent before on the
+        condition that the container is as it was (`delete_container`, a write of policies), whenever that arrives. It counts these times in
+        whole seconds, so this goes on until the time is a later one. Raises ContainerMissingError where there is none."""
         before = await self.container_info()
         for _ in range(_CHANGES):
             await self._core.call(
                 f"change the metadata of container {self.container}",
-                lambda: self._core.container.set_container_metadata({**before.metadata, **metadata}),
+                lambda: self._core.container.set_container_metadata(before.metadata),
             )
             if (await self.container_info()).changed > before.changed:
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Final, TypedDict
 
 UNDECODABLE: Final = (ValueError, RecursionError)
@@ -41,10 +42,12 @@ class UnderstudyError(Exception):
     ends_epoch: ClassVar[bool] = False
     """Continuity of the stream is lost: no retry helps, the agent must begin a new epoch."""
 
-    def __init__(self, what: str, *, cause: str = "", action: str = "") -> None:
+    def __init__(self, what: str, *, cause: str = "", action: str = "", names: Sequence[str] = ()) -> None:
         self.what = what
         self.cause = cause or self.default_cause
         self.action = action or self.default_action
+        self.names = [*names]
+        """What it is about, as a request would name it: for programs. In the API's answers alone."""
         super().__init__(what)
 
     def __str__(self) -> str:

@@ -70,6 +70,16 @@ class CaptureRemovedError(PinnedElsewhereError):
     )
 
 
+class PinsDamagedError(DeviceError):
+    """What is pinned beside a capture says nothing that an agent writes."""
+
+    code = "US645"
+    default_action = (
+        "None: capture goes on, and it is written anew. Find out what writes into the pin_dir; until the agent has started once more, leave"
+        " its state_dir as it is."
+    )
+
+
 class DiskResizedError(PinnedElsewhereError):
     """The same disks, but one has another size."""
 

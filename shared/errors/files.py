@@ -96,8 +96,9 @@ class WishDamagedError(StateFileError):
 
     code = "US620"
     default_action = (
-        "Say it again on the config server: what it says next is written anew. Or make the file readable, or delete it (then the"
-        " configuration alone counts), and restart the agent. Until then what is captured stays captured."
+        "Say it again on the config server: what it says next is written anew. Or make the file readable, or put it back; or, if the"
+        ' configuration alone is to count, write {"v": 1, "wish": null, "machine": "NAME"} into it, with the machine\'s name; and restart'
+        " the agent. Until then what is captured stays captured."
     )
 
 
@@ -137,6 +138,15 @@ class BootFileError(StateFileError):
     default_action = (
         "Make room on the cache disk, or make it writable; it is tried again. After a restart meanwhile, a copy of the machine would not "
         "be kept waiting for it, or the machine itself would wait for a moment."
+    )
+
+
+class UndroppedError(UnhealthyError):
+    """A daemon still has something of a machine that was deleted, and could not be rid of it when it tried. Nothing is replicated there."""
+
+    code = "US649"
+    default_action = (
+        "It is tried again by itself. Where it lasts, look at what the cause names, or restart the daemon."
     )
 
 

@@ -63,6 +63,13 @@ class FewerDisksError(RequestError):
     )
 
 
+class SaidSinceError(RequestError):
+    """Who asks saw another act than the one that holds by now."""
+
+    code = "US133"
+    default_action = "See `understudy machine show NAME`, and say anew what you want."
+
+
 class RenewalNotDueError(RequestError):
     """Most of the certificate's life is left."""
 

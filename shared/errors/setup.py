@@ -16,10 +16,6 @@ class InstallationThereError(UnhealthyError):
     """The storage account's vault container is another installation's, or this one's from before this host was lost."""
 
     code = "US627"
-    default_action = (
-        "Give another container (--blob-container). Shall this host take the place of the config server that was: put its vault file back,"
-        " then its data folder (python -m config_server restore), and run the command again."
-    )
 
 
 class UnitError(UnhealthyError):

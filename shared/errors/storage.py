@@ -84,6 +84,15 @@ class StorageRightsError(StorageRefusedError):
     )
 
 
+class StorageRoleError(StorageRightsError):
+    """An identity was let in, and its role does not include this."""
+
+    code = "US640"
+    default_action = (
+        "Assign the role Storage Blob Data Contributor on the account to this service's identity."
+    )
+
+
 class StorageIdentityError(StorageRefusedError):
     """No key is configured, and Azure gives this host no identity."""
 

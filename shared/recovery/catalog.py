@@ -209,7 +209,7 @@ class Catalog:
     def gaps(self) -> list[Gap]:
         """The periods without points, in log order; among them those of which storage lost the log."""
         lost = {epoch: f"{error.what}: {error.cause}" for epoch, error in self.damaged.items()}
-        return history.gaps(self.history, {e.epoch: e.reason for e in self.epochs}, lost)
+        return history.gaps(self.history, history.reasons(self.epochs), lost)
 
     def why_lost(self, doc: PointDoc) -> str:
         """Why the log does not restore the point."""

@@ -7,14 +7,17 @@ runs*: the maximal runs of consecutive batches of one epoch after each of which 
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
+from shared.log.epochs import EpochInfo
 from shared.log.index import IndexEntry
 from shared.recovery.points import PointDoc, logged_point
 from shared.recovery.position import NOWHERE, Position
-from shared.vocabulary import Consistency
+from shared.vocabulary import INITIAL_REPLICATION, Consistency
+from shared.wire.messages import kernel_of
 
 History = Sequence[tuple[int, IndexEntry]]
 """(epoch, entry), in log order."""
@@ -77,6 +80,20 @@ def at_or_after(runs: Sequence[OrderedRun], position: Position) -> Position | No
     return min(found, default=None)
 
 
+def reasons(epochs: Sequence[EpochInfo]) -> dict[int, str]:
+    """Why each of `epochs`, oldest first, began."""
+    return {info.epoch: _reason(before, info) for before, info in itertools.pairwise([None, *epochs]) if info}
+
+
+def _reason(before: EpochInfo | None, info: EpochInfo) -> str:
+    """An agent whose capture is new knows of no epoch before it, and says that it replicates for the first time."""
+    if before is None or info.reason != INITIAL_REPLICATION:
+        return info.reason
+    if before.boot and kernel_of(before.boot) == kernel_of(info.boot):
+        return "nothing was captured for a time, as after `machine unprotect`; then all of it was copied"
+    return "nothing was captured for a time: the machine was booted, or was not protected; then all of it was copied"
+
+
 def gaps(history: History, reasons: Mapping[int, str], lost: Mapping[int, str]) -> list[Gap]:
     """The periods without points. `reasons`: why each epoch began, for all epochs whose document is known, also those without a batch;
     `lost`: of which epochs not all can be read, and why.
@@ -120,6 +137,8 @@ def _cause(
             break
         said = entry.cause or said
     epoch = behind.first.epoch if behind else max(reasons, default=0)
+    if said == INITIAL_REPLICATION:  # of the copy; why there was one, its epoch says
+        return reasons.get(epoch) or said
     return said or reasons.get(epoch, "")
 
 

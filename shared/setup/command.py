@@ -144,7 +144,9 @@ def run(
     error: UnderstudyError | None = None
     left: Sequence[str] = ()
     try:
-        with alone(options.etc, options.state), _private():
+        # Not a lock for a dry run: it would be made, and the run changes nothing.
+        held = contextlib.nullcontext() if options.dry_run else alone(options.etc, options.state)
+        with held, _private():
             asyncio.run(_cancellable(begin(screen.progress), screen.tell, dry_run=options.dry_run))
         if not (options.dry_run or screen.as_json):
             left = after(screen.done)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -52,7 +54,8 @@ class Enrolment:
         except CertificateExpiredError as exc:
             return self._missing(exc.cause)
         self._take_name()
-        self._check_server()
+        with self._as_set_up():
+            self._check_server()
         if self._again:
             return self._missing("with a new key, as was asked for")
         if wrong := self._key().wrong():
@@ -76,7 +79,8 @@ class Enrolment:
                 for key in (self.files.key, self._folder / enrol.NEW_KEY):
                     durable.remove_leftovers(key)  # of a run that was killed; no daemon writes a key
             try:
-                await enrol.enrol(self._server.url, self._token, self._folder, role=self._role)
+                with self._as_set_up():
+                    await enrol.enrol(self._server.url, self._token, self._folder, role=self._role)
             except TokenUsedError:
                 if not (self._again and self.name and await self._has_this_key()):
                     raise
@@ -99,6 +103,24 @@ class Enrolment:
             return self._certificate().public_key() == identity.key_of(self.files).public_key()
         except (ConfigError, ValueError):
             return False
+
+    @contextlib.contextmanager
+    def _as_set_up(self) -> Iterator[None]:
+        """What to do is said by the options that a set-up has."""
+        try:
+            yield
+        except OthersFolderError as exc:
+            again = (
+                f"understudy token create {self._role} {self.name}"
+                if self.name
+                else "understudy token create"
+            )
+            raise OthersFolderError(
+                exc.what,
+                cause=exc.cause,
+                action=f"Give a token of the daemon that is here, from its config server ({again}); or another folder (--etc); or move"
+                f" {self._folder} away if that daemon is not on this host any more.",
+            ) from exc
 
     async def _has_this_key(self) -> bool:
         """From this token, in a run that was killed behind it."""

@@ -38,6 +38,8 @@ class Folder:
     """The daemon's user, who must get in; "": whoever runs this."""
     is_shared: bool = False
     """Others than this program have files in it, and may have let somebody in: told, and left as it is."""
+    is_restored: bool = False
+    """Root may have put the daemon's files there, from a backup: they are given to the owner with the folder."""
 
     async def look(self, dry_run: bool) -> Done:
         with durable.named(f"The folder {self.path} cannot be used", action=_AGAIN):
@@ -72,20 +74,31 @@ class Folder:
             if self.owner:
                 owner = pwd.getpwnam(self.owner)
                 self.path.chmod(self.mode)
-                os.chown(self.path, owner.pw_uid, owner.pw_gid)
+                # The folder is the last: until then nobody but root gets in, and another run gives the rest.
+                for path in (*self._files(), self.path):
+                    os.chown(path, owner.pw_uid, owner.pw_gid, follow_symlinks=False)
         return self._done(Outcome.CREATED)
 
     def _is_to_give(self, found: os.stat_result) -> bool:
-        """A file system that was mounted there, or of a run that was killed before it gave the folder away. Raises StateFileError."""
+        """A file system that was mounted there, or of a run that was killed before it gave the folder away; or what root has restored, and
+        nobody else could enter. Raises StateFileError."""
         if not self.owner or found.st_uid == _uid(self.owner):
             return False
-        if found.st_uid == 0 and all(path.name == "lost+found" for path in self.path.iterdir()):
+        files = self._files()
+        if found.st_uid == 0 and not files:
             return True
+        if self.is_restored and found.st_uid == 0 and not too_open(found, 0o700):
+            ours = {0, _uid(self.owner)}
+            if all(path.lstat().st_uid in ours for path in files):
+                return True
         raise StateFileError(
             f"The folder {self.path} cannot be used",
             cause=f"it belongs to {user_name(found.st_uid)}, and not to {self.owner}",
             action=f"If what is in it is this daemon's: chown -R {self.owner}: {self.path}. {_AGAIN}",
         )
+
+    def _files(self) -> list[Path]:
+        return [path for path in self.path.rglob("*") if path.relative_to(self.path).parts[0] != "lost+found"]
 
     def _wrong(self, found: os.stat_result) -> str:
         if self.is_shared:

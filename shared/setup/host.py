@@ -38,7 +38,7 @@ _USERS: Final = {
     Role.MASTER_TARGET: "understudy-master",
     Role.AGENT: "root",
 }
-_ROOTS_LOCKS: Final = Path("/run/understudy-setup")
+ROOTS_LOCKS: Final = Path("/run/understudy-setup")
 _RUNTIME: Final = Path("/run/user")
 _START_S: Final = 180.0
 _UMASK: Final = 0o022
@@ -106,8 +106,8 @@ class Host:
         """Where its unit finds the storage account's key."""
         return Path(f"/run/credentials/{self.unit}.service") / CREDENTIAL.name
 
-    def prepared(self) -> Iterator[Step]:
-        """Users, folders, and the unit's file."""
+    def prepared(self, *, is_restored: bool = False) -> Iterator[Step]:
+        """Users, folders, and the unit's file. `is_restored`: root may have put files from a backup into `state_dir`."""
         if self.by_unit:
             yield _Program()
             for path, text in sorted(self.files.items()):
@@ -119,13 +119,13 @@ class Host:
             yield Folder(self.state, 0o755, reader=self.user)
         yield Folder(self.etc, 0o755, reader=self.user)
         yield Folder(self.folder, 0o700)
-        yield Folder(self.state_dir, 0o700, self.user)
+        yield Folder(self.state_dir, 0o700, self.user, is_restored=is_restored)
 
 
 @contextlib.contextmanager
 def alone(*folders: Path) -> Iterator[None]:
-    """One set-up at a time of those that share one of these folders (`--etc`, `--state`), be they there yet or not. The locks go with the
-    process.
+    """One set-up at a time of those of one user that share one of these folders (`--etc`, `--state`), be they there yet or not. The locks
+    go with the process. (Root and a user do not see each other's: to share a place, one would have to trust what the other one can make.)
 
     A lock on the folder itself, or one above it, could be held by whoever can open that, which is anybody. So they are files in a folder
     that is root's, or this user's, alone, named by the folders' paths. Raises UsageError, StateFileError."""
@@ -143,7 +143,7 @@ def _locks() -> list[Path]:
     mounted with one; what two of his set-ups find for certain is that of /tmp, and where somebody took the name there, of his home.
     Raises OSError, UsageError."""
     uid = os.geteuid()
-    places = [_ROOTS_LOCKS] if uid == 0 else [*_below(uid), Path(f"/tmp/understudy-setup-{uid}")]
+    places = [ROOTS_LOCKS] if uid == 0 else [*_below(uid), Path(f"/tmp/understudy-setup-{uid}")]
     if found := [place for place in places if _is_mine(place, uid)]:
         return found
     raise UsageError(
@@ -161,7 +161,7 @@ def _is_mine(place: Path, uid: int) -> bool:
             place.mkdir(0o700)
         found = place.lstat()
     except OSError:
-        if place == _ROOTS_LOCKS:
+        if place == ROOTS_LOCKS:
             raise
         return False  # a home that is full, or mounted read-only
     return stat.S_ISDIR(found.st_mode) and found.st_uid == uid and not found.st_mode & 0o022

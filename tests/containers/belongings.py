@@ -15,6 +15,7 @@ from tests.containers.container import Container
 Belongings = Mapping[str, frozenset[str]]
 _BY_THEMSELVES: Final = re.compile(
     r"/(?:var/log|var/lib/systemd|var/tmp|root/\.cache)(?:/|$)"
+    r"|^/var/backups/(?:alternatives|dpkg)\."  # at midnight
     r"|/__pycache__(?:/|$)"
     r"|^/(?:etc|var)/\.updated$"
     r"|^/etc/\.pwd\.lock$|^/etc/(?:passwd|group|shadow|gshadow)-$"  # what userdel keeps of the last change

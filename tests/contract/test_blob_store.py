@@ -316,13 +316,13 @@ async def test_what_was_sent_before_a_container_was_changed_does_nothing_wheneve
     store: BlobStore,
 ) -> None:
     seen = await store.container_info()
-    await store.change_container({"a": "1"})
-    await store.change_container({"b": "2"})  # (in one second, if it can)
+    await store.change_container()
+    await store.change_container()  # (in one second, if it can)
     now = await store.container_info()
-    assert now.metadata == {**seen.metadata, "a": "1", "b": "2"}
+    assert now.metadata == seen.metadata
     for earlier in (seen.changed, now.changed - dt.timedelta(seconds=1)):
         with pytest.raises(PreconditionError):
             await store.delete_container(earlier)
     await store.delete_container(now.changed)
     with pytest.raises((ContainerMissingError, TransientError)):
-        await store.with_retry(Retry(deadline_s=0.0)).change_container({})
+        await store.with_retry(Retry(deadline_s=0.0)).change_container()

@@ -36,6 +36,7 @@ from shared.errors import (
     StorageRefusedError,
     StorageRequestError,
     StorageRightsError,
+    StorageRoleError,
     ThrottledError,
     TransientError,
 )
@@ -213,7 +214,8 @@ LASTING: Final[dict[str, tuple[Fault, type[StorageError]]]] = {
     "reset": (Cut(), TransientError),
     "wrong-key": (Answer(403, "AuthenticationFailed"), StorageKeyError),
     "clock": (Answer(403, "AuthenticationFailed", _OLD), StorageClockError),
-    "rights": (Answer(403, "AuthorizationPermissionMismatch"), StorageRightsError),
+    "rights": (Answer(403, "AuthorizationFailure"), StorageRightsError),
+    "role": (Answer(403, "AuthorizationPermissionMismatch"), StorageRoleError),
     "unknown-refusal": (Answer(403, "SomethingNew"), StorageRefusedError),
     "container-gone": (Answer(404, "ContainerNotFound"), ContainerMissingError),
     "public": (Answer(409, "PublicAccessNotPermitted"), PublicAccessRefusedError),

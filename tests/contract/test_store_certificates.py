@@ -63,6 +63,15 @@ def test_of_certificates_it_is_known_which_live_which_was_last_and_whose_they_ar
     assert not certificates.is_known(db, Role.AGENT, "web1")
 
 
+def test_only_what_was_enrolled_with_a_token_here_is_an_enrolment(db: Connection) -> None:
+    renewed, shown = issued(0xB, renews=0xA), issued(0xC)._replace(pem="")
+    for one, times in ((issued(0xA), 1), (renewed, 1), (shown, 1), (issued(0xD, at_ns=NOW - 5), 2)):
+        certificates.note_certificate(db, one)
+        assert certificates.enrolments(db, Role.AGENT, "web1") == times
+    assert certificates.enrolments(db, Role.PROCESS_SERVER, "web1") == 0
+    assert certificates.enrolments(db, Role.AGENT, "web2") == 0
+
+
 def test_a_serial_number_stands_for_its_key_and_whoever_is_refused_is_told_so(db: Connection) -> None:
     for one in (issued(0xA), issued(0xB, renews=0xA), issued(0xC, "key-2")):
         certificates.note_certificate(db, one)

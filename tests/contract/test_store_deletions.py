@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from sqlalchemy import Connection
 
 from config_server.rules.clock import SECOND_NS
-from config_server.rules.deletion import Deletion, Stage
+from config_server.rules.deletion import GIVEN_UP_S, Deletion, Stage
 from config_server.rules.machine import Machine
 from config_server.store import (
     audit,
@@ -26,14 +26,19 @@ from config_server.store.grants import Grant
 from config_server.store.inventory import StoredReport
 from shared.api.commands import CommandKind
 from shared.api.jobs import JobProgress, JobState
-from shared.desired import Verb, WantedDisk, Wish
+from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import BeingDeletedError
 from shared.status import Problem
 from shared.vocabulary import Role
 
 NOW: Final = 1_700_000_000 * SECOND_NS
 WEB1: Final = "agent:web1"
+GIVEN_UP_NS: Final = int(GIVEN_UP_S * SECOND_NS)
 SDA, SDB = WantedDisk("/dev/sda", "sda"), WantedDisk("/dev/sdb", "sdb")
+
+
+def act(second: int) -> str:
+    return f"2026-01-01T00:00:0{second}.000000000Z-x"
 
 
 def machine(db: Connection) -> Machine:
@@ -75,18 +80,38 @@ def test_a_deletion_is_counted_goes_on_from_where_it_was_seen_and_past_recall_no
     assert "nothing is heard" in hinders
     assert deletions.running(db, "web1", NOW + 10, {"j1"}) == []
     assert deletions.advance(db, "web1", seen, Stage.CLOSING, NOW + 10) == [hinders]
-    assert deletions.advance(db, "web1", seen, Stage.CLOSING, NOW + 10, {"j1"}) == []
-    assert deletions.advance(db, "web1", seen, Stage.CLOSING, NOW + 10) is None, "it is not as it was seen"
+    for passed_ns, given_up_ns in ((GIVEN_UP_NS, 0), (1, 1), (GIVEN_UP_NS - 2, GIVEN_UP_NS - 1)):
+        counted = deletions.count(db, "web1", "d1", passed_ns, NOW + 20)
+        assert counted is not None
+        assert (counted.given_up, counted.counted_ns) == ({"j1": given_up_ns}, NOW + 10), "the delay is over"
+    assert deletions.advance(db, "web1", seen, Stage.CLOSING, NOW + 10) == [hinders]
+    deletions.count(db, "web1", "d1", 1, NOW + 20)
+    stands = deletions.stands(db, "web1", seen)
+    assert stands == machine(db).deletion
+    assert deletions.advance(db, "web1", seen, Stage.CLOSING, NOW + 10) == []
+    assert deletions.stands(db, "web1", seen) is None, "it is not as it was seen"
+    assert deletions.advance(db, "web1", seen, Stage.CLOSING, NOW + 10) is None
     closing = machine(db).deletion
     assert closing is not None
     assert closing.stage is Stage.CLOSING
+    assert deletions.stands(db, "web1", closing) == closing
     deletions.check_readable(db, "web1", "vault")
-    deletions.advance(db, "web1", closing, Stage.REMOVING, NOW + 10, {"j1"})
+    assert deletions.advance(db, "web1", closing, Stage.CLOSED, NOW) == [], "nobody takes it up any more"
+    closed = replace(closing, stage=Stage.CLOSED)
+    jobs.update(db, "j1", JobProgress(state=JobState.RUNNING), NOW)
+    assert deletions.advance(db, "web1", closed, Stage.REMOVING, NOW + 10) == [
+        "a restore of it runs (job j1)"
+    ]
+    jobs.update(db, "j1", JobProgress(state=JobState.DONE), NOW)
+    assert deletions.advance(db, "web1", closed, Stage.REMOVING, NOW + 10) == []
+    deletions.advance(db, "web1", replace(closing, stage=Stage.REMOVING), Stage.GONE, NOW)
+    gone = machine(db).deletion
+    assert gone is not None
+    assert gone.stage is Stage.GONE
     with pytest.raises(BeingDeletedError):
         deletions.check_readable(db, "web1", "vault")
     with pytest.raises(BeingDeletedError, match="It stays"):
         deletions.check_not_removed(db, "web1", "vault", "It stays")
-    jobs.update(db, "j1", JobProgress(state=JobState.DONE), NOW)
     commands.add(db, "c1", WEB1, CommandKind.MARK, {}, NOW)
     inventory.save_report(db, StoredReport(Role.AGENT, "web1", NOW, b"{}"))
     events.reconcile(db, WEB1, [Problem(code="US1", what="x", object="web1")], NOW)
@@ -96,9 +121,12 @@ def test_a_deletion_is_counted_goes_on_from_where_it_was_seen_and_past_recall_no
     assert jobs.get(db, "j1").state is JobState.DONE, "what happened stays"
 
 
-def test_what_is_past_recall_is_not_known_of_another_incarnation_or_account(db: Connection) -> None:
+@pytest.mark.parametrize("stage", [Stage.REMOVING, Stage.GONE])
+def test_what_is_past_recall_is_not_known_of_another_incarnation_or_account(
+    db: Connection, stage: Stage
+) -> None:
     inventory.act(db, "web1", Verb.PROTECT, NOW, disks=(SDA,))
-    removing = replace(asked(db), stage=Stage.REMOVING, place="vault")
+    removing = replace(asked(db), stage=stage, place="vault")
     deletions.put(db, "web1", removing)
     assert not deletions.is_of_before(db, removing, "vault")
     assert not deletions.is_of_before(db, replace(removing, place=""), "vault")
@@ -121,10 +149,22 @@ def test_an_agent_that_is_enrolled_meanwhile_is_noted_with_the_deletion(db: Conn
 
 
 def test_which_act_was_to_stop_a_machine_that_was_deleted_is_known_by_the_audit_log(db: Connection) -> None:
-    for name, detail in (("web1", {"act": "a", "x": "\0"}), ("web2", {"act": "b"}), ("web1", {})):
+    for name, detail in (("web1", {"act": act(7), "x": "\0"}), ("web2", {"act": "b"}), ("web1", {})):
         audit.add(db, "config-server", deletions.DONE, name, detail, NOW)
-    audit.add(db, "operator:admin", "machine.delete", "web1", {"act": "c"}, NOW)
-    assert [deletions.was_done(db, "web1", act) for act in ("a", "b", "c")] == [True, False, False]
+    audit.add(db, "operator:admin", "machine.delete", "web1", {"act": act(9)}, NOW)
+    own, other = incarnations.history(db)[-1], "another"
+    for incarnation, word, was in (
+        (other, act(7), True),
+        (other, act(6), False),
+        (own, act(6), True),  # an earlier one of this database: its agent heard of none since
+        (own, act(8), False),
+        (own, "b", False),
+        (own, "", False),
+    ):
+        assert deletions.was_done(db, "web1", Mark(incarnation, 1, word)) is was, word
+    incarnations.begin(db)
+    assert deletions.was_done(db, "web1", Mark(own, 1, act(6))), "of a past incarnation, too"
+    assert not deletions.was_done(db, "web3", Mark(own, 1, act(6)))
     assert sorted(map(len, audit.details(db, deletions.DONE, "web1"))) == [0, 2]
 
 

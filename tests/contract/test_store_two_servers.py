@@ -19,6 +19,7 @@ import pytest
 from msgspec.structs import replace
 from sqlalchemy import Connection, event, select
 
+from config_server.rules import deletion as rules
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.deletion import Deletion, Stage
 from config_server.rules.revocations import Record
@@ -150,10 +151,27 @@ def advance(stage: Stage, to: Stage) -> Work:
     return work
 
 
-def keep(db: Connection) -> None:
-    """As operations/deleting.py."""
+def ask(db: Connection) -> None:
+    """As operations/deleting.py, of one that nobody had enrolled when it was looked at."""
+    if certificates.enrolments(db, Role.AGENT, "web1"):
+        raise RequestError("an agent was enrolled meanwhile")
+    to_be_deleted(Stage.WAITING)(db)
+
+
+def keep(db: Connection) -> bool:
+    """As operations/deleting.py; whether its agent has to be enrolled anew."""
     deletions.check_not_removed(db, "web1", "vault", "too late")
     deletions.put(db, "web1", None)
+    return revocation.is_refused(db, Role.AGENT, "web1")
+
+
+def revoke_closing(db: Connection) -> bool:
+    """As operations/deletion_sweep.py: of one that stands as it was seen."""
+    deletion = inventory.machine(db, "web1").deletion
+    stands = deletion is not None and deletions.stands(db, "web1", replace(deletion, stage=Stage.CLOSING))
+    if stands:
+        revoke(WEB1)(db)
+    return bool(stands)
 
 
 def finish(db: Connection) -> None:
@@ -226,10 +244,17 @@ def a_job(db: Connection) -> None:
 
 
 def silent(db: Connection) -> None:
-    """A job that was given up, over a machine that is to be deleted."""
+    """A job that was given up for good, over a machine that is to be deleted."""
     to_be_deleted(Stage.CLOSED)(db)
     a_job(db)
     jobs.fail_silent(db, {"j1": 0}, 10**15, NOW)
+    for passed_ns in (0, int(rules.GIVEN_UP_S * SECOND_NS)):
+        deletions.count(db, "web1", "d1", passed_ns, NOW)
+
+
+def counted_with_a_job(db: Connection) -> None:
+    to_be_deleted(Stage.WAITING)(db)
+    a_job(db)
 
 
 def job(state: JobState) -> Work:
@@ -266,6 +291,8 @@ def enrol(key: str) -> Work:
         certificates.note_certificate(db, issued(2)._replace(key=key))
         revocation.admit_from(db, Role.AGENT, "web1", NOW // SECOND_NS)
         revocation.readmit(db, Role.AGENT, "web1", 2, NOW // SECOND_NS, NOW + 2)
+        deletions.check_not_removed(db, "web1", "vault", "too late")
+        deletions.note_enrolled(db, "web1")
 
     return work
 
@@ -355,11 +382,20 @@ CASES: Final = {
         to_be_deleted(Stage.REMOVING), finish, lambda db: deleted.forget(db, "c1")
     ),
     "deleted, and its agent asks whether it was": Case(
-        to_be_deleted(Stage.REMOVING), finish, lambda db: deletions.was_done(db, "web1", "x")
+        to_be_deleted(Stage.REMOVING),
+        finish,
+        lambda db: deletions.was_done(db, "web1", Mark("other", 1, "x")),
+    ),
+    "asked for, or enrolled": Case(a_token, ask, enrol("key")),
+    "its agent is revoked, or it is kept": Case(to_be_deleted(Stage.CLOSING), revoke_closing, keep),
+    "counted, while a job is given up": Case(
+        counted_with_a_job,
+        lambda db: deletions.count(db, "web1", "d1", 5, NOW + 1),
+        lambda db: jobs.fail_silent(db, {"j1": 0}, 10**15, NOW),
     ),
     "removed, or a job goes on": Case(
         silent,
-        lambda db: deletions.advance(db, "web1", seen(db), Stage.REMOVING, NOW, {"j1"}),
+        lambda db: deletions.advance(db, "web1", seen(db), Stage.REMOVING, NOW),
         job(JobState.RUNNING),
     ),
     "two looks at a deletion": Case(
@@ -602,6 +638,8 @@ NEED_IT: Final = [
     "two acts",
     "access, or deletion",
     "kept, or deleted",
+    "asked for, or enrolled",
+    "its agent is revoked, or it is kept",
     "two looks at a deletion",
     "a policy is deleted, or given",
     "a resync, once",

@@ -33,9 +33,9 @@ async def killed(work: Work) -> None:
     process.close()
 
 
-_SHORT = [("forget.epoch-moved", False), ("forget.epoch-gone", True)]
-_CASES = [(point, False) for point in FORGET_POINTS] + [(point, True) for point in FORGET_POINTS[1:]]
-"""Where the name is used again, what lies beside the spool is the new machine's, and the first point is not reached."""
+_SHORT = [("forget.aside-file-gone", False), ("forget.epoch-moved", False), ("forget.epoch-gone", True)]
+_CASES = [(point, False) for point in FORGET_POINTS] + [(point, True) for point in FORGET_POINTS[:-1]]
+"""Where the name is used again, what lies beside the spool is the new machine's, and the last point is not reached."""
 
 
 @pytest.mark.parametrize(("crash_at", "again"), some(_CASES, short=_SHORT))

@@ -1,6 +1,6 @@
 """docs/install.md, its commands as they stand there, on four hosts: an installation comes up by set-ups alone, each of them killed at every
-step before; all of it is upgraded under load, and each host rebooted; the machine comes back with storage and recovery key alone; and what
-is removed leaves nothing behind."""
+step before; all of it is upgraded under load, and each host rebooted; on the day itself the machine comes back by its servers, and with
+storage and recovery key alone, and the config server on a host that has nothing of it; and what is removed leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -33,8 +33,13 @@ _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MOST: Final = 60
 _UPGRADING: Final = "Upgrading"
 _REMOVING: Final = "Removing it"
+_THE_DAY: Final = "On the day itself"
 """Titles of the page; all that is said elsewhere installs."""
 _EVERY_HOST: Final = "every-host"
+_LOOK: Final = "look"
+"""Into an image with partitions and file systems: tests/integration/setup/test_page.py has one."""
+_BACKUP: Final = "/var/backups/understudy.tar"
+_RECOVERY_KEY: Final = "/mnt/stick/recovery.key"
 RATE_MB: Final = 1
 _INTERVAL_S: Final = 60.0
 """Of the page's policy."""
@@ -70,8 +75,7 @@ def install() -> Result:
         upgraded = upgrade_under_load(installation, disk)
         rebooted_s = {host.container.name: reboot(installation, host) for host in installation.hosts}
         check_point(installation, disk)
-        restore_with_the_recovery_key(installation, disk)
-        go_on(installation)
+        on_the_day_itself(installation, disk)
         remove(installation, disk, had)
     return {
         "killed_at": killed,
@@ -94,7 +98,9 @@ def blocks(installation: Installation, disk: str, title: str = "") -> list[tuple
     """Role of the host → commands, in the order of the page, or of the part of this title; hosts, disk and account are this site's, and
     what its storage and machine need beside is added."""
     _, *parts = re.split(r"^## ", _PAGE.read_text(), flags=re.MULTILINE)
-    titles = {title} if title else {part.partition("\n")[0] for part in parts} - {_UPGRADING, _REMOVING}
+    titles = (
+        {title} if title else {part.partition("\n")[0] for part in parts} - {_UPGRADING, _REMOVING, _THE_DAY}
+    )
     text = "".join(part for part in parts if part.partition("\n")[0] in titles)
     found = re.findall(r"^```sh ([a-z-]+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     names = {
@@ -172,39 +178,52 @@ def check_policy(installation: Installation) -> None:
         time.sleep(1.0)
 
 
-def restore_with_the_recovery_key(installation: Installation, disk: str) -> None:
-    """What is written last is in it; no server runs any more."""
-    machine, config_server = installation.machine.container, installation.config_server.container
-    machine.write_random(disk, WRITE_B)
-    understudy = f"{program.PLACE}/bin/understudy"
-    shell(config_server, f"{understudy} point create {MACHINE} --wait")
+def on_the_day_itself(installation: Installation, disk: str) -> None:
+    """By the page's commands. The machine is gone, what is written last is in each restore; then all servers are, of which another host has
+    nothing; then a host with nothing of it becomes the config server, and all is as before."""
+    machine, config_server = installation.machine, installation.config_server.container
+    other = installation.master_target.container
+    machine.container.write_random(disk, WRITE_B)
+    shell(config_server, f"{program.PLACE}/bin/understudy point create {MACHINE} --wait")
+    machine.container.run("systemctl", "stop", machine.unit)
+    wanted = machine.container.read("sha256sum", disk).split()[0]
+    found = blocks(installation, disk, _THE_DAY)
+    assert {role for role, _ in found} == {"config-server", _LOOK, "other-host", "new-config-server"}
+    for role, block in found:
+        if role == "config-server":
+            shell(config_server, block)
+    kept = {"recovery.key": config_server.get(_RECOVERY_KEY), "understudy.tar": config_server.get(_BACKUP)}
     for host in installation.hosts:
         host.container.run("systemctl", "stop", host.unit)
-    config_server.run("mv", "/etc/understudy/config-server/vault.json", "/root/gone")
-    check_restored(installation, disk)
+    config_server.run("rm", "-r", "/etc/understudy", "/var/lib/understudy")
+    for role, container in (("other-host", other), ("new-config-server", config_server)):
+        for name, data in kept.items():
+            container.put(data, f"/root/{name}", mode=0o600)
+        for at, block in found:
+            if at == role:
+                shell(container, block)
+        container.run("rm", *(f"/root/{name}" for name in kept))
+    for container, folder in ((config_server, f"/var/tmp/{MACHINE}"), (other, "/var/tmp/rescued")):
+        if container.read("sha256sum", f"{folder}/{Path(disk).name}.raw").split()[0] != wanted:
+            raise AssertionError(f"what was restored in {folder} is not what is on the disk")
+        container.run("rm", "-r", folder)
+    for host in installation.hosts:
+        host.start()
+    wait_ordered(installation)
 
 
 def check_restored(installation: Installation, disk: str) -> None:
-    """With what an administrator has kept, and the program."""
+    """With what an administrator has kept, and the program, when nothing else is left."""
     machine, config_server = installation.machine.container, installation.config_server.container
     storage = f"--blob-url {installation.azurite.url} --blob-key-file /root/account.key --blob-ca-file /root/storage-ca.pem"
     shell(
         config_server,
-        f"{program.PLACE}/bin/understudy restore {MACHINE} --to restored --vault-file /mnt/stick/recovery.key {storage}",
+        f"{program.PLACE}/bin/understudy restore {MACHINE} --to restored --vault-file {_RECOVERY_KEY} {storage}",
     )
     restored = config_server.read("sha256sum", f"/root/restored/{Path(disk).name}.raw").split()[0]
     if restored != machine.read("sha256sum", disk).split()[0]:
         raise AssertionError("what was restored is not what is on the disk")
     config_server.run("rm", "-r", "/root/restored")
-
-
-def go_on(installation: Installation) -> None:
-    """As before the worst day."""
-    vault = f"{installation.config_server.etc}/vault.json"
-    installation.config_server.container.run("mv", "/root/gone", vault)
-    for host in installation.hosts:
-        host.start()
-    wait_ordered(installation)
 
 
 class Protected:
@@ -288,9 +307,8 @@ def remove(installation: Installation, disk: str, had: dict[str, belongings.Belo
         check_restored(installation, disk)
         for container in hosts.values():
             shell(container, block)
-    hosts["config-server"].run(
-        "rm", "/mnt/stick/recovery.key"
-    )  # the administrator's, as what was there before
+    # The administrator's, as what was there before.
+    hosts["config-server"].run("rm", _RECOVERY_KEY, _BACKUP)
     left = [
         f"{container.name}: {line}"
         for role, container in hosts.items()

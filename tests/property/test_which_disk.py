@@ -1,5 +1,6 @@
 """Lives of machines whose disks are known by number here, whatever they bear and wherever they stand: links are exchanged, labels copied,
-disks pulled and put back, machines rebooted, a line is written once more, an older agent ran before, the file is lost.
+disks pulled and put back, machines rebooted, a line is written once more, an older agent ran before, the file is lost, or cannot be
+written, the agent is killed when it is, a disk does not answer for one look.
 
 Where a disk is away, nothing tells it from an unprotected clone that stands, nor one that is bound or configured by a serial number from
 another that bears the same: that is not lived here.
@@ -16,8 +17,8 @@ from typing import Final
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agent.capture import bindings
-from agent.capture.binding import Action, Identity, Kind, Pinned, Standing, decide
+from agent.capture import bindings, pinned_lines
+from agent.capture.binding import TOLD, Action, Identity, Kind, Pinned, Standing, decide
 from agent.capture.bindings import Bound
 from shared.desired import WantedDisk
 
@@ -39,6 +40,10 @@ STEP = st.one_of(
     st.tuples(st.just("reboot"), NUMBER, NUMBER),
     st.tuples(st.just("older agent"), NUMBER, NUMBER),
     st.tuples(st.just("lost file"), NUMBER, NUMBER),
+    st.tuples(st.just("silent"), NUMBER, NUMBER),
+    st.tuples(st.just("clone"), NUMBER, NUMBER),
+    st.tuples(st.just("killed"), NUMBER, NUMBER),
+    st.tuples(st.just("unwritten"), NUMBER, NUMBER),
 )
 
 
@@ -54,6 +59,8 @@ class Machine:
     copied: bool = False
     away: int | None = None
     has_forgotten: bool = False
+    silent: int | None = None
+    has_room: bool = True
 
     def __post_init__(self) -> None:
         """An older agent captured the protected ones, and bound them by the strongest that they have."""
@@ -68,6 +75,7 @@ class Machine:
         self.captured: dict[str, tuple[int, int]] = {
             bound.id: (self.place[disk], self.seq[disk]) for disk, bound in enumerate(self.bound)
         }
+        self.pinned_lines: dict[str, Bound] = {}
 
     def path(self, disk: int) -> str:
         return f"/dev/disk/{'by-path' if self.kinds[disk] == PORTED_TWIN else 'by-id'}/{disk}"
@@ -80,6 +88,8 @@ class Machine:
             TABLE: [table],
             SERIAL: [Identity(Kind.SERIAL, "same"), table],
         }.get(self.kinds[disk], [Identity(Kind.WWID, "twin")])
+        if disk == self.silent:
+            borne = [identity for identity in borne if identity.kind not in TOLD]
         return Standing(
             path=f"/dev/{name}",
             name=name,
@@ -87,6 +97,7 @@ class Machine:
             diskseq=self.seq[disk],
             sectors=SECTORS,
             identities=(*borne, Identity(Kind.NAME, f"{name}, {SECTORS} sectors")),
+            is_read=disk != self.silent,
         )
 
     def is_captured(self, disk: int) -> bool:
@@ -126,7 +137,7 @@ class Machine:
                 self.step("back", one, one)
             case "reboot":  # numbers of the last boot are given again, to others
                 self.boot += 1
-                self.captured = {}
+                self.captured, self.pinned_lines = {}, {}
                 self.place = [(place + one) % DISKS for place in self.place]
                 self.seq = [1 + (place + other) % DISKS for place in self.place]
                 self.next_seq = DISKS + 1
@@ -134,12 +145,40 @@ class Machine:
                 self.bound = [Bound(b.id, b.device, b.identity, b.last) for b in self.bound]
                 self.has_forgotten = True
             case "lost file" if self.is_all_captured():
-                self.bound, self.has_forgotten = [], True
+                self.bound = []
+                self.has_forgotten |= self.captured.keys() > self.pinned_lines.keys()
+                if one != other:
+                    self.step("silent", one, other)
+            case "clone" if one not in self.truth.values() and self.away is None:
+                self.copied |= one != other
+                self.label[one] = self.label[other]
+            case "silent" if self.may_be_silent(one):
+                self.silent = one
+                self.look()
+                self.silent = None
+            case (
+                "killed"
+            ):  # when the file is written, before capture is touched, or when what leaves has left
+                captured, pinned = self.captured, self.pinned_lines
+                self.look()
+                if one != other:
+                    captured = {id_: at for id_, at in captured.items() if self.captured.get(id_) == at}
+                self.captured = captured
+                self.pinned_lines = {id_: line for id_, line in pinned.items() if id_ in captured}
+            case "unwritten":
+                self.has_room = False
+                self.look()
+                self.has_room = True
 
     def is_all_captured(self) -> bool:
         """Whether the pins say all that the file does. Where a path leads elsewhere, it means what it leads to once the file is lost."""
         leads = all(self.links.get(self.path(disk)) == disk for disk in range(self.protected))
         return leads and {bound.id for bound in self.bound} <= self.captured.keys()
+
+    def may_be_silent(self, disk: int) -> bool:
+        """Whether no clone of it can be taken for it: it is looked for where its path leads."""
+        leads = self.links.get(self.path(disk)) == disk and REDUNDANT not in self.links
+        return leads or not self.copied
 
     def may_go(self, disk: int) -> bool:
         """Whether nothing that is not protected can be taken for it. A disk is bound by a serial number that others bear where an older
@@ -160,8 +199,12 @@ class Machine:
         boot = f"boot-{self.boot}"
         noted = {there[at].path: there[at] for at in self.captured.values() if at in there}
         remembered = bindings.with_notes(self.bound, noted, boot)
-        whose = {pin.id: there[pin.dev, pin.diskseq] for pin in pins if (pin.dev, pin.diskseq) in there}
-        remembered = bindings.with_pins(remembered, whose, boot)
+        whose = {
+            pin.id: pinned_lines.PinnedTo(which, there[which].path, self.pinned_lines.get(pin.id))
+            for pin in pins
+            if (which := (pin.dev, pin.diskseq)) in there
+        }
+        remembered = pinned_lines.with_pins(remembered, whose, boot)
         at = {path: self.standing(disk) for path, disk in self.links.items() if disk != self.away}
         known = bindings.all_known(self.lines, remembered, at, boot, {*self.captured.values()})
         verdicts = decide(known, standing, pins)
@@ -178,17 +221,30 @@ class Machine:
             if id_ not in self.truth:
                 owners = {owner for owner, owned in self.truth.items() if owned == number}
                 assert not owners & configured, f"{id_} is given the disk of {owners}"
-            assert self.truth.setdefault(id_, number) == number, f"{id_} is given another's disk"
+            assert self.truth.get(id_, number) == number, f"{id_} is given another's disk"
             assert (verdict.action is Action.CONTINUE) == self.is_captured(number)
+            if verdict.action is Action.ATTACH and (not disk.is_read or not self.has_room):
+                continue  # it is left out
+            self.truth[id_] = number
             assert owner.get((disk.dev, disk.diskseq), id_) == id_, "a captured disk has another id"
-            assert verdict.identity is not None
-            now.append(bindings.bind(verdict, verdict.identity, remembered, boot))
             captured[id_] = disk.dev, disk.diskseq
-        self.bound, self.captured = bindings.after(remembered, now), captured
+            if verdict.known.identity is None and not disk.is_read:
+                continue
+            identity = verdict.identity if disk.is_read else verdict.known.identity
+            assert identity is not None
+            assert identity.kind is not Kind.NAME or self.kinds[number] not in (WORLD_WIDE, TABLE), (
+                "it is known better"
+            )
+            now.append(bindings.bind(verdict, identity, remembered, boot))
+        lines = pinned_lines.numbered(bindings.after(remembered, now), remembered)
+        self.captured = captured
+        self.pinned_lines = {line.id: line for line in lines if line.id in captured}
+        if self.has_room:
+            self.bound = lines
 
     def check_it_could_not_be_told(self, id_: str, is_noted: bool) -> None:
         disk = self.truth.get(id_)
-        if disk is None or disk == self.away:
+        if disk is None or disk == self.away or self.silent is not None:
             return
         proof = (self.place[disk], self.seq[disk])
         assert not (is_noted and self.captured.get(id_) == proof), f"{id_} is captured, and not gone on with"
@@ -212,6 +268,9 @@ KINDS = st.lists(st.integers(WORLD_WIDE, PORTED_TWIN), min_size=DISKS, max_size=
 @example([TWIN, TWIN, TABLE], 2, [("away", 0, 1), ("reboot", 1, 0)])
 @example([SERIAL] * 3, 2, [("restart", 0, 0), ("reboot", 1, 0)])
 @example([TABLE] * 3, 2, [("label", 0, 0), ("lost file", 0, 0), ("link", 0, 1), ("link", 1, 0)])
+@example([TABLE] * 3, 1, [("clone", 1, 0), ("back", 0, 0), ("silent", 0, 0)])
+@example([TABLE] * 3, 2, [("lost file", 0, 1), ("reboot", 1, 0)])
+@example([TABLE] * 3, 2, [("label", 0, 1), ("back", 0, 0), ("silent", 0, 0)])
 @example([SERIAL, WORLD_WIDE, SERIAL], 1, [("away", 0, 1), ("line", 0, 2), ("away", 2, 0)])
 @example([SERIAL, WORLD_WIDE, SERIAL], 1, [("away", 0, 1), ("line", 0, 2), ("no line", 0, 0), ("away", 2, 0)])
 @settings(max_examples=150)

@@ -1,4 +1,4 @@
-"""The commands in README.md and docs/operations.md, run as they stand there, on a disk and in folders of the test's own."""
+"""The commands in README.md, and in docs/operations.md with its chapters, run as they stand, on a disk and in folders of the test's own."""
 
 from __future__ import annotations
 
@@ -36,10 +36,25 @@ def commands(text: str, folder: Path, device: str) -> str:
     return script.replace("--disk /dev/loop0", f"--disk {device}")
 
 
+def text_of(page: str) -> str:
+    """With its chapters, in the order in which it names them."""
+    path = ROOT / page
+    text = path.read_text()
+    chapters = re.findall(r"^\| \[[^]]+\]\((operations/\w+\.md)\)", text, re.MULTILINE)
+    return "\n".join([text, *((path.parent / chapter).read_text() for chapter in chapters)])
+
+
+def test_every_chapter_of_the_manual_is_named_once() -> None:
+    folder = ROOT / "docs/operations"
+    named = [path for path in folder.glob("*.md") if path.read_text() in text_of("docs/operations.md")]
+    assert sorted(named) == sorted(folder.glob("*.md"))
+    assert text_of("docs/operations.md").count("\n# ") == len(named)
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/operations.md"])
 def test_the_commands_of_the_page_work_as_written(page: str, folder: Path) -> None:
     with loop_disk(folder / "disk", 32 << 20) as device:
-        script = commands((ROOT / page).read_text(), folder, device)
+        script = commands(text_of(page), folder, device)
         environment = {
             **os.environ,
             "DISK": device,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from agent.capture import answer, attach, bindings, disks, identify, layout, look, pins, suitable
+from agent.capture import answer, attach, bindings, disks, identify, layout, look, pins, protection, suitable
 from agent.capture.answer import Answer, ask
 from agent.capture.binding import Identity, Kind
 from agent.capture.disks import Disk
@@ -589,3 +589,101 @@ def test_of_too_many_disks_those_that_are_captured_go_on_and_each_of_the_others_
     until(lambda: not Path(f"/sys/block/{Path(second.device).name}/loop").exists(), "still attached")
     watch._search(is_try=False)
     assert not watch._found
+
+
+def table_of(device: str) -> str:
+    return next(str(found) for found in standing_now(device).identities if found.kind is Kind.GPT)
+
+
+def test_who_is_killed_behind_the_note_goes_by_it_at_every_later_start(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An id is another disk from now on: that is noted, and capture has not been touched."""
+    a, b = machine.rig.disks
+    for disk in (a, b):
+        identified_by_its_table(str(disk.path), monkeypatch)
+    machine.wanted = [WantedDisk(str(a.path), "data", table_of(str(a.path)))]
+    machine.protect()
+    machine.wanted = [WantedDisk(str(b.path), "data", table_of(str(b.path)))]
+    with monkeypatch.context() as killed:
+        killed.setattr(protection, "bring_about", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            machine.protect()
+    for _ in range(2):
+        machine.restart()
+        capture, left_out = machine.protect()
+        assert (machine.ids(capture), left_out) == ({"data": b.name}, [])
+
+
+@pytest.mark.parametrize("pinned_by", ["this agent", "an older one"])
+def test_where_the_file_is_lost_a_captured_disk_that_does_not_answer_is_bound_by_no_less_than_before(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, pinned_by: str
+) -> None:
+    r = machine.rig
+    identified_by_its_table(r.device, monkeypatch)
+    machine.protect()
+
+    def bound() -> dict[str, str]:
+        return {line.id: line.identity for line in bindings.read(machine.state_dir) or []}
+
+    before = bound()
+    assert before[r.disks[0].name].startswith("gpt:")
+    if pinned_by == "an older one":
+        (r.pin_dir / "notes").unlink()
+    machine.file.path.unlink()
+    machine.restart()
+    real = ask
+    with monkeypatch.context() as silent:
+        sick = Answer(cause="it did not answer within 10 s", hangs=True)
+        silent.setattr(
+            answer, "ask", lambda paths: real(paths) | {path: sick for path in paths if path == r.device}
+        )
+        capture, left_out = machine.protect()
+        assert (len(capture.disks), left_out, machine.changes) == (2, [], [])
+    assert bound().get(r.disks[0].name) in (None, before[r.disks[0].name]), "a kernel's name is no evidence"
+    machine.restart()
+    machine.protect()
+    assert (bound(), machine.changes) == (before, [])
+
+
+@pytest.mark.parametrize("pinned_by", ["this agent", "an older one"])
+@pytest.mark.parametrize("happens", ["a clone", "another table"])
+def test_where_the_file_is_lost_a_captured_disk_goes_on_whatever_its_configured_identity_says_by_now(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, happens: str, pinned_by: str
+) -> None:
+    r = machine.rig
+    identified_by_its_table(r.device, monkeypatch)
+    machine.wanted[0] = WantedDisk(r.device, "data", table_of(r.device))
+    first, _ = machine.protect()
+    clone = r.folder / "clone"
+    clone.write_bytes(r.backing[0].read_bytes())
+    if pinned_by == "an older one":
+        (r.pin_dir / "notes").unlink()
+    with attached(clone):
+        if happens == "another table":
+            identified_by_its_table(r.device, monkeypatch)
+        for lose in (False, True, False):
+            if lose:
+                machine.file.path.unlink()
+            machine.restart()
+            again, left_out = machine.protect()
+            assert (machine.ids(again), left_out, machine.changes) == (machine.ids(first), [], [])
+
+
+def test_where_the_file_is_lost_and_cannot_be_written_captured_disks_go_on(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(state_dir: Path, lines: Sequence[bindings.Bound]) -> None:
+        raise StateFileError("not written", cause="no room")
+
+    first, _ = machine.protect()
+    machine.file.path.unlink()
+    for _ in range(2):
+        machine.restart()
+        with monkeypatch.context() as full:
+            full.setattr(bindings, "write", write)
+            again, left_out = machine.protect()
+        assert (machine.ids(again), left_out, machine.changes) == (machine.ids(first), [], [])
+        assert machine.file.trouble is not None
+    machine.file.write_again()
+    assert [line.id for line in bindings.read(machine.state_dir) or []] == [*machine.ids(first)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
+import os
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -37,6 +39,7 @@ from tests.loopdisk import loop_disk
 from tests.no_threads import no_room
 from tests.process_server_site import free_port
 from tests.sender_site import DISK_B, Site, hang_up, next_hello, serving, welcome
+from tests.wire_parts import until
 
 
 @pytest.fixture
@@ -308,6 +311,72 @@ async def test_one_that_is_named_no_more_has_the_stream_until_all_is_in_storage_
         assert left.sender.server == "{}:{}".format(*address)
         assert left.sender._servers.is_elsewhere is False, "it is come back to"
         assert left.hellos.qsize() >= 1, "the new one had the stream first"
+    detach(pin_dir)
+
+
+def write_blocks(device: str, blocks: int) -> None:
+    """Each a write of its own."""
+    fd = os.open(device, os.O_WRONLY | os.O_DIRECT)
+    try:
+        with mmap.mmap(-1, 4096) as page:
+            for block in range(blocks):
+                os.pwrite(fd, page, block * 4096)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+async def test_an_ack_that_comes_behind_the_look_that_lets_the_stream_leave_costs_no_epoch(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    """`turns`: of the event loop, so long before the session is over it arrives. Behind a ring that is half full it would free what nobody
+    else has."""
+    monkeypatch.setattr(sender_module, "UPLOAD_LOOK_S", 0.01)
+    pin_dir = Path("/sys/fs/bpf/understudy-test") / secrets.token_hex(4)
+    address = "127.0.0.1", free_port()
+    lies_there = replace(welcome(1, 1 << 26), spooled=5, spooled_digest=b"d" * 16, spooled_seq=0)
+    held: list[tuple[Connection, asyncio.StreamWriter]] = []
+
+    def ack(spooled: int, seq: int) -> None:
+        for wire, writer in held:
+            frame = Ack(spooled=spooled, spooled_seq=seq, uploaded=5, uploaded_seq=0, credit_b=1 << 26)
+            writer.writelines(wire.send_ack(frame))
+
+    async def take(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        held.append((wire, writer))
+        writer.writelines(wire.send_welcome(lies_there))
+        await asyncio.to_thread(write_blocks, device, 200)
+
+    async def take_next(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        writer.writelines(wire.send_welcome(replace(lies_there, epoch=hello.epoch or 2)))
+
+    def begin(state: AgentState) -> None:
+        state.begin_epoch(eid(1))
+        state.cut(5, b"d" * 16, 0)
+        state[Word.FREED] = 5
+        state.uploaded(3)
+
+    async with serving(device, tmp_path, pin_dir, [address], is_named=False, begin=begin) as left:
+        left.script = take
+        look = Sender._nothing_is_freed_too_early
+
+        async def looking(sender: Sender, seconds: float) -> bool:
+            await until(lambda: not left.batches.empty() and left.ring.used_b * 2 >= left.ring.size_b)
+            ack(5, 0)
+            assert await look(sender, seconds)
+            sent = left.batches._queue[-1].batch  # type: ignore[attr-defined]
+            ack(sent.number, sent.end_seq)
+            for _ in range(turns - 1):
+                await asyncio.sleep(0)
+            assert not left.state.is_freed_too_early
+            return True
+
+        monkeypatch.setattr(Sender, "_nothing_is_freed_too_early", looking)
+        new = Site(left.state, left.ring)
+        new.script, new.sessions = take_next, left.sessions
+        async with await asyncio.start_server(new.serve, *address, ssl=left.context):
+            hello = await next_hello(new)
+            assert (hello.epoch, left.state.is_freed_too_early) == (1, False)
     detach(pin_dir)
 
 

@@ -351,6 +351,54 @@ async def test_protection_that_is_stopped_and_asked_for_again_in_one_process_beg
             assert (state_of(r).reason, state_of(r).suspicion) == (Reason.INITIAL, None)
 
 
+@pytest.mark.parametrize("lost", ["the wish", "all"])
+async def test_with_a_lost_file_what_is_captured_stays_so_until_the_config_server_or_a_person_says_something(
+    r: Rig, ca: TestCa, says: Teller, lost: str
+) -> None:
+    a, b, _ = paths(r)
+    config = agent_of(r, ca, says.url, b)
+    file = config.state_dir / desired.NAME
+    says.wish(Verb.PROTECT, a, b)
+    async with running(config):
+        await says.hears(lambda report: devices(report) == [a, b], "it does not begin")
+    state_of(r).begin_epoch(eid(7))
+    before = identities(r)
+    told, says.desired = says.desired, None
+    for _ in range(2):
+        file.unlink(missing_ok=True)
+        if lost == "all":
+            (config.state_dir / "disks.json").unlink()
+        async with running(config):
+            report = await says.hears(lambda report: report.disks, "it does not go on")
+            assert (devices(report), report.wish) == ([a, b], None)
+            assert "US620" in codes(report)
+            assert (state_of(r).epoch, identities(r)) == (eid(7), before)
+    assert not file.exists(), "nobody said that nothing is wanted"
+    async with running(config):
+        says.desired = told
+        report = await says.hears(lambda report: report.wish, "its word is not taken")
+        assert "US620" not in codes(report)
+        await says.hears(lambda report: report.disks, "it does not go on")
+        assert (state_of(r).epoch, identities(r)) == (eid(7), before)
+    says.desired = None
+    file.write_text(f'{{"v": 1, "wish": null, "machine": "{config.machine}"}}')
+    async with running(config):
+        report = await says.hears(lambda report: report.disks, "it does not go on")
+        assert (devices(report), "US620" in codes(report)) == ([b], False), "a person said so"
+
+
+async def test_a_disk_that_a_person_takes_out_of_the_configuration_leaves(
+    r: Rig, ca: TestCa, says: Teller
+) -> None:
+    """Of a machine of which the config server never wanted anything."""
+    a, b, _ = paths(r)
+    both, one = agent_of(r, ca, says.url, a, b), agent_of(r, ca, says.url, b)
+    for config, expected in ((both, [a, b]), (one, [b])):
+        async with running(config):
+            report = await says.hears(lambda report: report.disks, "it does not begin")
+            assert (devices(report), "US620" in codes(report)) == (expected, False)
+
+
 @pytest.mark.parametrize("content", [b"{", None])
 async def test_with_a_damaged_file_what_is_captured_stays_so_until_the_config_server_says_something(
     r: Rig, ca: TestCa, says: Teller, content: bytes | None

@@ -276,6 +276,7 @@ async def test_wait_that_is_over_ends_with_4_and_says_what_held_it_up(
 ) -> None:
     await agent.report(report("bitmap", cause="the ring was full"))
     done = await site.run("machine", "wait", "web1", "--for", "ordered", "--timeout", "0.2")
+    assert "It goes on without this command. See `understudy machine show web1`" in done.stderr
     assert done.exit_code == 4
     assert "the ring was full" in done.stderr
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import pytest
 
 from config_server.operations import desired_state, sides
@@ -34,6 +35,7 @@ from tests.obedient_agent import ObedientAgent, obedient_agent
 
 OLD: Final[Mapping[str, Any]] = {"identity": "old", "boot": "1"}
 NEW: Final[Mapping[str, Any]] = {"identity": "new", "boot": "2"}
+NOWHERE: Final = "http://127.0.0.1:9/lab"
 
 
 @pytest.fixture(autouse=True)
@@ -254,3 +256,56 @@ async def test_another_identity_hears_nothing_while_storage_does_not_say_that_it
     await rebind(operator, "new")
     await other.report(**NEW)
     assert WishWithheldError.code not in [error.code for error in (await shown(operator)).errors]
+
+
+@pytest.mark.parametrize("storage", ["is away", "names nobody"])
+@pytest.mark.parametrize("verb", [*Verb][:2])
+async def test_an_act_does_not_take_whoever_reported_last_for_the_machine_while_storage_does_not_say_so(
+    tmp_path: Path, blob_config: BlobConfig, machine_storage: MachineStorage, storage: str, verb: Verb
+) -> None:
+    """A copy that reports while nobody knows better hears no opinion, and the machine does what was said."""
+    store = await machine_storage.find_or_create("web1")
+    await active_side.find_or_begin(store, "web1", "old")
+    config = config_for(tmp_path, blob=blob_config)
+    async with running(config) as server, server.operator() as operator:
+        files = await server.enrolled("agent", "web1", tmp_path / "web1")
+        async with obedient_agent(server, files) as agent:
+            await agent.report(**OLD)
+            await protect(operator, "sda", "sdb")
+            await agent.report(**OLD)
+            await agent.report(**OLD)
+    wish = agent.wish
+    if storage == "is away":
+        config = msgspec.structs.replace(config, blob=msgspec.structs.replace(blob_config, url=NOWHERE))
+    else:
+        await active_side.change(store, "web1", active_side.UNKNOWN)
+    async with (
+        running(config) as server,
+        server.operator() as operator,
+        obedient_agent(server, files) as copy,
+        obedient_agent(server, files) as agent,
+    ):
+        agent.wish = wish
+        copy.captured = ("vda",)
+        copy.available = [AvailableDisk(device="/dev/vda", sectors=8)]
+        await copy.report(**NEW)
+        if verb is Verb.PROTECT:
+            with pytest.raises(RequestError, match="disks that nobody knows yet"):
+                await protect(operator, "sda", "vda")
+            await protect(operator, "sda", "sdb", process_servers=["ps1:9443"])
+        else:
+            await operator.call(api.UNPROTECT, Nothing(), machine="web1")
+        await copy.report(**NEW)
+        await agent.report(**OLD)
+        await copy.report(**NEW)
+        assert copy.wish is None
+        assert agent.wish is not None
+        assert (agent.wish.verb, agent.wish.process_servers) == (
+            verb,
+            ("ps1:9443",) if verb is Verb.PROTECT else (),
+        )
+        await agent.report(**OLD)
+        now = (await shown(operator)).wish
+        assert now is not None
+        assert (now.verb, now.pending) == (verb, None)
+        assert not await moves(operator)

@@ -29,6 +29,7 @@ from shared.errors import (
     MachineNotFoundError,
     NeverReportedError,
     RequestError,
+    SaidSinceError,
     WishInDoubtError,
     WishUntakenError,
 )
@@ -216,6 +217,42 @@ async def test_fewer_disks_than_before_have_to_be_said(operator: RestClient, web
     assert fewer.wish.disks == ["/dev/sdb"]
     await unprotect(operator)
     assert (await protect(operator, "sda")).protected, "of what was ended nothing is dropped"
+
+
+async def test_which_disks_may_go_can_be_named_and_no_other_goes(
+    operator: RestClient, web1: ObedientAgent
+) -> None:
+    web1.available.append(AvailableDisk(device="/dev/sdc", sectors=2048))
+    await web1.report()
+    await protect(operator, "sda", "sdb", "sdc")
+    with pytest.raises(FewerDisksError) as refused:
+        await protect(operator, "sda")
+    assert refused.value.names == ["/dev/sdb", "/dev/sdc"]
+    with pytest.raises(FewerDisksError) as refused:
+        await protect(operator, "sda", gone=["/dev/sdb"], fewer=True)
+    assert refused.value.names == ["/dev/sdb", "/dev/sdc"]
+    after = (await protect(operator, "sda", gone=["/dev/sdb", "/dev/sdc"])).wish
+    assert after is not None
+    assert after.disks == ["/dev/sda"]
+
+
+async def test_what_is_said_over_an_act_is_refused_where_another_holds_by_now(
+    operator: RestClient, web1: ObedientAgent
+) -> None:
+    await web1.report()
+    with pytest.raises(SaidSinceError, match="its agent goes by its configuration"):
+        await protect(operator, "sda", over="another")
+    first = (await protect(operator, "sda", over="")).wish
+    assert first is not None
+    await unprotect(operator)
+    for over in ("", first.mark.act):
+        with pytest.raises(SaidSinceError, match="something else was said since: what holds now is stop"):
+            await protect(operator, "sda", over=over)
+    stopped = (await shown(operator)).wish
+    assert stopped is not None
+    again = (await protect(operator, "sda", over=stopped.mark.act)).wish
+    assert again is not None
+    assert again.verb is Verb.PROTECT
 
 
 async def test_fewer_disks_have_to_be_said_also_of_an_agent_that_captures_one_of_two_just_now(

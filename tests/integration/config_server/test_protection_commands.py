@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from shared import api
+from shared.api.protection import Protection
 from shared.api.route import Nothing
 from shared.desired import Verb, WantedDisk
 from shared.rest import RestClient
@@ -182,6 +183,46 @@ async def test_at_a_terminal_fewer_disks_and_all_that_there_are_are_asked_for(
     assert refused.exit_code == 130
     assert "It leaves out what is protected now: /dev/sdb." in refused.stderr
     assert (await line.run(*fewer, typed="y\n")).json["wish"]["disks"] == ["/dev/sda"]
+
+
+@pytest.mark.parametrize("meanwhile", ["adds a disk, and moves it", "ends its protection"])
+async def test_a_yes_counts_for_what_was_shown_and_what_was_said_meanwhile_is_asked_anew(
+    line: Line, web1: ObedientAgent, operator: RestClient, meanwhile: str
+) -> None:
+    web1.available.append(AvailableDisk(device="/dev/sdc", sectors=2048))
+    await web1.report()
+    await line.json("machine", "protect", "web1", "--disk", "/dev/sda", "--disk", "/dev/sdb")
+    async with line.typing("machine", "protect", "web1", "--disk", "/dev/sda", "--no-wait") as typed:
+        shown = await typed.until("[y/N]")
+        assert "It leaves out what is protected now: /dev/sdb." in shown
+        if meanwhile == "ends its protection":
+            await operator.call(api.UNPROTECT, Nothing(), machine="web1")
+        else:
+            more = Protection(disks=["/dev/sda", "/dev/sdb", "/dev/sdc"], process_servers=["ps2:9443"])
+            await operator.call(api.PROTECT, more, machine="web1")
+        await web1.report()
+        typed.type("y\n")
+        shown = await typed.until("[y/N]")
+        assert "Somebody else has said something of 'web1' meanwhile." in shown
+        assert ("it is to stop" if "ends" in meanwhile else "/dev/sdc, by ps2:9443") in shown
+        typed.type("n\n")
+        assert await typed.ended() == 130
+    await web1.report()
+    assert web1.wish is not None
+    if meanwhile == "ends its protection":
+        assert web1.wish.verb is Verb.STOP
+        return
+    assert ([disk.device for disk in web1.wish.disks], web1.wish.process_servers) == (
+        ["/dev/sda", "/dev/sdb", "/dev/sdc"],
+        ("ps2:9443",),
+    )
+    async with line.typing("machine", "protect", "web1", "--disk", "/dev/sda", "--no-wait") as typed:
+        assert "protected now: /dev/sdb, /dev/sdc." in await typed.until("[y/N]")
+        typed.type("y\n")
+        assert await typed.ended() == 0
+    await web1.report()
+    assert [disk.device for disk in web1.wish.disks] == ["/dev/sda"]
+    assert web1.wish.process_servers == ("ps2:9443",)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

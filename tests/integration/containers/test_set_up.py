@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
@@ -19,6 +21,18 @@ pytestmark = pytest.mark.long  # the host is built for it first
 UNIT = "understudy-config-server"
 FILE = f"/etc/systemd/system/{UNIT}.service"
 PROGRAM = f"{program.PLACE}/bin/understudy"
+PAGE: Final = (Path(__file__).parents[3] / "docs/install.md").read_text()
+OF_THE_DAEMON: Final = {
+    "/etc/understudy/config-server": "700 understudy-config",
+    "/etc/understudy/config-server/vault.json": "600 understudy-config",
+    "/etc/understudy/config-server/vault.json.ca": "600 understudy-config",
+    "/etc/understudy/config-server.toml": "644 root",
+    "/var/lib/understudy/config-server": "700 understudy-config",
+    "/var/lib/understudy/config-server/ca.key": "600 understudy-config",
+    "/var/lib/understudy/config-server/operator.token": "600 understudy-config",
+    "/etc/credstore/understudy.account-key": "600 root",
+    "/root/recovery.key": "600 root",
+}
 
 
 @pytest.fixture(scope="module")
@@ -82,19 +96,8 @@ def test_a_unit_that_does_not_start_says_why_and_the_next_run_goes_on(host: Cont
 
 
 def test_what_the_daemon_has_is_its_user_s_alone(host: Container) -> None:
-    stat = ("stat", "--format=%a %U")
-    for path, wanted in {
-        "/etc/understudy/config-server": "700 understudy-config",
-        "/etc/understudy/config-server/vault.json": "600 understudy-config",
-        "/etc/understudy/config-server/vault.json.ca": "600 understudy-config",
-        "/etc/understudy/config-server.toml": "644 root",
-        "/var/lib/understudy/config-server": "700 understudy-config",
-        "/var/lib/understudy/config-server/ca.key": "600 understudy-config",
-        "/var/lib/understudy/config-server/operator.token": "600 understudy-config",
-        "/etc/credstore/understudy.account-key": "600 root",
-        "/root/recovery.key": "600 root",
-    }.items():
-        assert host.read(*stat, path) == wanted, path
+    for path, wanted in OF_THE_DAEMON.items():
+        assert host.read("stat", "--format=%a %U", path) == wanted, path
     assert host.read("find", "/var/lib/understudy/config-server", "-user", "root") == ""
 
 
@@ -120,3 +123,35 @@ def test_it_is_there_after_a_boot(host: Container) -> None:
     host.reboot()
     host.wait_for_unit(UNIT, active="active")
     assert outcomes(steps(init(host)))["answers"] == "checked"
+
+
+def test_another_host_takes_its_place_by_the_commands_of_the_page(host: Container) -> None:
+    """The same container, from which all of the installation is taken: the backup, the recovery key and the account's key are left."""
+    data = "/var/lib/understudy/config-server"
+    ca = host.get(f"{data}/ca.pem")
+    backup = ("-m", "config_server", "backup", "--config", "/etc/understudy/config-server.toml")
+    host.run(f"{program.PLACE}/bin/python", *backup, "--to", "/root/understudy.tar")
+    host.run("systemctl", "disable", "--now", UNIT)
+    host.run(
+        "rm", "-r", "/etc/understudy", "/var/lib/understudy", "/etc/credstore/understudy.account-key", FILE
+    )
+    host.run("rm", "/usr/lib/sysusers.d/understudy.conf", "/usr/lib/tmpfiles.d/understudy.conf")
+    for user in ("understudy-config", "understudy-process", "understudy-master"):
+        host.run("userdel", user)
+    host.run("systemctl", "daemon-reload")
+    [block] = re.findall(r"^```sh new-config-server\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    _install, _key, commands = block.partition("install -D")
+    names = {
+        "config.example.com": "cs",
+        "https://account.blob.core.windows.net": host.get("/root/url").decode(),
+        "--blob-key-file /root/account.key": "--blob-key-file /root/account.key --blob-ca-file /root/storage-ca.pem",
+    }
+    for ours, theirs in names.items():
+        commands = commands.replace(ours, theirs)
+    host.run("bash", "-euc", f"install -D{commands}", within_s=300)
+    host.wait_for_unit(UNIT, active="active", restarts="0")
+    for path, wanted in OF_THE_DAEMON.items():
+        assert host.read("stat", "--format=%a %U", path) == wanted, path
+    assert host.read("find", data, "-user", "root") == ""
+    assert host.get(f"{data}/ca.pem") == ca
+    assert not json.loads(init(host).stdout)["changed"]

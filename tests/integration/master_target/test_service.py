@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from master_target.config import MasterTargetConfig
 from master_target.follow import Follower
+from master_target.machine import Machine
 from master_target.service import Service
 from shared.blob import BlobConfig
 from shared.errors import KeyUnavailableError, WrongKeyError
@@ -21,8 +23,10 @@ from shared.machine_storage import MachineStorage
 from shared.recovery import point_store
 from shared.recovery.points import PointDoc
 from shared.status import ApplyReport
+from shared.threads import in_thread
 from shared.vault import FileVault, Vault
 from tests.azurite import Azurite
+from tests.deleted_machines import remove
 from tests.gated_vault import GatedVault
 from tests.machine_log import ModelMachine
 from tests.storage_faults import FaultProxy, Stall
@@ -154,6 +158,67 @@ async def test_a_name_that_is_given_to_another_machine_is_worked_on_anew_in_its_
         await new.publish()
         await until(service, a.name, lambda r: r.applied == new.position.batch and not r.errors)
         await until(service, b.name, lambda r: r.applied == b.position.batch and not r.errors)
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_machine_whose_work_hangs_as_it_is_to_end_stops_no_other_and_is_told(
+    two: tuple[ModelMachine, ModelMachine],
+    serving: Serving,
+    tmp_path: Path,
+    machine_storage: MachineStorage,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    again: bool,
+) -> None:
+    """It was deleted, or (`again`) its name is another machine's, which is not begun beside it."""
+    monkeypatch.setattr("master_target.service._DISCOVER_S", 0.05)
+    monkeypatch.setattr("master_target.service._ENDING_S", 0.1)
+    a, b = two
+    begun: list[str] = []
+    keyless: list[str] = []
+    monkeypatch.setattr(
+        "master_target.service.remote_vault.forget", lambda _vault, name: keyless.append(name)
+    )
+    answers, work = threading.Event(), Machine.run
+
+    async def run(self: Machine, stop: asyncio.Event) -> None:
+        begun.append(self._store.container)
+        if self._store.container == a.store.container:
+            await in_thread(answers.wait)
+        await work(self, stop)
+
+    monkeypatch.setattr(Machine, "run", run)
+
+    async def made(name: str, storage: MachineStorage) -> ModelMachine:
+        model = await ModelMachine.create(await storage.find_or_create(name), tmp_path, name, seed=7)
+        await model.begin_epoch()
+        for _ in range(3):
+            model.write()
+        await model.publish()
+        return model
+
+    async with serving(MachineStorage(machine_storage.vault)) as service:
+        try:
+            await until(service, b.name, lambda r: r.applied == b.position.batch)
+            container = await remove(machine_storage, a.name)
+            if not again:
+                service.tell([container])
+            new = await made(a.name, machine_storage) if again else None
+            c = await made("c", machine_storage)
+            await until(service, c.name, lambda r: r.applied == c.position.batch)
+            await until(service, a.name, lambda r: "US649" in [error.code for error in r.errors])
+            assert service.report().machines[a.name].container == a.store.container
+            assert new is None or new.store.container not in begun
+            assert keyless == []
+        finally:
+            answers.set()
+        if new is not None:
+            await until(service, a.name, lambda r: r.applied == new.position.batch and not r.errors)
+        else:
+            async with asyncio.timeout(_DEADLINE_S):
+                while a.name in service.report().machines:  # noqa: ASYNC110 - it tells nobody
+                    await asyncio.sleep(0.01)
+        assert keyless == ([] if again else [a.name])
 
 
 async def test_a_machine_whose_entry_is_damaged_or_anothers_is_in_the_report(

@@ -89,6 +89,7 @@ async def test_a_machine_that_was_deleted_while_the_server_was_off_is_gone_when_
                 )
 
             await until(is_dropped)
+            assert list((tmp_path / "spool/.keys").iterdir()) == []
 
             async def is_well() -> bool:
                 known = (await operator.call(api.DAEMONS, Nothing())).daemons

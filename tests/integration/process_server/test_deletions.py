@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
+import shutil
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import msgspec
@@ -13,9 +17,10 @@ import pytest
 from process_server.reception.credit import CreditPolicy
 from process_server.reception.machine import Machine
 from process_server.reception.session import Session
-from process_server.spool import watermark
+from process_server.spool import machine_folder, watermark
 from process_server.spool.aside import Kind, Note
 from process_server.spool.machine_log import MachineLog
+from shared import durable
 from shared.blob import BlobConfig
 from shared.errors import StorageForgotError
 from shared.machine_storage import REGISTRY, MachineStorage
@@ -23,7 +28,7 @@ from tests.azurite import Azurite
 from tests.deleted_machines import Parts, parts, remove
 from tests.deletions import in_storage
 from tests.logs import make_chain
-from tests.spools import MACHINE, append_all, hello, read_log, same_batches
+from tests.spools import MACHINE, append_all, hello, hello_again, make_spool, read_log, same_batches
 from tests.storage_faults import Answer, FaultProxy
 
 
@@ -295,3 +300,152 @@ async def test_a_name_that_is_used_again_at_the_moment_of_the_word_loses_nothing
             await made.log.look()
             assert made.log.containers == {container}
             assert made.log is log
+
+
+async def test_the_folder_of_an_open_log_stays_whatever_its_state_still_says(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next machine of the name began its epoch 1 elsewhere, and comes to where epoch 1 of the deleted one lies; its state cannot be
+    written at that moment."""
+    spool = tmp_path / "spool"
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+    old = await remove(machine_storage)
+    with monkeypatch.context() as patch:
+        patch.setattr(MachineLog, "resume", lambda _: None)  # the first look failed
+        elsewhere = make_spool(tmp_path / "spool2", own(machine_storage), owner="ps2")
+        await elsewhere.start()
+        log = await elsewhere.open_machine(hello(0))
+        await log.begin(hello(0))
+        await append_all(log, (chain := make_chain(6))[:3])
+        await log.flush()
+        await elsewhere.close()
+        new, store = await machine_storage.named(MACHINE), await machine_storage.find(MACHINE)
+        async with parts(spool, own(machine_storage), 3600.0) as made:
+            log = await made.spool.open_machine(again := await hello_again(store, 1))
+            with monkeypatch.context() as full:
+                replace = durable.replace_file
+
+                def refuse(path: Path, data: bytes, **how: bool) -> None:
+                    if path.name == "state.json":
+                        raise OSError(errno.ENOSPC, "No space left on device")
+                    replace(path, data, **how)
+
+                full.setattr(durable, "replace_file", refuse)
+                await log.begin(again)
+            await log.look()
+            await made.hears(old)
+            await append_all(log, chain[3:])
+            await made.hears(old)
+            assert made.report().machines[MACHINE].containers == [new]
+            await log.flush()
+            assert same_batches(await read_log(store, spool), chain)
+
+
+async def test_what_could_not_be_removed_is_told_and_tried_again_also_by_the_next_start(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder has got its other name by then, and its state may be gone already."""
+
+    answers = False
+
+    def rmtree(path: Path) -> None:
+        (path / "state.json").unlink(missing_ok=True)
+        if not answers:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        shutil.rmtree(path)
+
+    monkeypatch.setattr(machine_folder, "shutil", SimpleNamespace(rmtree=rmtree))
+    spool = tmp_path / "spool"
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+        container = await remove(machine_storage)
+        for _ in range(3):
+            await made.hears(container)
+            told = made.report().machines[MACHINE]
+            assert (told.containers, [error.code for error in told.errors]) == ([container], ["US649"])
+            assert "Input/output error" in told.errors[0].cause
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await made.log.look()
+        await made.hears(container)
+        assert codes(made) == ["US649"]
+        answers = True
+        await made.hears(container)
+        assert (made.report().machines, list(spool.iterdir())) == ({}, [spool / ".lock"])
+
+
+async def test_a_machine_whose_disk_hangs_keeps_no_other_from_being_dropped_and_is_told(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("process_server.deletions._SLOW_S", 0.1)
+    answers = threading.Event()
+
+    def rmtree(path: Path) -> None:
+        if path.parent.name == MACHINE:
+            answers.wait()
+        shutil.rmtree(path)
+
+    monkeypatch.setattr(machine_folder, "shutil", SimpleNamespace(rmtree=rmtree))
+    async with parts(tmp_path / "spool", own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+        other = await made.spool.open_machine(wish := msgspec.structs.replace(hello(0), machine="m2"))
+        await other.begin(wish)
+        deleted = [await remove(machine_storage), await remove(machine_storage, "m2")]
+        running = asyncio.create_task(made.deletions.run())
+        try:
+            async with asyncio.timeout(20):
+                while set(made.report().machines) != {MACHINE} or codes(made) != ["US649"]:
+                    made.deletions.tell(deleted)  # with each answer
+                    await asyncio.sleep(0.02)
+                answers.set()
+                while made.report().machines:
+                    made.deletions.tell(deleted)
+                    await asyncio.sleep(0.02)
+        finally:
+            answers.set()
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_what_lay_beside_the_spool_for_somebody_who_came_and_was_refused_goes_later(
+    machine_storage: MachineStorage, tmp_path: Path, *, restarted: bool
+) -> None:
+    """So does what lies there of a machine that went on at another server, and was deleted behind that."""
+    spool = tmp_path / "spool"
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+        container = await remove(machine_storage)
+        is_coming(made)
+        await made.hears(container)
+        assert made.here() == [MACHINE, f"{MACHINE}/boot.json", f"{MACHINE}/side.json"]
+        if not restarted:
+            made.admission.machines[MACHINE].holder = None
+            await made.hears(container)
+            assert (made.report().machines, list(spool.iterdir())) == ({}, [spool / ".lock"])
+    if restarted:
+        async with parts(spool, own(machine_storage), 3600.0) as made:
+            await made.log.look()
+            await made.hears(container)
+            assert (made.report().machines, list(spool.iterdir())) == ({}, [spool / ".lock"])
+
+
+async def test_what_a_kill_left_beside_the_spool_keeps_no_deleted_machine_in_the_report(
+    machine_storage: MachineStorage, tmp_path: Path
+) -> None:
+    spool = tmp_path / "spool"
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+    container = await remove(machine_storage)
+    left = [
+        spool / MACHINE / ".side.json.0123456789ab",
+        spool / MACHINE / "damaged/.1-2.seg.note.0123456789ab",
+    ]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"{")
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        assert not any(path.exists() for path in left)
+        await made.log.look()
+        await made.hears(container)
+        assert (made.report().machines, list(spool.iterdir())) == ({}, [spool / ".lock"])

@@ -8,6 +8,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -37,6 +38,7 @@ from shared.vault_record import RecordedVault
 from tests.cli import ROOT, Done, begun, ended, understudy
 from tests.config_parts import running
 from tests.dispositions import inherited
+from tests.marks import some
 from tests.setups import outcomes, places, storage, tree
 
 
@@ -114,7 +116,9 @@ async def test_the_config_server_starts_with_what_it_made_and_the_operator_gets_
         assert path.endswith("state.db") or tree(tmp_path / "etc", tmp_path / "state")[path] == found, path
 
 
-@pytest.mark.parametrize("way", ["whole", "from its folder", "around", "in one word"])
+@pytest.mark.parametrize(
+    "way", some(["whole", "from its folder", "around", "in one word"], short=("around",))
+)
 async def test_a_blank_in_a_folder_s_name_makes_no_difference(
     tmp_path: Path, arguments: list[str], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,7 +332,7 @@ async def test_a_vault_that_was_moved_is_found_where_the_configuration_says(
 
 
 @pytest.mark.parametrize("left", ["nothing", "an empty folder", "a CA without a database"])
-@pytest.mark.parametrize("told_by", ["note", "profile", "storage"])
+@pytest.mark.parametrize("told_by", some(["note", "profile", "storage"], short=("note",)))
 async def test_a_data_folder_that_is_gone_is_not_made_anew(
     tmp_path: Path, arguments: list[str], machine_storage: MachineStorage, told_by: str, left: str
 ) -> None:
@@ -389,6 +393,46 @@ async def test_a_data_folder_that_is_gone_comes_back_from_a_backup(
     assert (data / "ca.pem").read_bytes() == ca
 
 
+async def test_another_host_takes_the_place_of_the_config_server_as_errors_say(
+    tmp_path: Path, arguments: list[str], machine_storage: MachineStorage
+) -> None:
+    """It has the backup, the recovery key and the account's key: no configuration, and nothing of the installation."""
+    assert (await init(arguments)).exit_code == 0
+    await machine_storage.find_or_create("web1")  # as a server does
+    etc, data = tmp_path / "etc/config-server", tmp_path / "state/config-server"
+    ca, backup = (data / "ca.pem").read_bytes(), str(tmp_path / "backup.tar")
+    config = str(tmp_path / "etc/config-server.toml")
+    assert tools.main("backup", ["--config", config, "--to", backup]) == 0
+    for folder in (tmp_path / "etc", tmp_path / "state"):
+        await asyncio.to_thread(shutil.rmtree, folder)
+    kept = (tmp_path / "recovery.key").rename(tmp_path / "safe")
+    done = await init(arguments)
+    assert (done.exit_code, "US627" in done.stderr) == (5, True)
+    assert f"or the recovery key, at {etc / 'vault.json'} (" in done.stderr
+    kept.rename(tmp_path / "recovery.key")  # the same stick, mounted there again
+    done = await init(arguments)
+    assert (done.exit_code, "US626" in done.stderr) == (5, True)
+    assert f"put a copy of it at {etc / 'vault.json'} (" in done.stderr
+    etc.mkdir(parents=True)
+    shutil.copy(tmp_path / "recovery.key", etc / "vault.json")
+    done = await init(arguments)
+    assert (done.exit_code, "is gone, or is empty" in done.stderr) == (2, True)
+    [command] = re.findall(r"\(python -m config_server (restore .*?) --from FILE\)", done.stderr)
+    assert tools.main("restore", [*shlex.split(command)[1:], "--from", backup]) == 0
+    report = (await init(arguments, "--output", "json")).json
+    assert (report["error"], outcomes(report["steps"])["ca"]) == (None, "kept")
+    assert (data / "ca.pem").read_bytes() == ca
+    async with daemon(tmp_path / "etc/config-server.toml"):
+        assert not (await init(arguments, "--output", "json")).json["changed"]
+
+
+@pytest.mark.parametrize("words", [[], ["--config", "x.toml", "--data-dir", "y"]])
+def test_a_restore_is_told_its_folder_in_one_way(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as told:
+        tools.main("restore", [*words, "--from", "backup.tar"])
+    assert told.value.code == 2
+
+
 async def test_a_data_folder_that_is_half_restored_gets_no_new_ca(
     tmp_path: Path, arguments: list[str]
 ) -> None:
@@ -412,7 +456,7 @@ async def test_a_recovery_key_that_would_be_the_vault_or_lost_with_it_ends_it_be
     assert made(tmp_path) == {}
 
 
-@pytest.mark.parametrize("umask", [0o000, 0o027, 0o077])
+@pytest.mark.parametrize("umask", some([0o000, 0o027, 0o077], short=(0o000,)))
 async def test_who_may_read_what_does_not_depend_on_the_umask(
     tmp_path: Path, arguments: list[str], umask: int
 ) -> None:
@@ -494,7 +538,7 @@ async def test_the_common_option_for_the_form_of_output_holds_here_too(
     assert "usage: understudy init" in (await understudy("init", "--help")).stdout
 
 
-@pytest.mark.parametrize("told_by", ["note", "profile"])
+@pytest.mark.parametrize("told_by", some(["note", "profile"], short=("note",)))
 async def test_a_token_that_was_taken_away_is_not_made_anew_but_by_a_start(
     tmp_path: Path, arguments: list[str], told_by: str
 ) -> None:
@@ -591,7 +635,9 @@ async def test_after_a_restore_of_another_ca_s_backup_its_ca_is_the_installation
     assert not (await init(arguments, "--output", "json")).json["changed"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", some([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], short=(signal.SIGTERM,))
+)
 async def test_one_that_is_interrupted_says_that_it_can_go_on(
     tmp_path: Path, arguments: list[str], number: signal.Signals
 ) -> None:

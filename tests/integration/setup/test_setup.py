@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import socket
 import sys
@@ -19,7 +20,9 @@ from shared import identity
 from shared.blob import BlobConfig
 from shared.enrol import NEW_KEY
 from shared.service import load_config
+from shared.setup import command, host
 from shared.setup.host import alone
+from shared.vocabulary import Role
 from tests.cli import Done
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.loopdisk import loop_disk
@@ -170,6 +173,56 @@ async def test_a_token_of_another_role_writes_nothing_and_the_right_one_mends_it
     given[given.index("--token-file") + 1] = str(await token_file(server, tmp_path, "master-target", "mt1"))
     done = await set_up("master-target", *given)
     assert done.exit_code == 0, done.stderr
+
+
+@pytest.mark.parametrize("is_again", [False, True])
+async def test_a_key_that_was_certified_for_another_daemon_by_mistake_is_not_used(
+    server: ConfigServer, tmp_path: Path, blob_config: BlobConfig, is_again: bool
+) -> None:
+    given = await arguments(server, tmp_path, "master-target", blob_config)
+    folder = tmp_path / "etc/master-target"
+    if is_again:
+        assert (await set_up("master-target", *given)).exit_code == 0
+    before = sorted(folder.iterdir()) if is_again else []
+    given[given.index("--token-file") + 1] = str(await token_file(server, tmp_path, "agent", "web1"))
+    assert wrong(await set_up("master-target", *given, *(["--enrol-again"] if is_again else [])), "US625")
+    assert sorted(folder.iterdir()) == before
+
+
+async def test_a_token_of_another_name_is_refused_in_words_of_the_set_up(
+    server: ConfigServer, tmp_path: Path, blob_config: BlobConfig
+) -> None:
+    given = await arguments(server, tmp_path, "master-target", blob_config)
+    assert (await set_up("master-target", *given)).exit_code == 0
+    given[given.index("--token-file") + 1] = str(await token_file(server, tmp_path, "master-target", "two"))
+    done = await set_up("master-target", *given, "--enrol-again")
+    assert wrong(done, "US584")
+    assert "understudy token create master-target one" in done.stderr
+    assert not [option for option in ("--dir", "--replace") if option in done.stderr]
+
+
+async def test_a_folder_below_a_file_is_named_and_no_note_in_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = [
+        "--etc",
+        str(tmp_path / "file/etc"),
+        "--state",
+        str(tmp_path / "state"),
+        "--recovery-key",
+        str(tmp_path / "r"),
+    ]
+    done = await set_up(
+        "config-server", *words, "--host", "a.example.com", "--blob-url", "http://127.0.0.1:9/a"
+    )
+    assert done.exit_code != 0
+    assert "recovery.json" not in done.stderr
+
+
+def test_a_dry_run_makes_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(host, "_locks", lambda: pytest.fail("a folder is made for it"))
+    made = command.parser("x", "x").parse_args(["--dry-run", *places(tmp_path)])
+    assert command.run(Role.AGENT, made, lambda _show: [], lambda _done: []) == 0
 
 
 async def test_without_a_token_a_host_that_is_not_enrolled_is_told_what_to_do(

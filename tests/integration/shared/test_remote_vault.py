@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,36 @@ async def test_keys_outlive_the_config_server_and_restarts(daemon: Daemon) -> No
             assert await vault.unwrap(WrappedKey(made.key_id, made.wrapped), "web2") == made.key
             assert vault.problem is None
     assert await daemon.vault.unwrap(WrappedKey(made.key_id, made.wrapped), "web2") == made.key
+
+
+async def test_the_keys_of_a_deleted_machine_go_and_are_got_anew_if_they_are_asked_for(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.remote_vault._RETRY_S", 0.05)
+    one, key = await daemon.wrapped()
+    other, _ = await daemon.wrapped("web2")
+    async with running(daemon.config) as server, daemon.remote() as vault:
+        await vault.unwrap(one, "web1")
+        await vault.unwrap(other, "web2")
+        await vault.forgotten("web1")
+        assert list(daemon.cache.folder.iterdir()) == [daemon.path(other, "web2")]
+        assert await vault.unwrap(one, "web1") == key
+        assert daemon.path(one).exists()
+        assert await handed_out(server) == 3
+        with monkeypatch.context() as patch:
+            patch.setattr("shared.durable.remove_file", _failing)
+            with pytest.raises(KeyCacheError, match="cannot be removed") as caught:
+                await vault.forgotten("web1")
+            assert caught.value.cause.startswith("Input/output error")
+            assert vault.problem is not None
+        async with asyncio.timeout(10):
+            while vault.problem is not None:  # noqa: ASYNC110 - a thread decides
+                await asyncio.sleep(0.01)
+        assert list(daemon.cache.folder.iterdir()) == [daemon.path(other, "web2")]
+
+
+def _failing(path: Path) -> None:
+    raise OSError(errno.EIO, "Input/output error", str(path))
 
 
 async def test_keys_that_no_thread_could_be_had_to_read_are_read_when_there_is_one(

@@ -281,7 +281,7 @@ async def test_a_clock_that_is_off_is_told_though_storage_takes_it(
     ("code", "told"),
     [
         ("AuthorizationFailure", "US496"),
-        ("AuthorizationPermissionMismatch", "US496"),
+        ("AuthorizationPermissionMismatch", "US640"),
         ("KeyBasedAuthenticationNotPermitted", "US496"),
         ("NoAuthenticationInformation", "US499"),
     ],

@@ -42,6 +42,14 @@ def test_what_was_stored_is_loaded_by_whoever_has_the_private_key(cache: KeyCach
     assert cache.find("web2", "v1", WEB2.wrapped) == WEB2
 
 
+def test_what_was_removed_is_there_no_more_and_nothing_else_is_touched(cache: KeyCache) -> None:
+    cache.store(WEB1)
+    cache.store(WEB2)
+    for _ in range(2):
+        cache.remove("web1", "v1", WEB1.wrapped)
+        assert cache.load() == ([WEB2], [])
+
+
 def test_it_is_private_and_shows_nothing(cache: KeyCache) -> None:
     cache.store(WEB1)
     path = where(cache)

@@ -168,6 +168,35 @@ def test_no_file_gets_the_number_of_a_descriptor_that_was_closed_at_the_start(tm
     assert int((tmp_path / "said").read_text()) > 2
 
 
+COMMANDS = {
+    "understudy": "config_server.cli.main machine unprotect web1",
+    "init": "config_server.cli.main init --dry-run --no-unit --etc {0}/etc --state {0}/state",
+    "agent setup": "agent setup --dry-run --no-unit --etc {0}/etc --state {0}/state",
+    "preflight": "agent preflight {0}/none",
+    "enrol": "shared.enrol --server https://127.0.0.1:9 --token-file {0}/none --dir {0}/tls",
+}
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_ends_as_ever_whichever_of_its_streams_are_closed(
+    tmp_path: Path, command: str, closed: str
+) -> None:
+    words = COMMANDS[command].format(tmp_path)
+    ended = [
+        subprocess.run(
+            ["/bin/sh", "-c", f"exec {sys.executable} -m {words} {how}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for how in ("</dev/null", closed if "<" in closed else f"</dev/null {closed}")
+    ]
+    assert ended[0].returncode not in (0, 1), ended[0].stderr
+    assert ended[1].returncode == ended[0].returncode, ended[1].stderr
+    assert "Traceback" not in ended[1].stdout + ended[1].stderr
+
+
 class _Heard(io.StringIO):
     """A stream that does something else when it is written to for the first time."""
 

@@ -246,6 +246,29 @@ def test_a_partition_table_that_was_copied_claims_no_disk_that_is_known_by_its_o
         (WWID, OTHER, 5, Action.REFUSED),  # this it need not be asked for
     ],
 )
+def test_a_disk_that_does_not_answer_is_not_another_one_though_another_bears_its_table(
+    identity: Identity, found: Identity, diskseq: int, action: Action
+) -> None:
+    clone = disk("sdc", identity, dev=32, diskseq=9)
+    silent = disk("sdb", found, diskseq=diskseq, is_read=False)
+    for standing in ([silent, clone], [clone, silent]):
+        (verdict,) = decide([bound(identity)], standing, [PIN])
+        if identity is GPT:
+            assert (verdict.action, verdict.standing) == (action, silent)
+        elif diskseq != PIN.diskseq or identity is WWID:
+            assert (verdict.action, verdict.standing) == (Action.ATTACH, clone), "no clone bears that"
+
+
+@pytest.mark.parametrize(
+    ("identity", "found", "diskseq", "action"),
+    [
+        (GPT, NAME, 5, Action.CONTINUE),
+        (LOOP, NAME, 5, Action.CONTINUE),
+        (LOOP, NAME, 6, Action.MISSING),
+        (GPT, NAME, 6, Action.MISSING),
+        (WWID, OTHER, 5, Action.REFUSED),  # this it need not be asked for
+    ],
+)
 def test_a_disk_that_does_not_answer_is_not_another_one(
     identity: Identity, found: Identity, diskseq: int, action: Action
 ) -> None:

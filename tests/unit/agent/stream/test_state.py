@@ -9,7 +9,7 @@ import pytest
 import xxhash
 
 from agent.capture.layout import SERVER_WORDS
-from agent.stream.state import AgentState, Reason, Suspicion, Word, move
+from agent.stream.state import AgentState, Reason, Suspicion, Word, _digest, move
 from shared.log.epoch_id import NO_EPOCH, EpochId, new_claim
 from shared.recovery.position import Position
 from tests.epoch_ids import eid
@@ -257,5 +257,10 @@ def test_who_had_the_last_session_is_known_whoever_is_named_now(
     assert (again.last_server([server, other]), again.last_server([other])) == (server, None)
     again.goes_on_with(other)
     assert again.last_server([server]) == other
+    for nonsense in ("nonsense", ":1", "ps:x", "ps:99999"):  # with its digest
+        text.view("S264")[0] = nonsense.encode()
+        again[Word.SERVER] = _digest(nonsense)
+        assert again.last_server([server, other]) is None
+    again.goes_on_with(other)
     again.want_epoch(Reason.MANUAL)
     assert again.last_server([other]) is None, "whoever is preferred can have the new epoch"

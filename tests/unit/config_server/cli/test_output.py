@@ -299,6 +299,29 @@ def test_points_that_were_not_listed_are_not_shown_as_none() -> None:
     assert [line for line in page if "points not known: away" in line]
 
 
+@pytest.mark.parametrize("identity", ["smbios:4c4c4544/7", ""])
+def test_what_is_lost_says_of_which_hardware_it_is_or_that_nobody_knows(identity: str) -> None:
+    found = DeletionView(machine="web1", container="v-1", identity=identity, points=3)
+    page = lines_of(machine_pages.lost_page(found), width=200)
+    [line] = [line for line in page if line.strip().startswith("hardware")]
+    assert (identity or "no identity of it is known: nothing tells it from a copy") in line
+
+
+def test_of_a_machine_that_is_not_protected_no_rpo_is_owed() -> None:
+    found = msgspec.structs.replace(_machine("unprotected"), protected=False, rpo_s=None)
+    rpo = [line for line in lines_of(machine_pages.machine_page(found)) if line.strip().startswith("RPO")]
+    assert "none is owed: it is not protected" in rpo[0]
+    measured = msgspec.structs.replace(found, rpo_s=3.0)  # it replicates all the same
+    assert [line for line in lines_of(machine_pages.machine_page(measured)) if "3.0 s" in line]
+
+
+def test_an_epoch_that_has_no_number_yet_is_not_the_one_before() -> None:
+    found = msgspec.structs.replace(_machine("resync"), epoch=0)
+    assert "a new one begins" in " ".join(lines_of(machine_pages.machine_page(found)))
+    nothing = msgspec.structs.replace(found, disks=[])
+    assert "a new one begins" not in " ".join(lines_of(machine_pages.machine_page(nothing)))
+
+
 EVIL = "[/x] [link=http://evil/]sda[/link] :bomb: \x1b]0;pwned\x07\x1b[2J\x9b2J \u202eexe"
 
 

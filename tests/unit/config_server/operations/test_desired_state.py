@@ -13,7 +13,7 @@ from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
 from config_server.store import inventory, restored, sqlite
 from config_server.store.schema import events
-from shared.desired import Verb, WantedDisk, Wish
+from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.status import AgentReport, AvailableDisk, BoundDisk
 from tests.databases import copied
 
@@ -268,3 +268,68 @@ def test_what_is_not_told_because_its_agent_has_not_looked_waits_and_is_no_secre
     answer = desired_state.answer(db, NAME, None, START_NS, offer=offer)
     assert answer.waits is None
     assert answer.desired.wish is not None, "who is named by an id is known"
+
+
+@pytest.mark.parametrize("verb", [Verb.STOP, Verb.PROTECT])
+def test_a_former_server_that_is_reached_once_more_does_not_take_turns_with_its_successor(verb: Verb) -> None:
+    """What its successor was told last it knows by an agent that comes back with it."""
+    former = sqlite.connect(":memory:")
+    act(former, Verb.PROTECT, 0, SDA, SDB)
+    wish = told(former, protecting(None, SDA, SDB), 1)
+    successor = put_back(copied(former), 2)
+    assert told(successor, protecting(wish, SDA, SDB), 3) == wish
+    said = act(successor, verb, 4, *(() if verb is Verb.STOP else (SDA,)))
+    wish = told(successor, protecting(wish, SDA, SDB), 5)
+    assert wish is not None
+    assert wish.mark.act == said.mark.act
+    told(successor, protecting(wish, *wish.disks), 6)  # it is heard
+    seen = []
+    for second, db in enumerate((former, successor) * 4, 10):
+        heard = told(db, protecting(wish, *wish.disks), second)
+        assert heard is not None
+        wish = heard if heard.mark.number > wish.mark.number else wish
+        seen.append((wish.mark.act == said.mark.act, wish.mark.number))
+    assert seen[0][0] is False, "it does not know better"
+    assert seen[1:] == [(True, 4)] * 7
+    query = select(events.c.what).where(events.c.object == NAME)
+    whats = [[*db.scalars(query)] for db in (former, successor)]
+    assert len(whats[0]) == 2
+    assert "it is not known which is the later" in whats[0][0]
+    assert "knows of a later act than this database" in whats[0][1]
+    [named] = whats[1]
+    stays = "went by an earlier act than this database has, and is told again: stop"
+    assert (stays if verb is Verb.STOP else "goes on protecting disks") in named
+
+
+def protecting(wish: Wish | None, *disks: WantedDisk) -> AgentReport:
+    return AgentReport(
+        wish=wish,
+        bound=[BoundDisk(id=disk.id or "", device=disk.device) for disk in disks],
+        available=there(sda="sda", sdb="sdb"),
+    )
+
+
+def test_one_that_goes_by_a_newer_versions_verb_protects_what_it_says_that_it_captures() -> None:
+    db = sqlite.connect(":memory:")
+    act(db, Verb.PROTECT, 0, SDA)
+    newer = Wish(mark=Mark("newer", 9, "2027-01-15T07:00:00.000000000Z-x"), verb=Verb.OTHER)
+    restored.prepare(db, START_NS + SECOND_NS)
+    inventory.act(db, NAME, Verb.PROTECT, START_NS + 2 * SECOND_NS, disks=(SDA,), known=newer.mark)
+    heard = told(db, protecting(newer, SDA, SDB), 3)
+    assert heard is not None
+    assert [disk.id for disk in heard.disks] == ["sda", "sdb"], "nobody said that it shall go"
+    assert codes(db) == ["US617"]
+
+
+def test_a_disk_for_which_an_act_has_no_room_is_not_said_to_be_kept_and_dropped() -> None:
+    db = sqlite.connect(":memory:")
+    wanted = [WantedDisk(f"/dev/d{n}", f"d{n}") for n in range(inventory.MOST_DISKS)]
+    act(db, Verb.PROTECT, 0, *wanted)
+    report = protecting(None, *wanted[1:], SDA)
+    assert told(db, report, 1) is None
+    assert told(db, report, 100) is None
+    assert codes(db) == ["US617"], "once"
+    act(db, Verb.PROTECT, 101, *wanted[:-1])
+    heard = told(db, report, 102)
+    assert heard is not None
+    assert (len(heard.disks), SDA in heard.disks) == (inventory.MOST_DISKS, True)

@@ -103,10 +103,9 @@ def test_it_is_of_one_storage_account(asked: str, now: str, expected: str) -> No
     assert code(deletion.of_place("web1", replace(ASKED, place=asked), now)) == expected
 
 
-@pytest.mark.parametrize(("noted", "expected"), [("1", ""), ("0", "US631"), ("", "US631"), (None, "US631")])
-def test_only_the_deletion_that_its_container_notes_stands(noted: str | None, expected: str) -> None:
-    metadata = {"machine": "web1", "vault": "v"} | ({"deletion": noted} if noted is not None else {})
-    found = replace(FOUND, metadata=metadata)
+@pytest.mark.parametrize(("noted", "expected"), [("1", ""), ("0", "US631"), ("", "US631")])
+def test_only_the_deletion_that_its_container_notes_stands(noted: str, expected: str) -> None:
+    found = replace(FOUND, metadata={"machine": "web1", "vault": "v"}, noted=noted)
     assert code(deletion.of_storage("web1", replace(ASKED, place="a"), found)) == expected
 
 

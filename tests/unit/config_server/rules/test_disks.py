@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from config_server.rules import disks
 from config_server.rules.disks import Offer
 from config_server.rules.machine import Machine
-from config_server.rules.wishes import without
+from config_server.rules.wishes import same, without
 from shared.api.policies import Policy
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import DiskTooLargeError, RequestError
@@ -305,3 +310,44 @@ def test_one_path_speaks_of_one_disk_also_where_another_was_called_so() -> None:
         ],
     )
     assert Offer.of(swapped).unsaid([WantedDisk("/dev/sda")], ()) == (WantedDisk("/dev/sda", "sda"),)
+
+
+def test_a_report_with_as_many_disks_as_are_let_in_is_looked_through_once() -> None:
+    """It was minutes, in which nobody was answered."""
+    report = AgentReport(
+        disks=[AgentDisk(name=f"d{n}", device=f"/dev/d{n}", sectors=8, mode="ordered") for n in range(5000)],
+        available=[
+            AvailableDisk(device=f"/dev/e{n}", sectors=8, identity=f"wwid:{n}", id=f"e{n}")
+            for n in range(5000)
+        ],
+    )
+    paths = [WantedDisk(f"/dev/x{n}") for n in range(128)]
+    ids = [WantedDisk(f"/dev/y{n}", f"e{n}") for n in range(64)]
+    borne = [WantedDisk(f"/dev/z{n}", identity=f"wwid:{n}") for n in range(64, 128)]
+    wanted = (*paths, *ids, *borne)
+    began_s = time.process_time()
+    offer = Offer.of(report)
+    found = offer.candidates(machine(disks=wanted))
+    assert len(offer.settled(wanted)) == len(wanted)
+    assert time.process_time() - began_s < 5.0
+    assert len(found) == 10_000 + len(paths)
+    assert sum(disk.wanted for disk in found) == len(wanted)
+
+
+WORDS = st.builds(
+    WantedDisk,
+    st.sampled_from(["/dev/a", "/dev/b", "/dev/c"]),
+    st.sampled_from([None, "x", "y", "z"]),
+    st.sampled_from([None, "p", "q", "r"]),
+)
+
+
+@settings(deadline=None)
+@given(WORDS, st.lists(WORDS, max_size=6))
+def test_of_all_that_an_agent_names_the_same_is_found_as_by_looking_at_each(
+    disk: WantedDisk, named: list[WantedDisk]
+) -> None:
+    there = {one.id or one.device: one for one in reversed(named)}
+    by_id = disk.id if disk.id in there else None
+    each = by_id or next((key for key, one in there.items() if same(disk, one)), "")
+    assert disks._Named.of(there).place(disk) == each

@@ -126,6 +126,53 @@ def test_a_machine_that_is_to_stop_is_no_warning_while_its_agent_can_be_told() -
     assert World().show(ended).cause == "its protection was ended"
 
 
+def test_a_machine_that_is_not_protected_any_more_owes_no_rpo_and_misses_no_session() -> None:
+    wish = Wish(mark=Mark("x", 2, "act"), verb=Verb.STOP)
+    ended = machine(protected=False, ended=True, wish=wish, wish_ns=NOW)
+    stopped = AgentReport(state="unprotected", connected=False, wish=wish)
+    served = StreamReport(epoch=1, spooled=7, uploaded=7, ordered_captured_ns=NOW)
+    world = World().says("agent", "web1", stopped)
+    world.says("process-server", "ps1", ProcessServerReport(machines={"web1": served}))
+    world.later(3)
+    shown = world.show(ended)
+    assert (shown.health, shown.errors, shown.rpo_s) == (Health.NORMAL, [], None)
+    capture, stream, upload, _ = shown.hops
+    assert (capture.state, capture.detail) == ("ok", "not protected: nothing is captured")
+    assert (stream.state, stream.detail) == ("ok", "not protected: nothing is sent")
+    assert "7 uploaded" in upload.detail, "what is on its way to storage is still of interest"
+    world.later(3600)
+    long_gone = world.show(ended)
+    assert (long_gone.health, long_gone.hops[0].state, long_gone.hops[1].state) == (
+        Health.NORMAL, "unknown", "unknown",
+    )  # fmt: skip
+    captures = AgentReport(state="ordered", disks=[AgentDisk(name="sda", mode="ordered")])
+    captures.uploaded_captured_ns = NOW
+    assert World().says("agent", "web1", captures).show(ended).rpo_s == 0, "it replicates all the same"
+
+
+def test_behind_a_new_epoch_figures_of_the_one_before_say_so() -> None:
+    """Batches are counted anew: those of two epochs side by side look like a fault."""
+    captures = AgentReport(state="resync", connected=True, disks=[AgentDisk(name="sda", mode="ordered")])
+
+    def shown(agent: int, stream: int, apply: int) -> tuple[int, list[str]]:
+        world = World().says("agent", "web1", msgspec.structs.replace(captures, epoch=agent))
+        served = StreamReport(epoch=stream, connected=True, spooled=30, uploaded=28)
+        world.says("process-server", "ps1", ProcessServerReport(machines={"web1": served}))
+        followed = ApplyReport(state="following", epoch=apply, applied=20, lag_s=3)
+        world.says("master-target", "mt1", MasterTargetReport(machines={"web1": followed}))
+        view = world.show()
+        return view.epoch, [hop.detail for hop in view.hops if hop.name in ("upload", "apply")]
+
+    upload, apply = "batch 30 spooled, 28 uploaded, 0 MiB pending", "batch 20 applied"
+    assert shown(1, 1, 1) == (1, [upload, f"{apply}, 8 batches behind, 3 s"])
+    before = [f"epoch 1: {upload}", f"epoch 1: {apply}, 8 batches behind, 3 s"]
+    assert shown(0, 1, 1) == (0, before), "the new one has no number yet"
+    assert shown(2, 1, 1) == (2, before), "its process server has not reported of it"
+    assert shown(2, 2, 1) == (2, [upload, f"epoch 1: {apply}, 28 batches of epoch 2 behind, 3 s"])
+    stopped = AgentReport(state="unprotected", connected=False)
+    assert World().says("agent", "web1", stopped).show().epoch == 0
+
+
 def test_a_machine_whose_agent_never_reported_is_not_connected() -> None:
     shown = World().show()
     assert (shown.state, shown.rpo_s, shown.last_seen_s) == ("not-connected", None, None)

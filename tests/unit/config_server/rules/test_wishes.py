@@ -100,6 +100,16 @@ def test_of_two_acts_with_one_number_what_protects_more_holds_and_both_are_named
     assert judged(more, ended) == Tell(more, "two acts bear the number 4")
 
 
+def test_where_numbers_cannot_rise_any_more_the_later_act_by_the_clock_holds() -> None:
+    """Its agent said the last one."""
+    last = 1 << 53
+    earlier, later = wish("third", last, "sda", at_s=8), stop("third", last, 9)
+    assert judged(later, earlier) == Tell(later)
+    assert judged(earlier, later) == Adopt(later)
+    earlier, later = wish("third", 7, "sda", at_s=8), stop("third", 7, 9)
+    assert judged(later, earlier) == Adopt(earlier, "two acts bear the number 7"), "in doubt"
+
+
 def test_in_doubt_no_disk_is_dropped_where_neither_protects_all() -> None:
     here = wish("third", 4, "sda")
     there = msgspec.structs.replace(wish("third", 4, "sdb"), mark=Mark("third", 4, "another"))
@@ -156,9 +166,9 @@ def test_who_was_named_by_a_path_gets_the_id_under_which_his_agent_bound_that_pa
 
 def test_each_act_has_a_higher_number_and_a_later_time_than_all_that_was_known_of_the_machine() -> None:
     first = next_mark("one", [], NOW)
-    assert (first.incarnation, first.number, made_ns(first)) == ("one", 1, NOW)
+    assert (first.incarnation, first.number, made_ns(first.act)) == ("one", 1, NOW)
     second = next_mark("two", [first, Mark("other", 7, "a word")], NOW - 10**12)
-    assert (second.number, made_ns(second)) == (8, NOW + 1)
+    assert (second.number, made_ns(second.act)) == (8, NOW + 1)
     assert next_mark("one", [], NOW).act != first.act
 
 
@@ -175,7 +185,7 @@ def test_no_mark_that_an_agent_can_say_makes_the_next_one_impossible() -> None:
 def test_a_word_that_is_no_time_is_no_witness_and_hinders_no_judgement(word: str) -> None:
     told = msgspec.structs.replace(wish("never had", 1), mark=Mark("never had", 1, word))
     own = wish("third", 1, "sda", at_s=0)
-    assert made_ns(told.mark) is None
+    assert made_ns(told.mark.act) is None
     assert judged(own, told) == Tell(own)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -74,3 +75,23 @@ def test_keys_that_a_killed_start_left_in_the_data_folder_go_with_the_next(tmp_p
         (tmp_path / name).write_text("x")
     remove_new(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"ca.key", DATABASE_FILE, ".ca.key.mine"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away takes root")
+async def test_a_vault_file_that_root_put_back_is_given_to_the_daemon_s_user(tmp_path: Path) -> None:
+    file = tmp_path / "etc/vault.json"
+    file.parent.mkdir()
+    FileVault.create(file)
+    shutil.chown(file.parent, "nobody")
+    before = file.read_bytes()
+
+    async def looked(*, dry_run: bool = False) -> Done:
+        [done] = await carry_out([Vault(file, tmp_path, "nobody")], lambda _: None, dry_run=dry_run)
+        return done
+
+    done = await looked(dry_run=True)
+    assert (done.outcome, "nobody cannot read it" in done.detail) == (Outcome.WOULD_MEND, True)
+    done = await looked()
+    assert (done.outcome, done.action) == (Outcome.MENDED, ""), "nobody else could read it"
+    assert (file.owner(), file.stat().st_mode & 0o777, file.read_bytes()) == ("nobody", 0o600, before)
+    assert (await looked()).outcome is Outcome.KEPT

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from config_server.setup import recovery
 from config_server.setup.recovery import NOTE, RecoveryKey, noted
 from shared import durable, vault
 from shared.errors import ConfigError, RecoveryFileThereError, StateFileError, UsageError
@@ -46,6 +47,31 @@ async def test_once_it_was_put_somewhere_no_other_is_made_wherever_it_is_by_now(
     for wanted in (second, None):
         assert (await put(vault_file, wanted)).outcome is Outcome.KEPT
     assert not second.exists()
+
+
+async def test_a_copy_of_a_run_that_was_killed_is_named_until_it_is_gone(
+    vault_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    with monkeypatch.context() as killed:
+        killed.setattr(recovery, "_closed", lambda _: pytest.exit("killed"))
+        with pytest.raises(pytest.exit.Exception):
+            await put(vault_file, first)
+    assert content(first) == content(vault_file)
+    with pytest.raises(UsageError, match="a run that was killed had begun to put it into"):
+        await put(vault_file, None)
+    assert str(first) in (await put(vault_file, second)).detail
+    second.unlink()
+    told = await put(vault_file, None)
+    assert (told.outcome, str(first) in told.detail) == (Outcome.WARNING, True)
+    first.unlink()
+    assert (await put(vault_file, None)).outcome is Outcome.KEPT
+
+
+async def test_a_place_that_is_not_needed_is_named(vault_file: Path, tmp_path: Path) -> None:
+    await put(vault_file, tmp_path / "first")
+    told = await put(vault_file, tmp_path / "second")
+    assert f"{tmp_path / 'second'} was not made" in told.detail
 
 
 async def test_when_the_vault_has_got_a_key_since_another_place_is_asked_for(

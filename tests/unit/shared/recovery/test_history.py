@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from shared.errors import LogGapError
@@ -12,7 +13,8 @@ from shared.recovery.history import History
 from shared.recovery.plan import base_candidates, replay_steps
 from shared.recovery.points import PointDoc, logged_point
 from shared.recovery.position import Position
-from tests.epoch_ids import CLAIM
+from shared.vocabulary import INITIAL_REPLICATION
+from tests.epoch_ids import CLAIM, epoch_info
 
 
 def entry(
@@ -84,6 +86,35 @@ def test_gaps_name_their_borders_and_their_cause() -> None:
         (P(1, 15), P(2, 5), "first replication of 2"),
     ]
     assert (found[2].since_ns, found[2].until_ns) == (150, 60)
+
+
+@pytest.mark.parametrize(
+    ("boots", "says"),
+    [
+        (("k1/1", "k1/2"), "as after `machine unprotect`; then all"),
+        (("k1/1", "k2/1"), "the machine was booted, or was not protected; then all"),
+        (("", ""), "the machine was booted, or was not protected; then all"),
+    ],
+)
+def test_a_time_in_which_nothing_was_captured_is_no_initial_replication(
+    boots: tuple[str, str], says: str
+) -> None:
+    """Its agent, whose capture is new, says of each such copy that it is the first."""
+    log = [
+        (1, entry(1, 5, ((4, 5),), cause=INITIAL_REPLICATION)),
+        (2, entry(1, 6, ((5, 6),), cause=INITIAL_REPLICATION)),
+    ]
+    epochs = [
+        msgspec.structs.replace(epoch_info(number=number), reason=INITIAL_REPLICATION, boot=boot)
+        for number, boot in enumerate(boots, 1)
+    ]
+    first, second = history.gaps(log, history.reasons(epochs), {})
+    assert (first.until, first.cause) == (P(1, 4), INITIAL_REPLICATION)
+    assert (second.after, second.until) == (P(1, 5), P(2, 5))
+    assert second.cause.startswith("nothing was captured for a time")
+    assert says in second.cause
+    third = msgspec.structs.replace(epochs[1], epoch=3, reason="the ring was full")
+    assert history.reasons([*epochs, third])[3] == "the ring was full"
 
 
 def test_a_gap_that_lasts_has_no_end() -> None:

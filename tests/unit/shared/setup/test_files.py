@@ -77,6 +77,29 @@ async def test_a_folder_that_a_killed_run_did_not_give_away_is_given_and_one_wit
         await done(Folder(folder, 0o700, "nobody"))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving folders away takes root")
+async def test_a_folder_that_root_has_restored_is_given_with_all_that_is_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    restored = Folder(folder, 0o700, "nobody", is_restored=True)
+    (folder / "replaced").mkdir(parents=True)
+    folder.chmod(0o700)
+    files = [folder / "state.db", folder / "replaced/state.db"]
+    for file in files:
+        file.touch()
+    assert (await done(restored, dry_run=True))[0] is Outcome.WOULD_CREATE
+    os.chown(files[0], pwd.getpwnam("nobody").pw_uid, -1)  # a run was killed here
+    assert (await done(restored))[0] is Outcome.CREATED
+    assert {path.owner() for path in (folder, folder / "replaced", *files)} == {"nobody"}
+    assert (await done(restored))[0] is Outcome.KEPT
+    # Others could enter it; not all of it was put there by root.
+    for uid, mode in ((0, 0o755), (12345, 0o700)):
+        os.chown(folder, 0, 0)
+        folder.chmod(mode)
+        os.chown(files[0], uid, 0)
+        with pytest.raises(StateFileError, match="belongs to root, and not to nobody"):
+            await done(restored)
+
+
 async def test_a_given_file_is_made_once_and_another_one_stays(tmp_path: Path) -> None:
     file = tmp_path / "a/key"
     step = GivenFile("key", file, b"secret\n", 0o600, "a key", "do this")

@@ -143,7 +143,7 @@ def test_whoever_has_a_folder_open_keeps_no_set_up_from_its_work(tmp_path: Path)
 
 def test_locks_lie_in_a_folder_of_this_user_s_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "locks"
-    monkeypatch.setattr(hosts, "_ROOTS_LOCKS", place)
+    monkeypatch.setattr(hosts, "ROOTS_LOCKS", place)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     if os.getuid():
         pytest.skip("only root makes root's folders")

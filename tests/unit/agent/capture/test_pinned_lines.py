@@ -1,0 +1,88 @@
+"""Of what the file says of a disk and of what is pinned with its capture the later counts, whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from msgspec import structs
+
+from agent.capture.binding import Identity, Pinned, Standing
+from agent.capture.bindings import Bound, Seen, all_known
+from agent.capture.pinned_lines import PinnedTo, as_pinned, line_pinned, numbered, with_pins
+from shared.desired import WantedDisk
+
+SEEN = Seen("this", 16, 5)
+BOUND = Bound("sdb", "/dev/x", "gpt:1", "/dev/sdb", SEEN)
+
+
+def standing(*identities: str) -> Standing:
+    """What stands at /dev/sdb."""
+    borne = tuple(Identity.parse(text) for text in (*identities, "name:sdb, 8 sectors"))
+    return Standing(path="/dev/sdb", name="sdb", dev=16, diskseq=5, sectors=8, identities=borne)
+
+
+def test_what_the_file_does_not_say_of_captured_disks_the_pins_do() -> None:
+    pin = PinnedTo((16, 5), "/dev/sdb", structs.replace(BOUND, number=2))
+    assert with_pins([], {"sdb": pin}, "this") == [pin.line]
+    elsewhere = structs.replace(BOUND, last="/dev/sdc", seen=Seen("this", 32, 4), number=1)
+    assert with_pins([elsewhere], {"sdb": pin}, "this") == [pin.line], "where it stands now was not written"
+    before = structs.replace(BOUND, seen=Seen("before", 16, 5), number=9)
+    assert with_pins([before], {"sdb": pin}, "this") == [pin.line], "another lineage: the file was put back"
+    renamed = structs.replace(BOUND, id="root", number=3)
+    newer = structs.replace(elsewhere, number=3)
+    for lines in ([structs.replace(BOUND, number=2)], [renamed], [newer, renamed], [newer]):
+        assert with_pins(lines, {"sdb": pin}, "this") == lines, "the file is newer"
+    taken = structs.replace(renamed, number=1)
+    assert with_pins([taken], {"sdb": pin}, "this") == [structs.replace(taken, seen=None), pin.line]
+    assert with_pins([], {"sdb": pin._replace(which=(16, 0))}, "this") == [], "before Linux 5.15"
+
+
+def test_of_a_pin_without_a_line_it_is_not_known_by_what_its_disk_is_bound_and_nothing_is_written_of_that() -> (
+    None
+):
+    """An older agent pinned the id alone."""
+    pin = PinnedTo((16, 5), "/dev/sdb")
+    [made] = with_pins([], {"sdb": pin}, "this")
+    assert made == Bound("sdb", "/dev/sdb", "", "/dev/sdb", SEEN)
+    assert numbered([made], [made]) == []
+    before = structs.replace(BOUND, seen=Seen("before", 16, 5))
+    assert with_pins([before], {"sdb": pin}, "this") == [BOUND]
+    for wanted in (WantedDisk("/dev/sdb"), WantedDisk("/dev/x", "sdb"), WantedDisk("/dev/x", "sdb", "gpt:A")):
+        there = {wanted.device: standing("gpt:1")}
+        [known] = all_known([wanted], [made], there, "this", {(16, 5)})
+        assert (known.id, known.noted, known.is_new) == ("sdb", (16, 5), False)
+
+
+def test_a_line_that_an_older_agent_wrote_behind_the_pins_is_later_and_stays_so() -> None:
+    pin = PinnedTo((16, 5), "/dev/sdb", structs.replace(BOUND, number=7))
+    for line in (structs.replace(BOUND, seen=Seen("this", 32, 6)), structs.replace(BOUND, id="root")):
+        [found] = with_pins([line], {"sdb": pin}, "this")
+        assert found == structs.replace(line, number=8)
+        assert with_pins([found], {"sdb": pin}, "this") == [found]
+
+
+def test_a_line_that_changes_gets_a_number_above_all() -> None:
+    one, other = structs.replace(BOUND, number=4), Bound("sdc", "/dev/y", "gpt:2", number=6)
+    moved = structs.replace(one, last="/dev/sdz")
+    assert [line.number for line in numbered([moved, other], [one, other])] == [7, 6]
+    assert [line.number for line in numbered([structs.replace(one, number=0)], [])] == [1]
+
+
+@pytest.mark.parametrize(
+    "bytes_",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b'{"id":"../x","device":"/dev/x","identity":"gpt:1"}',
+        b'{"id":"sdb","device":"/dev/x","identity":"nothing"}',
+    ],
+)
+def test_a_pinned_line_is_checked_as_that_of_a_file(bytes_: bytes) -> None:
+    pin = Pinned(slot=0, dev=16, diskseq=5, sectors=8, id="sdb", note=as_pinned(BOUND))
+    assert line_pinned(pin, "this") == BOUND
+    assert line_pinned(replace(pin, note=bytes_), "this") is None
+    for of_another in (replace(pin, id="sdc"), replace(pin, diskseq=6), replace(pin, dev=32)):
+        assert line_pinned(of_another, "this") is None
+    assert line_pinned(pin, "another boot") is None
