@@ -15,6 +15,9 @@ class JobState(enum.StrEnum):
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    """Somebody said so, and what had been done was undone."""
+    ABANDONED = "abandoned"
+    """What it left is somebody's who said so."""
 
 
 class JobProgress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.errors.base import UnhealthyError
+from shared.errors.base import UnderstudyError, UnhealthyError
 
 
 class DaemonError(UnhealthyError):
@@ -316,6 +316,13 @@ class JobGivenUpError(RestoreError):
     code = "US553"
     default_cause = "the command that ran it has said nothing for two minutes"
     default_action = "Run the same command again: it continues where the other stopped."
+
+
+class LostJobError(UnderstudyError):
+    """Another config server has the job now: this one's lease ended while it stood still. Nothing is to be done."""
+
+    code = "US599"
+    default_cause = "its lease ended, and another one took it"
 
 
 class StorageUnfitError(UnhealthyError):

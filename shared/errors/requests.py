@@ -122,6 +122,13 @@ class JobNotFoundError(NotFoundError):
     code = "US202"
 
 
+class LaneTakenError(RequestError):
+    """Another job is under way that this one would get into the way of."""
+
+    code = "US133"
+    default_action = "Wait for it (understudy job watch ID), or cancel it (understudy job cancel ID)."
+
+
 class CommandNotFoundError(NotFoundError):
     code = "US203"
 
