@@ -27,6 +27,8 @@ lint:
 # What is written from the code; a test compares.
 docs: setup
 	$(PY) -m deploy.configurations docs/configuration.md
+	$(PY) -m shared.api.openapi docs/openapi.json
+	$(PY) -m shared.api.page docs/api.md
 
 wheel: setup
 	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build .

@@ -124,9 +124,7 @@ class WishFile:
         no copy of the folder brings along; so if the file is this machine's, it was written here, and has learnt what tells it from others
         since."""
         try:
-            document = decoding.decode(self.path.read_bytes(), type=_Document)
-            if document.v != _VERSION:
-                raise ValueError(f"its format is {document.v}")
+            document = _read(self.path)
             is_ours = (document.machine, document.identity) == self._whose
             if not is_ours and not (goes_on and document.machine == self._whose[0]):
                 self._set_aside(document)
@@ -277,6 +275,25 @@ class WishFile:
         return True
 
 
+def _read(path: Path) -> _Document:
+    """Blocks. Raises OSError, UNDECODABLE."""
+    document = decoding.decode(path.read_bytes(), type=_Document)
+    if document.v != _VERSION:
+        raise ValueError(f"its format is {document.v}")
+    return document
+
+
+def told(state_dir: Path, machine: str, identity: str) -> Verb | None:
+    """What is wanted of the machine, as its agent was told last; None: nobody has said anything, or it cannot be read, which its agent
+    says. For others than the agent: nothing is changed. Blocks."""
+    try:
+        document = _read(state_dir / NAME)
+    except (OSError, *UNDECODABLE):
+        return None
+    is_ours = (document.machine, document.identity) == (machine, identity)
+    return document.wish.verb if is_ours and document.wish is not None else None
+
+
 def _in_words(machine: str, identity: str) -> str:
     return f"{machine or 'a machine without a name'} on {identity or 'hardware without an identity'}"
 
@@ -297,14 +314,16 @@ def check(wish: Wish) -> None:
 
 
 def applied(config: AgentConfig, goal: Goal, disks: tuple[WantedDisk, ...], interval_s: float) -> AgentConfig:
-    """The configuration as a goal makes it. `disks`: the goal's, or those that are captured. An id that the configuration does not say was
-    given by an agent."""
-    own = {disk.id for disk in config.disk}
+    """The configuration as a goal makes it. `disks`: the goal's, or those that are captured. Which disk an id of the configuration is, that
+    says, unless the goal says more than a path; an id that it does not say was given by an agent."""
+    own = {disk.id: disk for disk in config.disk if disk.id}
     return msgspec.structs.replace(
         config,
         disks=[],
         disk=[
-            (ProtectedDisk if disk.id in {None, *own} or disk.identity else NotedDisk)(
+            own[disk.id]
+            if disk.id in own and not disk.identity
+            else (ProtectedDisk if disk.id is None or disk.identity else NotedDisk)(
                 disk.device, disk.id, disk.identity
             )
             for disk in disks

@@ -50,7 +50,7 @@ class Agent:
         """For disks that are protected and not captured."""
         self.captured_twice = captured_twice(capture.disks)
         """By id, what people are warned of."""
-        self.state = AgentState(capture.state)
+        self.state = AgentState(capture.state, capture.server)
         self.catchup = CatchUp(
             [disk.sectors for disk in capture.disks], [capture.todo(i) for i in range(len(capture.disks))]
         )
@@ -63,9 +63,7 @@ class Agent:
             self.stream,
             self.state,
             self._hello,
-            ProcessServers(
-                config.addresses, time.monotonic(), former or self.state.last_server(config.addresses)
-            ),
+            self._servers(former),
             config.tls,
             self.continuity.end_epoch,
             config.control_address,
@@ -77,6 +75,11 @@ class Agent:
         self._id = secrets.token_hex(8)
         self._point_interval_s = config.point_interval_s
         self._other_interval = asyncio.Event()
+
+    def _servers(self, former: Address | None) -> ProcessServers:
+        named, last = self.config.addresses, self.state.last_server(self.config.addresses)
+        left = last if last not in named and self.state.is_freed_too_early else None
+        return ProcessServers(named, time.monotonic(), former or last, left)
 
     def _hello(self) -> Hello:
         epoch, claim = self.state.epoch

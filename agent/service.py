@@ -7,7 +7,6 @@ is fitted to it; one that stops protection detaches capture, and the agent waits
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,10 +15,10 @@ from agent.attachment import Kept, running
 from agent.capture import pins
 from agent.capture.attach import check_machine
 from agent.capture.available import Available
-from agent.capture.bindings import BindingsFile, Bound
+from agent.capture.bindings import BindingsFile
 from agent.capture.look import as_captured
 from agent.capture.watch import RETRY_S
-from agent.config import AgentConfig, address_of
+from agent.config import AgentConfig
 from agent.desired import Goal, WishFile, applied
 from agent.idle import FAILED, NOTHING_NAMED, STOPPED, Idle
 from agent.idle import serve as serve_idle
@@ -31,20 +30,17 @@ from shared import crashpoints, durable, identity, logging, mounts, protected
 from shared.control_client import ControlClient
 from shared.desired import WantedDisk
 from shared.errors import (
-    BindingDamagedError,
     DetachError,
     DeviceError,
     HostNoteError,
     NoThreadError,
     NoUsableDiskError,
-    StateFileError,
     UnderstudyError,
 )
 from shared.service import notify, watchdog_interval_s
 from shared.status import BoundDisk, Problem
 from shared.threads import in_thread
 from shared.vocabulary import Role, Severity
-from shared.waiting import first_of
 
 _log = logging.get()
 
@@ -125,8 +121,8 @@ async def _go_by(
             if error is not exc:
                 _log.error("capture could not be fitted to what is wanted: this is a bug", exc_info=exc)
             problem = Problem(**error.as_dict(), severity=Severity.CRITICAL)
-            lines = await in_thread(_lines, config, kept)
-            idle = Idle(str(error), FAILED, (problem,), tuple(to_protect(disks, lines)))
+            bound = await _to_protect(wishes, config, kept)
+            idle = Idle(str(error), FAILED, (problem,), tuple(bound or ()))
             until_s = RETRY_S
     else:
         idle = Idle(str(wishes.damage) if wishes.damage else NOTHING_NAMED)
@@ -154,26 +150,21 @@ def _disks(goal: Goal, config: AgentConfig, kept: Kept, is_unknown: bool) -> tup
 
 
 async def _to_protect(wishes: WishFile, config: AgentConfig, kept: Kept) -> list[BoundDisk] | None:
-    """What an agent that ends is to protect; None: it cannot be found out."""
+    """What an agent that captures nothing is to protect; None: that cannot be found out, nor by which ids it knows it, so nothing is said
+    of it (a path alone would be taken for another disk than its id)."""
     goal = wishes.goal(config)
 
     def found() -> list[BoundDisk]:
         if goal.is_stopped:
             return []
-        return to_protect(_disks(goal, config, kept, wishes.damage is not None), _lines(config, kept))
+        lines = (kept.file or BindingsFile(config.state_dir)).read() or []
+        return to_protect(_disks(goal, config, kept, wishes.damage is not None), lines)
 
     try:
         return await in_thread(found)
     except (UnderstudyError, OSError) as exc:
-        _log.warning("which disks are to be protected is not known: no wish is heard", cause=str(exc))
+        _log.warning("which disks are to be protected is not known, and not told", cause=str(exc))
         return None
-
-
-def _lines(config: AgentConfig, kept: Kept) -> list[Bound]:
-    """As far as they can be read: whoever cannot go on without them says so."""
-    with contextlib.suppress(BindingDamagedError, StateFileError):
-        return (kept.file or BindingsFile(config.state_dir)).read() or []
-    return []
 
 
 def _not_fitted(exc: Exception) -> NoUsableDiskError:
@@ -258,21 +249,14 @@ def _known(exc: Exception) -> list[UnderstudyError]:
 
 
 async def _follow(wanted: _Wanted, agent: Agent, over: asyncio.Event) -> None:
-    """Settings take effect within the session; when another goal holds it is over."""
+    """Settings take effect within the session; when another goal holds it is over. (Who has the stream may have it in the next one, too:
+    `servers`.)"""
 
     def is_another() -> bool:
         agent.point_every(wanted.wishes.point_interval_s(wanted.config))
         return wanted.wishes.goal(wanted.config) != wanted.goal
 
     await wanted.wishes.until(is_another)
-
-    def may_go_at_once() -> bool:
-        goal = wanted.wishes.goal(wanted.config)
-        return goal.is_stopped or agent.sender.address in [address_of(server) for server in goal.servers]
-
-    # The others never had the stream. Whoever wants it to stop meanwhile, or to go on as it did, is not kept waiting.
-    if not may_go_at_once():
-        await first_of(agent.sender.leave(), wanted.wishes.until(may_go_at_once))
     _log.info("something else is wanted: the session ends")
     over.set()
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from agent import preflight
+from agent import desired, preflight
 from agent.config import AgentConfig
+from agent.machine_identity import identity_of
 from deploy.systemd import host_files
+from shared.desired import Verb
 from shared.errors import UsageError
+from shared.service import load_config
 from shared.setup.checks import Check, PortReached
 from shared.setup.command import Answers, parser, run
 from shared.setup.files import known
@@ -65,11 +68,17 @@ def main(argv: Sequence[str]) -> int:
         help="what tells this machine from copies of it, where it has no SMBIOS of its own (a container)",
     )
     options = made.parse_args(argv)
-    return run(Role.AGENT, options, lambda _show: _begin(options), lambda: _after(options))
+    return run(
+        Role.AGENT, options, lambda _show: _begin(options), lambda _done: _after(_host(options).config)
+    )
+
+
+def _host(options: argparse.Namespace) -> Host:
+    return Host.of(Role.AGENT, host_files(), options)
 
 
 def _begin(options: argparse.Namespace) -> Iterable[Step]:
-    host = Host.of(Role.AGENT, host_files(), options)
+    host = _host(options)
     there = known(host.config, AgentConfig)
     answers = Answers(there)
     process_server = answers.value(
@@ -122,5 +131,22 @@ def _address(text: str) -> tuple[str, int]:
     return found["address"] or found["host"], int(found["port"] or _PORT)
 
 
-def _after(options: argparse.Namespace) -> Sequence[str]:
-    return () if options.dry_run else ("Next, on the config server: understudy machine protect NAME",)
+def _after(file: Path) -> Sequence[str]:
+    """What is left to do, by what its agent was told last. `file`: its configuration. Raises ConfigError."""
+    config = load_config(file, AgentConfig)
+    name = config.machine
+    match desired.told(config.state_dir, name, identity_of(config.identity)):
+        case None:
+            return (f"Next, on the config server: understudy machine protect {name}",)
+        case Verb.PROTECT:
+            return (
+                f"{name} is to be protected already: nothing has to be said on the config server. There, how it does: understudy machine"
+                f" show {name}",
+            )
+        case Verb.STOP:
+            return (
+                f"{name} is not protected: somebody has ended that. To begin again, on the config server: understudy machine protect"
+                f" {name}",
+            )
+        case Verb.OTHER:
+            return (f"On the config server, how it does: understudy machine show {name}",)

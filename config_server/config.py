@@ -38,7 +38,8 @@ class ConfigServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     restore."""
     vault_file: Path | None = None
     """The file with the keys that wrap every machine's data key. Without it no daemon gets a key. Keep a copy where no server is: without
-    it nothing in storage can be read."""
+    it nothing in storage can be read. Whoever moves it moves the note beside it, too (`….ca`): by that a server whose data folder is gone
+    knows that it is, and does not begin anew."""
     grant_hours: Annotated[float, msgspec.Meta(gt=0, le=168)] = 8.0
     """How long whoever restores a machine may read its container. A restore that takes longer asks again."""
     certificate_days: Annotated[float, msgspec.Meta(gt=0, le=825)] = 30.0

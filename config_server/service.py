@@ -18,6 +18,7 @@ from config_server.identity import ca_note
 from config_server.identity.ca import CertificateAuthority
 from config_server.identity.own_certificate import OwnCertificate
 from config_server.operations import keys
+from config_server.operations.call import Operator
 from config_server.operations.control import Control
 from config_server.operations.deleting import Deleting
 from config_server.operations.deletion_sweep import PASS_S, DeletionSweep
@@ -47,6 +48,7 @@ from config_server.web.listener import Listener
 from config_server.web.routes import Handlers
 from shared import durable, logging, service
 from shared.api.events import EventView
+from shared.api.permissions import ALL
 from shared.api.points import PointView
 from shared.errors import (
     ConfigError,
@@ -133,6 +135,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
         vault = None if file is None else await _recorded(file, storage, control)
         listener = Listener.open(config.listen, config.port, own.context)
         protecting = Protecting(control, sides)
+        deletions = DeletionSweep(control, sides, revoking)
         handlers = Handlers(
             identity=known,
             revoking=revoking,
@@ -167,7 +170,8 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
                 _Part("serving", _ask_whose(control, stop)),
                 _Part("revocations", _make_up_for_revocations(control, revoking)),
                 _Part("grants", _sweep_grants(control, granting, stop)),
-                _Part("deletions", _sweep_deletions(control, DeletionSweep(control, sides, revoking), stop)),
+                _Part("deletions", _sweep_deletions(control, deletions, stop)),
+                _Part("delays of deletions", _count_deletions(control, deletions, stop)),
             )
             async with asyncio.TaskGroup() as tasks:
                 begun = [(part, tasks.create_task(part.work, name=part.name)) for part in parts]
@@ -189,8 +193,13 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
 def _application(
     control: Control, handlers: Handlers, config: ConfigServerConfig, listener: Listener
 ) -> web.Application:
+
+    async def operator_of(token: str) -> Operator | None:
+        name = await control.db.run(lambda db: tokens.operator_of(db, token))
+        return None if name is None else Operator(name, ALL)
+
     binder = Binder(
-        lambda token: control.db.run(lambda db: tokens.operator_of(db, token)),
+        operator_of,
         lambda *certificate: control.revoked.covers(*certificate),
         listener.asked,
     )
@@ -311,6 +320,12 @@ async def _sweep_deletions(control: Control, deletions: DeletionSweep, stop: asy
     """It waits for storage, so it is apart."""
     while not stop.is_set():
         await _part(control, "deletions", deletions.sweep())
+        await wait_for(stop, PASS_S)
+
+
+async def _count_deletions(control: Control, deletions: DeletionSweep, stop: asyncio.Event) -> None:
+    while not stop.is_set():
+        await _part(control, "delays of deletions", deletions.count())
         await wait_for(stop, PASS_S)
 
 

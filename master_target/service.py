@@ -2,15 +2,24 @@
 
 A name that the registry gives to another container (shared/machine_storage.py) is another machine: the work on the old one ends, and
 begins anew on that.
+
+A machine whose container is gone was deleted, or storage forgot it, as behind a failover of the account, which somebody has to see. Storage
+cannot tell which of the two it is, and the config server does: its answer to a report says which of the containers in it were deleted
+with their machines (config_server/operations/deleted.py). The work on such a one ends, and it is told no more, when this daemon's own
+storage has neither the container nor its entry. While either is there, or storage does not answer, or nobody says anything (an older
+config server, or none), all stays as it is. Nothing of it is kept: a master target that was off meanwhile finds no such machine in
+storage. Disk images are never deleted here: they may be the last copy there is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Collection, Coroutine, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from master_target.config import MasterTargetConfig
 from master_target.machine import Machine, Settings
@@ -19,7 +28,7 @@ from master_target.targets.image_file import ImageTarget
 from master_target.targets.page_blob import PageBlobTarget
 from shared import identity, logging, memory, mounts, remote_vault
 from shared.api.commands import Command
-from shared.blob import BlobStore
+from shared.blob import BlobStore, Retry
 from shared.control_client import ControlClient
 from shared.errors import IntegrityError, MachineNotFoundError, StorageError, UnderstudyError, UsageError
 from shared.machine_storage import MachineStorage
@@ -33,6 +42,8 @@ from shared.waiting import wait_for
 _log = logging.get()
 
 _DISCOVER_S: Final = 5.0
+_BRIEFLY: Final = Retry(deadline_s=3.0)
+"""Others wait for it, and it is asked again soon."""
 _STATUS_S: Final = 2.0
 _GRACE_S: Final = 5.0
 """So long an interval that is being applied may go on after SIGTERM. What is cut off is applied again by the next start."""
@@ -55,7 +66,10 @@ async def run(config: MasterTargetConfig, stop: asyncio.Event) -> None:
         stages = [partial(service.work, stop), partial(service.tell_manager, stop)]
         if config.control_url and config.tls is not None:
             client = ControlClient(
-                config.control_url, config.tls, on_renewed=partial(remote_vault.renewed, vault)
+                config.control_url,
+                config.tls,
+                on_renewed=partial(remote_vault.renewed, vault),
+                on_deleted=service.tell,
             )
             stack.push_async_callback(client.close)
             stages.append(partial(client.serve, service.report, service.handle, stop))
@@ -83,6 +97,8 @@ class Service:
             retention=config.retention,
         )
         self._machines: dict[str, _Running] = {}
+        self._deleted: Collection[str] = ()
+        """Containers that were deleted with their machines, of those that were reported last."""
         self._failures: list[UnderstudyError] = []
         """Why machines could not be found."""
 
@@ -91,6 +107,7 @@ class Service:
         running = self._machines
         try:
             while not stop.is_set():
+                await self._drop_deleted()
                 for name, store in (await _unless_stopped(self._find(), stop)).items():
                     if name in running and running[name].container != store.container:
                         _log.warning("machine lies elsewhere now", machine=name, container=store.container)
@@ -107,6 +124,25 @@ class Service:
         finally:
             await _ended([found.task for found in running.values()])
 
+    def tell(self, deleted: Collection[str]) -> None:
+        """By the config server, of those that the last report named."""
+        self._deleted = frozenset(deleted)
+
+    async def _drop_deleted(self) -> None:
+        for name, (_, container, task) in list(self._machines.items()):
+            if container not in self._deleted:
+                continue
+            try:
+                if await self._storage.with_retry(_BRIEFLY).has(name, container):
+                    continue
+            except (StorageError, IntegrityError) as exc:
+                _log.info("deleted machine not dropped yet", machine=name, **exc.as_dict())
+                continue
+            _log.warning("machine was deleted", machine=name, container=container)
+            await _ended([task])
+            del self._machines[name]
+            self._storage.forget(name, container)
+
     async def tell_manager(self, stop: asyncio.Event) -> None:
         """Status line and watchdog for the service manager."""
         interval_s = min(_STATUS_S, watchdog_interval_s() or _STATUS_S)
@@ -120,7 +156,10 @@ class Service:
         failed = [Problem(**failure.as_dict()) for failure in self._failures]
         return MasterTargetReport(
             target=self._config.target,
-            machines={name: found.machine.report() for name, found in self._machines.items()},
+            machines={
+                name: msgspec.structs.replace(found.machine.report(), container=found.container)
+                for name, found in self._machines.items()
+            },
             errors=[*failed, *remote_vault.warnings(self._vault)],
         )
 

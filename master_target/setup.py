@@ -11,7 +11,7 @@ from shared.setup.checks import StorageFit
 from shared.setup.command import Answers, Show, parser, run
 from shared.setup.files import known
 from shared.setup.host import Host
-from shared.setup.joining import Joining, add_joining
+from shared.setup.joining import Joining, add_joining, where_it_shows
 from shared.setup.steps import Step
 from shared.setup.storage import Storage, add_storage, storage_of
 from shared.vocabulary import Role
@@ -24,11 +24,20 @@ def main(argv: Sequence[str]) -> int:
     add_joining(made)
     add_storage(made)
     options = made.parse_args(argv)
-    return run(Role.MASTER_TARGET, options, lambda show: _begin(options, show))
+    return run(
+        Role.MASTER_TARGET,
+        options,
+        lambda show: _begin(options, show),
+        lambda _done: where_it_shows(_host(options)),
+    )
+
+
+def _host(options: argparse.Namespace) -> Host:
+    return Host.of(Role.MASTER_TARGET, host_files(), options)
 
 
 def _begin(options: argparse.Namespace, show: Show) -> Iterable[Step]:
-    host = Host.of(Role.MASTER_TARGET, host_files(), options)
+    host = _host(options)
     answers = Answers(known(host.config, MasterTargetConfig))
     joining = Joining(host, options, answers)
     return _steps(host, joining, storage_of(options, answers, host), show)

@@ -12,10 +12,11 @@
     standing     where a machine's log stands, in the words of both
     machine_files  what lies beside a machine's spool for the next start; both rooms keep one
     setup        `python -m process_server setup`: this host becomes part of an installation
+    deletions    machines that were deleted: what is here of them goes
     status       what the process server says of itself
     service      wiring
 
-Imports go downwards only: service → status → reception, spool; the two rooms do not know each other.
+Imports go downwards only: service → deletions, status → reception, spool; the two rooms do not know each other.
 
 Back-pressure runs the other way: storage is slow → the cache fills → credit shrinks to 0 → the agent waits,
 its ring overflows, capture degrades to the bitmap. Nothing is lost, and no workload waits.

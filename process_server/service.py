@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from process_server.config import ProcessServerConfig
+from process_server.deletions import Deletions
 from process_server.machine_files import MachineFiles
 from process_server.reception.admission import Admission
 from process_server.reception.boots import BootFiles
@@ -92,6 +93,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
             )
             receiver = Receiver((config.listen, config.port), context, admission)
             revoked = RevokedFile(config.tls.cert.with_name(REVOKED_FILE), config.tls.ca, receiver.revoke)
+            deletions = Deletions(machines, spool, admission, sides, boots)
             files = (sides.files, boots.files)
             troubles = (*(kind.trouble for kind in files), revoked.trouble)
             board = StatusBoard(admission, spool, storage, CacheLevel(config.credit), vault, troubles)
@@ -103,11 +105,14 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
                     tasks.create_task(receiver.watch(), name="receiver"),
                     tasks.create_task(_store_again(files), name="machine files"),
                     tasks.create_task(_tell_service_manager(board), name="service manager"),
+                    tasks.create_task(deletions.run(), name="deletions"),
                     tasks.create_task(spool.adapt_compression(), name="compression level"),
                 ]
                 notify("READY=1")
                 if config.control_url:
-                    await _serve_control(config, context, admission, board, spool, vault, revoked, stop)
+                    await _serve_control(
+                        config, context, admission, board, spool, vault, revoked, deletions, stop
+                    )
                 await stop.wait()
             finally:
                 for task in (watching, *beside):
@@ -187,6 +192,7 @@ async def _serve_control(
     spool: Spool,
     vault: Vault,
     revoked: RevokedFile,
+    deletions: Deletions,
     stop: asyncio.Event,
 ) -> None:
     """Reports and takes commands until `stop` is set. The renewed certificate is used from the next session
@@ -209,6 +215,7 @@ async def _serve_control(
         config.tls,
         on_renewed=renewed,
         on_revoked=revoked.take,
+        on_deleted=deletions.tell,
     )
     try:
         await control.serve(board.report, handle, stop)

@@ -12,7 +12,7 @@ from shared.setup.checks import PortFree, StorageFit
 from shared.setup.command import Answers, Show, parser, port, run
 from shared.setup.files import known
 from shared.setup.host import Host
-from shared.setup.joining import Joining, add_joining
+from shared.setup.joining import Joining, add_joining, where_it_shows
 from shared.setup.steps import Step
 from shared.setup.storage import Storage, add_storage, storage_of
 from shared.vocabulary import Role
@@ -29,11 +29,20 @@ def main(argv: Sequence[str]) -> int:
         "--port", type=port, metavar="N", help=f"the port on which agents are heard (default: {PORT})"
     )
     options = made.parse_args(argv)
-    return run(Role.PROCESS_SERVER, options, lambda show: _begin(options, show))
+    return run(
+        Role.PROCESS_SERVER,
+        options,
+        lambda show: _begin(options, show),
+        lambda _done: where_it_shows(_host(options)),
+    )
+
+
+def _host(options: argparse.Namespace) -> Host:
+    return Host.of(Role.PROCESS_SERVER, host_files(), options)
 
 
 def _begin(options: argparse.Namespace, show: Show) -> Iterable[Step]:
-    host = Host.of(Role.PROCESS_SERVER, host_files(), options)
+    host = _host(options)
     there = known(host.config, ProcessServerConfig)
     answers = Answers(there)
     joining = Joining(host, options, answers)

@@ -17,7 +17,7 @@ from process_server.spool.spool import MachineLog, Spool
 from process_server.standing import Standing
 from shared import remote_vault
 from shared.errors import NotOpenError, SetAsideError, UnderstudyError, UploadsStoppedError
-from shared.status import Problem, ProcessServerReport, StreamReport
+from shared.status import MAX_CONTAINERS, Problem, ProcessServerReport, StreamReport
 from shared.trouble import Trouble
 from shared.vault import Vault
 from shared.vocabulary import Severity
@@ -126,12 +126,15 @@ class StatusBoard:
     def _own_problems(self) -> list[UnderstudyError]:
         """What touches the process server as a whole."""
         found = [trouble.error for trouble in (self._storage, *self._files) if trouble.error is not None]
+        logs = self._spool.machines.values()
         stopped = [
             (log.pending_b, trouble)
-            for log in self._spool.machines.values()
+            for log in logs
             if (trouble := log.upload_trouble) is not None and log.pending_b
         ]
-        if stopped:
+        # What is told of the server is told of all its machines. The trouble of some is theirs, and told of them, as long as the log of
+        # another goes on. When storage is away, each is in trouble as soon as it is checked, also one with nothing to upload.
+        if stopped and not any(log.upload_trouble is None and _position(log) is not None for log in logs):
             waits_b = sum(pending_b for pending_b, _ in stopped)
             _, first = stopped[0]
             found.append(
@@ -164,6 +167,7 @@ class StatusBoard:
                 position.uploaded,
             )
         report.pending_b = log.pending_b if log is not None else 0
+        report.containers = sorted(log.containers - {""})[:MAX_CONTAINERS] if log is not None else []
         report.rates = {"received_b_s": self._meters.setdefault(name, RateMeter()).look(received_b)}
         report.errors = distinct(problems, name)
         return report

@@ -11,7 +11,7 @@ import contextlib
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,7 +57,8 @@ class ControlClient:
     the certificate's files when it was replaced: for what presents it (shared/tls.py: `present`). What hinders a renewal is in the reports,
     as a warning; in the last ninth of the certificate's life it is critical. `on_revoked` gets the certificates that are not to be
     admitted, with every answer that tells them; `on_desired` what an agent is to do, likewise: should it fail, the answer counts all the
-    same. `machine`: of an agent, the identity and boot that it reports, too.
+    same. `on_deleted` gets, with every answer, which containers that the report named were deleted; it must not raise. `machine`: of an
+    agent, the identity and boot that it reports, too.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class ControlClient:
         on_renewed: Callable[[tls.Chain], None] | None = None,
         on_revoked: Callable[[Revocations], Awaitable[None]] | None = None,
         on_desired: Callable[[Desired], Awaitable[None]] | None = None,
+        on_deleted: Callable[[Collection[str]], None] = lambda _containers: None,
         machine: tuple[str, str] = ("", ""),
     ) -> None:
         self._files = files
@@ -85,6 +87,7 @@ class ControlClient:
         """What was not understood of the last answer."""
         self._on_revoked = on_revoked
         self._on_desired = on_desired
+        self._on_deleted = on_deleted
         self._machine = machine
         self.problem: UnderstudyError | None = None
         """Why the certificate cannot be renewed; None while nothing is wrong with it."""
@@ -126,6 +129,7 @@ class ControlClient:
         self._note_lost(lost)
         if reply.revoked is not None and self._on_revoked is not None:
             await self._on_revoked(reply.revoked)
+        self._on_deleted(reply.deleted)
         if reply.desired is not None:
             await self._tell(reply.desired)
         self._kept = reply.kept

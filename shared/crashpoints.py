@@ -76,6 +76,16 @@ DELETION_POINTS: Final = (
 """The points of a config server that deletes a machine, in its order; a crash test visits each."""
 
 
+FORGET_POINTS: Final = (
+    "forget.beside-gone",
+    "forget.logs-closed",
+    "forget.aside-gone",
+    "forget.epoch-moved",
+    "forget.epoch-gone",
+)
+"""The points of a process server that drops what it has of a machine that was deleted, in its order; a crash test visits each."""
+
+
 def arm(at: str) -> None:
     """Die at `name` or `name:count`."""
     name, _, count = at.partition(":")

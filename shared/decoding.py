@@ -10,7 +10,7 @@ in pyproject.toml). A decoder is whole once it is made: nothing is described lat
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, overload
 
 import msgspec
@@ -75,6 +75,15 @@ def type_info(type: Any) -> inspect.Type:
     """`msgspec.inspect.type_info`, which makes a decoder."""
     _decoder(type)
     return inspect.type_info(type)
+
+
+def schema_components(
+    types: Sequence[Any], ref_template: str
+) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
+    """`msgspec.json.schema_components`: a JSON schema of each type, and the named ones that they refer to."""
+    for type_ in types:
+        _decoder(type_)
+    return msgspec.json.schema_components(types, ref_template=ref_template)
 
 
 def _decoder(type_: Any) -> msgspec.json.Decoder[Any]:

@@ -166,6 +166,12 @@ def move_file(path: Path, target: Path) -> None:
     sync_folder(path.parent)
 
 
+def move_folder(path: Path, target: Path) -> None:
+    """Gives the folder another name beside its own, durably, at once with all that is in it."""
+    path.rename(target)
+    sync_folder(target.parent)
+
+
 def remove_file(path: Path) -> None:
     """Removes it if it is there. Not synced: whoever removes a file can live with its return after a power
     cut.

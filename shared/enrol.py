@@ -37,10 +37,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from shared import api, durable, identity, naming, rest, tls
-from shared.api.certificates import EnrolRequest
+from shared.api.certificates import Certificate, EnrolRequest
 from shared.api.route import Nothing
 from shared.crashpoints import reach
 from shared.errors import (
+    EnrolmentError,
     IdentityFileError,
     OthersFolderError,
     OthersRoleError,
@@ -145,10 +146,13 @@ async def enrol(
         identity.check_folder(files, trusted)
     key, made = _prepare(folder)
     asking = TlsFiles(cert=files.cert, key=key, ca=files.ca)
-    async with rest.RestClient(url, trusting(trusted)) as client:
-        answer = await client.call(
-            api.ENROL, EnrolRequest(token=token.strip(), csr=identity.request_of(asking))
-        )
+    is_beside = key != files.key and made
+    try:
+        answer = await _certified(url, token, asking, trusted)
+    except EnrolmentError:
+        if is_beside:
+            _remove(key)  # nobody has certified it, and that token never will
+        raise
     certificate = identity.checked(asking, answer, trusted)
     if role is not None and not answer.name.startswith(f"{role}:"):
         raise OthersRoleError(
@@ -159,9 +163,8 @@ async def enrol(
         try:
             identity.check_folder(files, trusted, answer.name)
         except OthersFolderError:
-            if key != files.key and made:
-                with contextlib.suppress(OSError):
-                    durable.remove_file(key)  # it is another daemon's key, by now
+            if is_beside:
+                _remove(key)  # it is another daemon's key, by now
             raise
     identity.write(files.ca, identity.pem_of(trusted), mode=0o644)
     identity.write(files.cert, certificate, mode=0o644)
@@ -169,6 +172,28 @@ async def enrol(
     if key != files.key:
         _take_key(key, files.key)
     return files
+
+
+async def was_for_this_key(url: str, token: str, folder: Path) -> bool:
+    """Whether a token that is used was used for the key in `folder`: the config server answers its request again, and no other. (One that
+    is not used would be, so it is asked of those alone that were refused for it.) Raises what `enrol` does."""
+    trusted = await authority(url, parse_token(token))
+    try:
+        await _certified(url, token, identity.files_in(folder), trusted)
+    except EnrolmentError:
+        return False
+    return True
+
+
+async def _certified(url: str, token: str, asking: TlsFiles, trusted: x509.Certificate) -> Certificate:
+    request = EnrolRequest(token=token.strip(), csr=identity.request_of(asking))
+    async with rest.RestClient(url, trusting(trusted)) as client:
+        return await client.call(api.ENROL, request)
+
+
+def _remove(key: Path) -> None:
+    with contextlib.suppress(OSError):
+        durable.remove_file(key)
 
 
 def _proved(pem: str, parts: TokenParts, url: str) -> x509.Certificate:

@@ -140,19 +140,38 @@ class MachineStorage(Retried):
         entry = await self._registered(machine) or await self._described(machine)
         return None if entry is None else self._container(entry.id)
 
-    async def unregister(self, machine: str, container: str) -> None:
-        """Behind the deletion of the machine's container: takes its entry out of the registry, unless that names another one by now. Raises
-        StorageError, IntegrityError; PreconditionError where somebody changes it at that moment.
+    async def unregister(self, machine: str, container: str) -> str:
+        """Behind the deletion of the machine's container: takes its entry out of the registry, unless that names another one by now, which
+        is returned. Raises StorageError, IntegrityError; PreconditionError where somebody changes it at that moment.
         """
-        if self._known.get(machine) == container:
-            del self._known[machine]
-        self._entries.pop(machine, None)
+        self.forget(machine, container)
         with contextlib.suppress(BlobNotFoundError, ContainerMissingError):
             etag = (await self.vault.properties(_name(machine))).etag
             entry = await self._entry(machine)
-            if entry is not None and self._container(entry.id) == container:
-                await self.vault.delete(_name(machine), if_match=etag)
-                _log.info("machine taken out of the registry", machine=machine, container=container)
+            named = "" if entry is None else self._container(entry.id)
+            if named != container:
+                return named
+            await self.vault.delete(_name(machine), if_match=etag)
+            _log.info("machine taken out of the registry", machine=machine, container=container)
+        return ""
+
+    def forget(self, machine: str, container: str) -> None:
+        """Nothing is remembered of it: whoever asks next is told what storage says then."""
+        if self._known.get(machine) == container:
+            del self._known[machine]
+        self._entries.pop(machine, None)
+
+    async def has(self, machine: str, container: str) -> bool:
+        """Whether the container is there, by the account's own list, or the registry names it, so that somebody may bring it back. (One
+        that is disabled, or just being deleted, answers as if it were not there.) Raises StorageError, IntegrityError."""
+        entry = await self._registered(machine)
+        if entry is not None and self._container(entry.id) == container:
+            return True
+        return await self.is_listed(container)
+
+    async def is_listed(self, container: str) -> bool:
+        """Whether the container is there, by the account's own list. Raises StorageError."""
+        return any([name == container async for name, _ in self.vault.list_containers(container)])
 
     async def machines(
         self, *, thorough: bool = False, unreadable: list[IntegrityError] | None = None

@@ -23,14 +23,16 @@ class Lost(NamedTuple):
 
 
 def reply(content: bytes, lost: list[Lost]) -> StatusReply:
-    """An answer to a report. What is not understood of commands and desired state is added to `lost`; of all else one of UNDECODABLE is
-    raised."""
+    """An answer to a report. What is not understood of commands, deletions and desired state is added to `lost`; of all else one of
+    UNDECODABLE is raised."""
     try:
         return decoding.decode(content, type=StatusReply)
     except UNDECODABLE:
         plain = decoding.decode(content, type=dict[str, Any])
     commands, desired = plain.pop("commands", []), plain.pop("desired", None)
+    deleted = plain.pop("deleted", [])
     read = decoding.convert(plain, StatusReply)
+    read.deleted = _part("deleted", deleted, list[str], lost) or []
     for each in _part("commands", commands, list[Any], lost) or []:
         command = _part("commands", each, Command, lost)
         if command is not None:

@@ -99,7 +99,7 @@ class AvailableDisk(msgspec.Struct, kw_only=True):
     id: Word = ""
     """The stable id of the disk that it is, by what its agent has noted; empty: it never was a protected one."""
     links: Annotated[list[Word], _entries] = []
-    """Other paths that lead to it, below /dev/disk and /dev/mapper."""
+    """Other paths that lead to it."""
 
 
 class BoundDisk(msgspec.Struct, kw_only=True):
@@ -154,6 +154,10 @@ class AgentReport(Report, kw_only=True):
     """`captured_ns` of the newest batch that is ordered and uploaded."""
 
 
+MAX_CONTAINERS: Final = 100
+"""Of one name: lives of machines that bore it. More are named when some of these are gone."""
+
+
 class StreamReport(msgspec.Struct, kw_only=True):
     """One machine as its process server sees it."""
 
@@ -167,6 +171,8 @@ class StreamReport(msgspec.Struct, kw_only=True):
     """`captured_ns` of the newest batch that is ordered and listed in the log index; 0 when there is none."""
     pending_b: Whole = 0
     """Bytes that are spooled and not yet uploaded."""
+    containers: Annotated[list[Word], msgspec.Meta(max_length=MAX_CONTAINERS)] = []
+    """Of which the server has anything on its disk, as far as it knows; the answer says which of them were deleted."""
     credit_b: Whole | None = None
     errors: list[Problem] = []
 
@@ -188,6 +194,8 @@ class ApplyReport(msgspec.Struct, kw_only=True):
     applied_captured_ns: Whole = 0
     lag_b: Whole = 0
     lag_s: Real | None = None
+    container: Word = ""
+    """In which it follows the machine; the answer says whether it was deleted."""
     errors: list[Problem] = []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 import pytest
@@ -14,17 +15,21 @@ from config_server import service
 from config_server.operations import deletion_sweep
 from config_server.rules import deletion
 from config_server.rules.deletion import Deletion
+from config_server.storage.account import Storage
 from config_server.store import deletions, inventory
 from shared import api
-from shared.api.deletion import DeletionRequest
+from shared.api.deletion import DeletionRequest, Kept
 from shared.api.machines import MachineView
-from shared.api.route import Nothing
+from shared.api.route import Limit, Nothing
 from shared.errors import MachineNotFoundError, StorageError
 from shared.machine_storage import REGISTRY, MachineStorage
 from shared.rest import RestClient
 from tests import databases
+from tests.config_parts import ConfigServer, until
+from tests.obedient_agent import ObedientAgent
 
 HOUR_S = 3600.0
+HARDWARE: Final[dict[str, Any]] = {"identity": "hw1", "boot": "1"}
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,3 +90,33 @@ async def in_storage(storage: MachineStorage) -> tuple[set[str], set[str]]:
         return containers, {blob.name async for blob in storage.vault.list(REGISTRY)}
     except StorageError:
         return containers, set()
+
+
+async def stops(agent: ObedientAgent) -> None:
+    """It hears of the stop, and says that it has done so."""
+    await agent.report(**HARDWARE)
+    agent.captured = ()
+    await agent.report(**HARDWARE)
+
+
+async def audit(operator: RestClient) -> list[str]:
+    return [entry.action for entry in (await operator.call(api.AUDIT, Limit())).entries]
+
+
+async def is_waiting(operator: RestClient, code: str) -> None:
+    async def so() -> bool:
+        return await waits(operator) == [code]
+
+    await until(so)
+
+
+async def kept(operator: RestClient) -> Kept:
+    return await operator.call(api.KEEP, Nothing(), machine="web1")
+
+
+def folder(server: ConfigServer) -> Path:
+    return server.config.data_dir
+
+
+def place_of(server: ConfigServer) -> str:
+    return Storage(server.config.blob, None).place

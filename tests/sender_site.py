@@ -20,7 +20,7 @@ from agent.stream.state import AgentState, Word
 from agent.stream.sync_reader import SyncReader
 from shared import tls
 from shared.wire.messages import Fault, Hello, Welcome
-from shared.wire.protocol import BatchReceived, Connection, Faulted, HelloReceived, Side
+from shared.wire.protocol import BatchReceived, Connection, Faulted, FlushReceived, HelloReceived, Side
 from tests.epoch_ids import eid
 from tests.pki import TestCa
 
@@ -47,6 +47,7 @@ class Site:
         self.most = 0
         """How many of these there were at a time."""
         self.on_fault: Callable[[Fault], None] = lambda fault: None
+        self.on_flush: Callable[[Connection, asyncio.StreamWriter], None] = lambda wire, writer: None
         self.sender: Sender
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -62,6 +63,8 @@ class Site:
                         await self.script(wire, event.hello, writer)
                     elif isinstance(event, BatchReceived):
                         self.batches.put_nowait(event)
+                    elif isinstance(event, FlushReceived):
+                        self.on_flush(wire, writer)
                     elif isinstance(event, Faulted):
                         self.on_fault(event.fault)
         finally:
@@ -93,14 +96,19 @@ async def serving(
     pin_dir: Path,
     preferred: Sequence[Address] = (),
     others: Sequence[Address] = (),
+    *,
+    is_named: bool = True,
+    begin: Callable[[AgentState], None] = lambda state: None,
 ) -> AsyncIterator[Site]:
-    """`preferred`: process servers that the agent prefers to this one; `others`: those that it turns to."""
+    """`preferred`: process servers that the agent prefers to this one; `others`: those that it turns to; unless it `is_named`, this one
+    has what the epoch needs. `begin`: with what it begins."""
     ca = TestCa(folder)
     disk = find_disk(Path(device))
     capture = Capture.attach(pin_dir, [disk], 1 << 20)
     catchup = CatchUp([disk.sectors], [capture.todo(0)])
     reader = SyncReader([disk], catchup)
-    state = AgentState(capture.state)
+    state = AgentState(capture.state, capture.server)
+    begin(state)
     stream = Stream(capture, state, catchup, reader)
     await stream.rounds.recover()
     site = Site(state, capture.ring)
@@ -119,7 +127,12 @@ async def serving(
             last_sent=state[Word.LAST_CUT] if epoch else 0,
         )
 
-    servers = ProcessServers([*preferred, server.sockets[0].getsockname(), *others], time.monotonic())
+    here, now = server.sockets[0].getsockname(), time.monotonic()
+    servers = (
+        ProcessServers([*preferred, here, *others], now)
+        if is_named
+        else ProcessServers(preferred, now, left=here)
+    )
     sender = Sender(stream, state, hello, servers, ca.issue("agent:m"), state.want_epoch)
     site.sender = sender
     stop = asyncio.Event()

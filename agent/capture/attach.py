@@ -50,6 +50,8 @@ PINNED_MAPS: Final = {
 """Maps of the object that are pinned: map name by pin name."""
 STATE: Final = "state"
 UNREADABLE: Final = "unreadable"
+IDS: Final = "ids"
+SERVER: Final = "server"
 _BTF: Final = Path("/sys/kernel/btf/vmlinux")
 _LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
 COMPLETIONS: Final = ("us_rq_complete", "us_bio_complete")
@@ -286,9 +288,12 @@ def read_pinned(pin_dir: Path) -> list[Pinned]:
     _require(what, pin_dir, (name for slot in values["slot"].tolist() for name in bitmap_names(slot)))
     programs = needed(bool(flags & layout.DISK_BIO_BASED) for flags in values["flags"].tolist())
     _require(what, pin_dir, (pins.link_path(pin_dir, program).name for program in programs))
+    ids = _ids(pin_dir, values["slot"].tolist())
     pinned = [
-        Pinned(slot=int(v["slot"]), dev=int(key), diskseq=int(v["diskseq"]), sectors=int(v["sectors"]))
-        for key, v in zip(keys, values, strict=True)
+        Pinned(
+            slot=int(v["slot"]), dev=int(key), diskseq=int(v["diskseq"]), sectors=int(v["sectors"]), id=id_
+        )
+        for key, v, id_ in zip(keys, values, ids, strict=True)
     ]
     numbers = control["numbers"]
     return sorted(pinned, key=lambda pin: int(numbers[pin.slot]) or layout.MAX_DISKS + 1 + pin.slot)
@@ -297,6 +302,28 @@ def read_pinned(pin_dir: Path) -> list[Pinned]:
 def _require(what: str, pin_dir: Path, names: Iterable[str]) -> None:
     if missing := [name for name in names if not (pin_dir / name).exists()]:
         raise CaptureRemovedError(what, cause=f"pins were removed: {', '.join(missing)}")
+
+
+def _ids(pin_dir: Path, slots: Sequence[int]) -> list[str]:
+    if not (pin_dir / IDS).exists():  # an older agent attached it
+        return [""] * len(slots)
+    fd = libbpf.get(pin_dir / IDS)
+    try:
+        found = [libbpf.lookup(fd, key_bytes(slot), layout.ID_B) or b"" for slot in slots]
+    finally:
+        os.close(fd)
+    return [value.rstrip(b"\0").decode() for value in found]
+
+
+def note_ids(pin_dir: Path, disks: Mapping[int, Disk]) -> None:
+    """Which disk each slot has, beside the capture itself: so it is known as long as that. No slot is given twice, so one that a kill left
+    without is nobody's, and never another's. (One value is stored at once.)"""
+    fd = libbpf.get(pin_dir / IDS)
+    try:
+        for slot, disk in disks.items():
+            libbpf.update(fd, key_bytes(slot), disk.id.encode().ljust(layout.ID_B, b"\0"))
+    finally:
+        os.close(fd)
 
 
 def by_slot(pin_dir: Path, wanted: Sequence[Disk]) -> dict[int, Disk]:
@@ -370,13 +397,18 @@ def enlarge_state(pin_dir: Path, move: Move) -> None:
 
 
 def complete(folder: Path) -> None:
-    """Makes what an older agent did not pin. Whoever reads it sees that it tells of no epoch."""
-    if not (folder / UNREADABLE).exists():
-        _make_array(UNREADABLE, layout.UNREADABLE_WORDS, libbpf.F_MMAPABLE, folder / UNREADABLE)
+    """Makes what an older agent did not pin. Whoever reads it sees that it tells of nothing."""
+    for name, entries, flags, entry_b in (
+        (UNREADABLE, layout.UNREADABLE_WORDS, libbpf.F_MMAPABLE, 8),
+        (SERVER, layout.SERVER_WORDS, libbpf.F_MMAPABLE, 8),
+        (IDS, layout.MAX_DISKS, 0, layout.ID_B),
+    ):
+        if not (folder / name).exists():
+            _make_array(name, entries, flags, folder / name, entry_b)
 
 
-def _make_array(name: str, words: int, flags: int, path: Path) -> None:
-    fd = libbpf.create_array(name, 8, words, flags)
+def _make_array(name: str, entries: int, flags: int, path: Path, entry_b: int = 8) -> None:
+    fd = libbpf.create_array(name, entry_b, entries, flags)
     try:
         libbpf.pin(fd, path)
     finally:

@@ -29,7 +29,7 @@ from shared.threads import start
 _log = logging.get()
 
 LOOK_S: Final = 60.0
-_MOST_LINKS: Final = 16
+_MOST_LINKS: Final = 32
 """So many are told of a disk."""
 _SILENT: Final = Answer(cause="what sysfs says of it did not come: that waits for the disk")
 

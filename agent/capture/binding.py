@@ -148,6 +148,8 @@ class Pinned:
     dev: int
     diskseq: int
     sectors: int
+    id: str = ""
+    """Of the disk that it was pinned for; empty: an older agent did, or one that was killed at once."""
 
 
 class Action(enum.Enum):

@@ -9,7 +9,8 @@ boot id, the device number (major << 20 | minor) and the diskseq. Within that bo
 it ever bore, when it was attached, while another disk of the machine bore it, too. Agents before 2026-11-26 wrote no `seen`: there what
 capture is pinned to under `last` is the disk, if it can be nobody else's who stood there last (`with_notes`). An older agent leaves both
 out whenever it writes the file, which it does when a disk stands elsewhere. A disk that is configured no more keeps its line, so that no
-other disk ever gets its id. Losing the file is an event, and loses the ids of disks that are configured by path alone.
+other disk ever gets its id. Losing the file is an event, and loses the ids of disks that are configured by path alone and are not captured:
+of the others what they are is pinned with the capture, and the file is made anew from that (`with_pins`).
 
 **What could not be written is owed** (`BindingsFile`), as is all of it when somebody removed the file, damaged it or put another in its
 place: a disk that was known goes on where the state_dir is full, and only this process then knows which one it is in this boot. So
@@ -383,6 +384,20 @@ def with_notes(remembered: Sequence[Bound], captured: Mapping[str, Standing], bo
         if len(there) == 1 and not _is_anothers(disk, there[0], remembered, captured):
             noted[there[0].id] = Seen(boot, disk.dev, disk.diskseq)
     return [msgspec.structs.replace(bound, seen=noted.get(bound.id)) for bound in remembered]
+
+
+def with_pins(remembered: Sequence[Bound], captured: Mapping[str, Standing], boot: str) -> list[Bound]:
+    """With what the file does not say of the disks that are captured: it was lost, or could not be written when one was attached.
+    `captured`: by id, what capture is pinned to for it. That is as good as a note of this boot, and was made with the capture itself. What
+    the file says counts before it: of a disk that was given another id it is newer."""
+    said = {bound.seen for bound in remembered}
+    lines = {bound.id: bound for bound in remembered}
+    for id_, disk in captured.items():
+        seen = Seen(boot, disk.dev, disk.diskseq)
+        if disk.diskseq and seen not in said:
+            line = lines.get(id_) or Bound(id_, disk.path, str(disk.identities[0]))
+            lines[id_] = msgspec.structs.replace(line, last=disk.path, seen=seen)
+    return [*lines.values()]
 
 
 def _is_anothers(

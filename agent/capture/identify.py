@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -20,8 +21,9 @@ from agent.capture.layout import kernel_dev
 from shared.errors import UnderstudyError
 
 BY_PATH: Final = Path("/dev/disk/by-path")
-LINKS: Final = (Path("/dev/disk/by-id"), BY_PATH, Path("/dev/mapper"))
-"""Folders with links by which people name whole disks."""
+DEV: Final = Path("/dev")
+_BY_NUMBER: Final = ("block", "char")
+"""Folders of it with a link for each device, by a number that a boot gives."""
 _NAMES: Final = (
     (Kind.WWID, ("wwid", "device/wwid")),
     (Kind.SERIAL, ("serial", "device/serial", "device/vpd_pg80")),
@@ -32,15 +34,21 @@ _MBR_SIGNATURE_AT: Final = 0x1B8
 
 
 def links() -> dict[str, list[str]]:
-    """By path of the device, the links that lead to it."""
+    """By path of the device, the links that lead to it, by whichever of them people name it: also `/dev/GROUP/VOLUME`, and those of udev
+    rules. What is mounted below (`/dev/shm`) is no part of it: anybody may write there."""
     found: dict[str, list[str]] = {}
-    for folder in LINKS:
-        try:
-            for link in sorted(folder.iterdir()):
+    for folder in sorted(_folders(DEV)):
+        for link in entries(folder):
+            if link.is_symlink():
                 found.setdefault(os.path.realpath(link), []).append(str(link))
-        except OSError:  # a host without any
-            continue
     return found
+
+
+def _folders(above: Path) -> Iterator[Path]:
+    yield above
+    for folder in entries(above):
+        if folder.is_dir() and not (folder.is_symlink() or folder.is_mount() or folder.name in _BY_NUMBER):
+            yield from _folders(folder)
 
 
 def all_disks(*, sysfs: Path = SYSFS, attributes_of: AttributesOf = read_attributes) -> list[Disk]:

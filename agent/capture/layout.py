@@ -26,6 +26,10 @@ RING_HEADER_B: Final = 8
 LEAST_STATE_WORDS: Final = 4096
 UNREADABLE_WORDS: Final = 1 << 17
 """1 MiB: room for 1 GiB of sectors that lie together (agent/stream/unreadable_words.py)."""
+ID_B: Final = 128
+"""As long as the id of a disk may be."""
+SERVER_WORDS: Final = 33
+"""264 bytes: room for a host name and a port."""
 RECORD_SIZE: Final = RING_HEADER_B + HEADER_B + DATA_B
 BUSY: Final = np.uint32(1 << 31)
 DISCARDED: Final = np.uint32(1 << 30)

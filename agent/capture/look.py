@@ -30,6 +30,11 @@ from shared.errors import (
 )
 
 LIMIT_S: Final = 3600.0
+_NAME_IT: Final = (
+    "Put disks.json of the agent's state_dir back from a backup. Else find out which disk it is (understudy machine disks NAME), and name"
+    " it by its path: machine protect NAME --disk. Where it bears nothing that lasts, or is to keep its id, say which it is in agent.toml,"
+    " by a [[disk]] of this id with its device, and start the agent again."
+)
 _EXCHANGED: Final = Answer(cause="it was exchanged for another disk just now")
 
 
@@ -91,7 +96,8 @@ def read_pins(pin_dir: Path) -> tuple[list[Pinned], CaptureRemovedError | None]:
 
 
 def as_captured(pin_dir: Path, remembered: Sequence[Bound]) -> tuple[WantedDisk, ...]:
-    """What is captured, in words that ask for just that: by the lines that are noted for it, else by the kernel's names."""
+    """What is captured, in words that ask for just that: by the lines that are noted for it, else by the kernel's names and what the pins
+    say."""
     pinned, _ = read_pins(pin_dir)
     boot = this_boot()
     noted = {
@@ -105,7 +111,7 @@ def as_captured(pin_dir: Path, remembered: Sequence[Bound]) -> tuple[WantedDisk,
         if bound is not None:
             found.append(WantedDisk(bound.device, bound.id))
         elif (folder := SYSFS / f"dev/block/{pin.dev >> 20}:{pin.dev & 0xFFFFF}").exists():
-            found.append(WantedDisk(f"/dev/{folder.resolve().name.replace('!', '/')}"))
+            found.append(WantedDisk(f"/dev/{folder.resolve().name.replace('!', '/')}", pin.id or None))
     return tuple(found)
 
 
@@ -141,6 +147,9 @@ def look_at(
     answers = _ask(found[dev] for dev in {*at.values(), *captured})
     watched = {found[dev].device: _standing(found[dev], answers, said) for dev in captured}
     remembered = bindings.with_notes(remembered, watched, boot)
+    whose = {pin.id: found[pin.dev] for pin in pinned if pin.id and pin.dev in captured}
+    pinned_to = {id_: _standing(disk, answers, said) for id_, disk in whose.items()}
+    remembered = bindings.with_pins(remembered, pinned_to, boot)
     by_dev = {dev: _standing(disk, answers, said) for dev, disk in found.items()}
     under = {path: by_dev[dev] for path, dev in at.items()}
     known = bindings.all_known(wanted, remembered, under, boot, slots)
@@ -320,8 +329,12 @@ def _why_not_by_itself(verdict: Verdict, look: Look, given_up: Collection[str]) 
     if known.path in look.wrong and verdict.standing is None:
         return look.wrong[known.path]
     if verdict.action is Action.REFUSED:
-        twice = "Take one of the two out of the agent's configuration, and start it again."
-        return OtherDiskError(what, cause=verdict.reason, action=twice if verdict.owner else "")
+        twice = (
+            "Take one of the two out of the agent's configuration, and start it again."
+            if verdict.owner
+            else ""
+        )
+        return OtherDiskError(what, cause=verdict.reason, action=_NAME_IT if known.is_lost else twice)
     if verdict.standing is None or verdict.action is Action.MISSING:
         told = look.answers[verdict.standing.path].cause if verdict.standing is not None else ""
         return DiskLeftOutError(what, cause=told or verdict.reason)

@@ -24,6 +24,7 @@ from agent.capture.attach import (
     COMPLETIONS,
     OBJECT,
     PINNED_MAPS,
+    SERVER,
     STATE,
     UNREADABLE,
     attach_fresh,
@@ -34,6 +35,7 @@ from agent.capture.attach import (
     key_bytes,
     mapped,
     needed,
+    note_ids,
     words_of,
 )
 from agent.capture.disks import Disk
@@ -142,6 +144,8 @@ class Capture:
         """Words that live as long as the capture; agent.state owns their meaning."""
         self.unreadable: Final[Words] = words_of(self._open(folder / UNREADABLE))
         """As long, too; agent.stream.unreadable_words owns their meaning."""
+        self.server: Final[Words] = words_of(self._open(folder / SERVER))
+        """As long, too; agent.stream.state owns their meaning."""
         self._incidents_at_swap: Incidents | None = None
         self._exchange = threading.Lock()
         """From the look which bitmap is active to the update of `dirty` that rests on it. Threads outlive the session that began them: who
@@ -177,6 +181,7 @@ class Capture:
         """The capture of exactly these disks that is pinned, with the programs of `object_path`. Raises PinnedElsewhereError."""
         found = by_slot(pin_dir, wanted)
         complete(pin_dir)
+        note_ids(pin_dir, found)
         if not members.is_current(pin_dir, object_path):
             try:
                 members.upgrade(pin_dir, object_path)

@@ -60,7 +60,7 @@ def protect(
     remembered = file.read()
     if remembered is None and pinned:
         _log.warning(
-            "which disk is which is not known any more: they are bound to what stands under their paths",
+            "which disk is which is not known any more, but of those that are captured: others are bound to what stands under their paths",
             path=str(file.path),
         )
     look = look_at(wanted, remembered or [], pin_dir, everybody=True)
@@ -83,9 +83,11 @@ def protect(
             disk = replace(disk, path=Path(verdict.known.path))
         chosen.append((verdict, disk))
     if not chosen:
+        actions = {left.error.action for left in left_out}
         raise NoUsableDiskError(
             "None of the protected disks can be captured",
             cause="; ".join(f"{left.id}: {left.error.cause or left.error.what}" for left in left_out),
+            action=actions.pop() if len(actions) == 1 else "",
         )
     unbound = _remember(file, look, remembered, [verdict for verdict, _ in chosen])
     left_out += unbound

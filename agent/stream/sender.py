@@ -61,9 +61,10 @@ LINGER_S: Final = 0.1
 LINGER_BELOW_B: Final = 256 * 1024
 IDLE_S: Final = 0.02
 UPLOAD_LOOK_S: Final = 0.5
-UPLOAD_LOOKS: Final = 40
+UPLOAD_WAIT_S: Final = 20.0
+"""So long the upload is waited for before the stream goes back to the first."""
 LEAVE_S: Final = 600.0
-"""So long the upload is waited for of one that is named no more."""
+"""So long the upload is waited for of one that is named no more, while he is there."""
 RETRY_LIMIT_S: Final = 10.0
 RETRY_AFTER_LIMIT_S: Final = 60.0
 RESTARTS_S: Final = 60.0
@@ -121,6 +122,7 @@ class Sender:
         self._told = ("", "")
         self._opened_at = 0.0
         self._away_since: float | None = None
+        self._began = time.monotonic()
         self._welcomed = 0
         """The last batch that the process server had when the session opened."""
         self._flush = asyncio.Event()
@@ -170,21 +172,6 @@ class Sender:
         """What it was refused for may be over: the next try begins now."""
         self._hurried.set()
 
-    async def leave(self) -> None:
-        """Returns when another server, which never had the stream, could go on with it, as far as waiting helps: one that is away may be
-        restarted, and one that is there may take its time to upload, while it goes on with the stream."""
-        began = time.monotonic()
-        while is_freed_too_early(self._state, self.uploaded):
-            waited_s = time.monotonic() - began
-            is_first_try = self._away_since is None and waited_s < RESTARTS_S
-            if waited_s >= LEAVE_S or not (self.connected or self.may_restart or is_first_try):
-                _log.warning(
-                    "the process server is left before all that it has is uploaded", server=self.server
-                )
-                return
-            self.flush()
-            await asyncio.sleep(UPLOAD_LOOK_S)
-
     async def run(self, stop: asyncio.Event) -> None:
         """Returns soon after `stop` is set. A session that ends is begun again, with backoff."""
         failures = 0
@@ -223,7 +210,7 @@ class Sender:
     def _turn_elsewhere(self, error: PeerError | NoThreadError) -> None:
         """If it is time, after a session, or a try, that failed. That this host has no room for a thread is no fault of the server's. Where
         another could not go on with the epoch, one that may be restarted is waited for."""
-        if self.may_restart and is_freed_too_early(self._state, self.uploaded):
+        if self.may_restart and self._state.is_freed_too_early:
             return
         now = time.monotonic()
         open_s = now - self._opened_at if self.connected else 0.0
@@ -250,8 +237,8 @@ class Sender:
     # -- one session ---------------------------------------------------------------------------------------
 
     async def _session_until(self, stop: asyncio.Event, address: Address) -> None:
-        """A session in whatever state ends with `stop`: a process server may take its time before WELCOME. So it does when the one that is
-        preferred to this one answers."""
+        """A session in whatever state ends with `stop`: a process server may take its time before WELCOME. So it does when the stream is
+        to go to the one that is preferred to this one."""
         session = asyncio.create_task(self._session(address), name="session")
         stopping = asyncio.create_task(stop.wait(), name="stop")
         back = asyncio.create_task(self._first_is_back(), name="first")
@@ -267,30 +254,38 @@ class Sender:
                 raise failed
         if is_back is None:
             self._servers.go_back(time.monotonic())
-            _log.info("the stream goes back to the process server that is preferred", server=self.server)
+            _log.info("the stream goes to the process server that is preferred", server=self.server)
 
     async def _first_is_back(self) -> None:
-        """Returns when another server is preferred to the current one, and answers again. No session begins by that (`servers`)."""
+        """Returns when another server is preferred to the current one, and answers again. No session begins by that (`servers`). From one
+        that is named no more the stream goes whether the first answers or not."""
         first = self._servers.first
+        if self._servers.is_leaving:
+            if not await self._nothing_is_freed_too_early(self._began + LEAVE_S - time.monotonic()):
+                _log.warning(
+                    "a process server is left before all that it has is uploaded", server=self.server
+                )
+            return
         if not self._servers.is_elsewhere or first is None:
             await asyncio.Event().wait()
             return
         while True:
             await asyncio.sleep(self._servers.ask_first_in_s(time.monotonic()))
-            if await self._answers(first) and await self._nothing_is_freed_too_early():
+            if await self._answers(first) and await self._nothing_is_freed_too_early(UPLOAD_WAIT_S):
                 return
             self._servers.first_is_away(time.monotonic())
 
-    async def _nothing_is_freed_too_early(self) -> bool:
+    async def _nothing_is_freed_too_early(self, seconds: float) -> bool:
         """Whether all that the ring does not hold any more is in storage: else the first server, which never had it, cannot go on with the
         epoch (`why_not`). Behind a ring that is half full what was freed may lie at the current one alone for a moment: so it is asked to
-        upload, and waited for."""
-        for _ in range(UPLOAD_LOOKS):
-            if not is_freed_too_early(self._state, self.uploaded):
-                return True
+        upload, and waited for so long."""
+        deadline = time.monotonic() + seconds
+        while self._state.is_freed_too_early:
+            if time.monotonic() >= deadline:
+                return False
             self.flush()
             await asyncio.sleep(UPLOAD_LOOK_S)
-        return False
+        return True
 
     async def _answers(self, address: Address) -> bool:
         link = Link(address, self._clock_at)
@@ -443,6 +438,7 @@ class Sender:
 
     def _note(self, position: Ack | Welcome) -> None:
         self.spooled, self.uploaded, self.credit_b = position.spooled, position.uploaded, position.credit_b
+        self._state.uploaded(position.uploaded)
         self._uploading.uploaded(position.uploaded)
 
     def _forget_refusal(self) -> None:
@@ -461,12 +457,6 @@ class Sender:
                 self._want_epoch(_REASONS.get(link.fault.code, Reason.STORAGE_FORGOT))
         elif isinstance(error, ContinuityError):
             self._want_epoch(Reason.PROCESS_SERVER_AHEAD)
-
-
-def is_freed_too_early(state: AgentState, uploaded: int) -> bool:
-    """Whether the ring does not hold something any more that is not known to be in storage: a server that never had it could not go on with
-    the epoch (`why_not`)."""
-    return state[Word.EPOCH] != 0 and state[Word.FREED] > uploaded
 
 
 def why_not(state: AgentState, welcome: Welcome) -> Reason | None:

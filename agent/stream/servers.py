@@ -11,11 +11,14 @@ connection and made another, to the next. Whose the log is then, and what become
 there (process_server/spool/ownership.py). What that one had acknowledged and not listed is in the ring still, or was freed because the
 ring was half full; then the histories do not fit, and a new epoch begins with its reason (`sender.why_not`).
 
-**What is wanted may change** while the stream is with another than the first, or with one that is named no more; and the agent may be
-restarted. So the next session is with whom the last one was, where he is named still (`AgentState.last_server`): the way to the first is
-the one above. Who is named no more is asked to upload, and waited for, before he is left (`sender.leave`); so long as he may be restarted,
-too. And where the next one could not go on
-with the epoch, it is not tried before that.
+**What is wanted may change** while the stream is with another than the first; and the agent may be restarted. So the next session is with
+whom the last one was, where he is named still (`AgentState.last_server`): the way to the first is the one above.
+
+**Who is named no more is left when the next one could go on with the epoch**, and no sooner, as far as waiting helps: while something that
+the ring does not hold any more may lie with him alone, he has the session, as if he were the last of those that are named, and is asked
+to upload (`sender`). Who he is, how far the ring was freed, and what is in storage, stands in the pinned state; it is asked whenever the
+stream begins. So it is one whether a wish, agent.toml or both came in between, whether the agent or that server was restarted meanwhile,
+and whether the disks change, too: that ends the epoch, so there is nothing to wait for. He is not come back to.
 
 **Who is refused as a copy of the machine stays.** Whether it is one is found by the server that has the machine's session; another one,
 which has not, might take the copy for the machine.
@@ -42,10 +45,19 @@ _JITTER: Final = 1.2
 
 
 class ProcessServers:
-    def __init__(self, addresses: Sequence[Address], now: float, former: Address | None = None) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        now: float,
+        former: Address | None = None,
+        left: Address | None = None,
+    ) -> None:
         """`addresses`: the one to be preferred first; none: nobody was named. `now`: monotonic, as everywhere here. `former`: with whom
-        the stream was before; if he is still one of them he is stayed with, until the first has been asked, at once."""
-        self._addresses: Final = tuple(addresses)
+        the stream was before; if he is still one of them he is stayed with, until the first has been asked, at once. `left`: who is none of
+        them, and alone has what the epoch needs."""
+        self._left: Final = left if addresses else None
+        self._addresses = (*addresses, *([self._left] if self._left else []))
+        former = self._left or former
         self._at = self._addresses.index(former) if former in self._addresses else 0
         self._patience_s = self._back_s = 0.0
         self._times = 1
@@ -74,6 +86,11 @@ class ProcessServers:
         """Whether the current one is not the one to be preferred."""
         return self._at != 0
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the current one is named no more."""
+        return self._left is not None and self.current == self._left
+
     def ended(self, now: float, *, open_s: float) -> bool:
         """A session, or a try, failed; it was open for so long. Returns whether another server is the current one now."""
         if open_s >= STEADY_S:
@@ -97,13 +114,16 @@ class ProcessServers:
         self._draw()
 
     def go_back(self, now: float) -> None:
-        """To the first, which answers."""
+        """To the first, which answers, or to which the stream is to go."""
+        is_return = not self.is_leaving
         self._go_to(0, now)
-        self._is_return = True
+        self._is_return = is_return
 
     def _go_to(self, at: int, now: float) -> None:
         if self._at == 0:
             self._asked_at = now
+        if self.is_leaving:
+            self._addresses = self._addresses[:-1]
         self._at, self._vain_since = at, now
         self._draw()
 

@@ -31,6 +31,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from agent.capture.layout import SERVER_WORDS
 from agent.stream.servers import Address
 from shared.batch import DIGEST_SIZE
 from shared.log.epoch_id import NO_EPOCH, EpochId
@@ -66,8 +67,8 @@ class Word(enum.IntEnum):
     """1 once no write from before capture was attached can still be in flight."""
     EPOCHS_BEGUN = 10
     ROUNDS = 11
-    CAPTURED_NS_BEFORE = 12
-    """Not used any more: a wall-clock time."""
+    UPLOADED = 12
+    """The last batch that is known to be in storage, packed in one word with its epoch: it says nothing of another. (Once a time.)"""
     SUSPECT_SINCE_NS = 13
     """0: no point is suspect. Else since when those behind SUSPECT_AFTER are, up to the epoch that followed: Unix ns, for people."""
     MISSES_SEEN = 14
@@ -94,8 +95,8 @@ class Word(enum.IntEnum):
     IDS = 25
     """Digest of the disks' ids by their numbers, which are fixed for an epoch; 0: not noted."""
     SERVER = 31
-    """Digest of the address of the process server that took up the last session; 0: not known. An older agent writes here what is the
-    digest of none, and reads it only with its claim before it."""
+    """Digest of the address of the process server that took up the last session; 0: not known. The address has words of its own, stored
+    before it, which it makes valid. An older agent writes here what is the digest of none, and reads it only with its claim before it."""
 
 
 class Reason(enum.IntEnum):
@@ -165,7 +166,8 @@ class Suspicion(NamedTuple):
 class AgentState:
     """Typed access to the pinned words."""
 
-    def __init__(self, words: npt.NDArray[np.uint64]) -> None:
+    def __init__(self, words: npt.NDArray[np.uint64], server: npt.NDArray[np.uint64] | None = None) -> None:
+        """`server`: words for the address of a process server, where they are at hand."""
         if len(words) <= _DIGESTS_AT:
             raise ValueError(f"the state map has {len(words)} words, more than {_DIGESTS_AT} are needed")
         self._words = words
@@ -175,6 +177,9 @@ class AgentState:
         words[Word.LAYOUT] = _LAYOUT
         self._digests_at = _digests_at(words)
         self._remembered = len(words) - self._digests_at
+        self._server = (np.zeros(SERVER_WORDS, np.uint64) if server is None else server).view(
+            f"S{8 * SERVER_WORDS}"
+        )
 
     def __getitem__(self, word: Word) -> int:
         return int(self._words[word])
@@ -250,6 +255,7 @@ class AgentState:
         self.forget_older_declared()
         self[Word.LAST_CUT] = 0
         self[Word.FREED] = 0
+        self[Word.UPLOADED] = 0
         self[Word.EVER_ORDERED] = 0
         self[Word.EPOCHS_BEGUN] += 1
         self[Word.SEEN_EPOCH] = max(self[Word.SEEN_EPOCH], epoch.number)
@@ -266,15 +272,31 @@ class AgentState:
 
     def goes_on_with(self, server: Address) -> None:
         """It has taken up a session: what the ring does not hold any more may lie there alone."""
-        self[Word.SERVER] = _digest(f"{server[0]}:{server[1]}")
+        text = f"{server[0]}:{server[1]}"
+        self._server[0] = text.encode()
+        self[Word.SERVER] = _digest(text)
 
-    def last_server(self, servers: Iterable[Address]) -> Address | None:
-        """Which of these has taken up the last session of the epoch, be it with an agent that ran before; None: that is not known, or it
-        does not matter, since a new epoch is wanted."""
+    def last_server(self, named: Iterable[Address]) -> Address | None:
+        """Who has taken up the last session of the epoch, be it with an agent that ran before; None: that is not known, or it does not
+        matter, since a new epoch is wanted. `named`: of an older agent's it is known whether it was one of these."""
         if not self[Word.EPOCH]:
             return None
-        noted = self[Word.SERVER]
-        return next((server for server in servers if noted == _digest(f"{server[0]}:{server[1]}")), None)
+        noted, text = self[Word.SERVER], bytes(self._server[0]).decode(errors="replace")
+        if noted == _digest(text):
+            host, _, port = text.rpartition(":")
+            return host, int(port)
+        return next((server for server in named if noted == _digest(f"{server[0]}:{server[1]}")), None)
+
+    def uploaded(self, number: int) -> None:
+        """All batches up to this one are in storage."""
+        self[Word.UPLOADED] = _packed(Position.of(self[Word.EPOCH], number))
+
+    @property
+    def is_freed_too_early(self) -> bool:
+        """Whether the ring does not hold something any more that is not known to be in storage: a server that never had it could not go on
+        with the epoch (`sender.why_not`)."""
+        epoch, uploaded = self[Word.EPOCH], _unpacked(self[Word.UPLOADED])
+        return epoch != 0 and self[Word.FREED] > (uploaded.batch if uploaded.epoch == epoch else 0)
 
     # -- order -------------------------------------------------------------------------------------------
 

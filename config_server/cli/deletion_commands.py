@@ -81,6 +81,12 @@ def keep(name: str) -> None:
     again = f"To protect it again: understudy machine protect {name}."
     if not kept.taken_back:
         say(f"'{name}' was not to be deleted; nothing changed.")
+    elif kept.gone:
+        say(
+            f"'{name}' is not to be deleted any more, but storage has its container no more: nothing of it was left to keep. If the account"
+            f" keeps deleted containers (container soft delete), bring it back there. Else delete '{name}' again, which takes it out of the"
+            f" list{'; its agent is revoked, and is enrolled anew with a new token' if kept.revoked else ''}."
+        )
     elif kept.revoked:
         say(
             f"'{name}' is not deleted, and is not protected. Its agent's certificates were revoked already: enrol it anew (understudy token"
@@ -108,7 +114,7 @@ async def _delete(name: str, after_s: float, *, yes: bool, wait: bool) -> tuple[
                     cause="whether it is to be could not be asked: there is no terminal",
                     action="Say it with --yes: after the delay all that is shown above is gone.",
                 )
-            question = f"Stop '{name}' now, and delete all of this in {_in_words(after_s)}?"
+            question = f"Stop replicating '{name}' now, and delete all of this in {_in_words(after_s)}?"
             click.confirm(plain(question), abort=True, err=True)
         body = DeletionRequest(after_s=after_s, container=lost.container)
         found = await client.call(api.DELETE, body, machine=name)

@@ -30,7 +30,11 @@ def grant() -> None:
 def grant_list(name: str, limit: int) -> None:
     """Grants to read a machine, newest first: who has one, until when, and how others ended."""
     found = run(_list(name, limit))
-    emit(found, lambda: _table(found))
+    emit(
+        found,
+        lambda: _table(found),
+        empty=f"Nobody has a grant to read {name}, or had one: a restore gets it (understudy restore {name} --to FOLDER).",
+    )
 
 
 @grant.command("revoke")
@@ -64,4 +68,4 @@ async def _revoke(name: str, id_: str) -> GrantView:
 
 def _table(found: list[GrantView]) -> Table:
     rows = [(g.id, g.who, g.host, g.state, g.given[:19], g.expires[:19], (g.ended or "")[:19]) for g in found]
-    return grid(None, ("=grant", "who", "on", "=state", "=given", "=expires", "=ended"), rows)
+    return grid(None, ("=grant", "who", "on", "state", "=given", "=expires", "=ended"), rows)

@@ -19,12 +19,14 @@ from config_server.cli.output import (
     Progress,
     console,
     emit,
+    going_on,
     grid,
     line,
     plain,
     printing,
     run,
     say,
+    seconds,
     to_json,
 )
 from shared.errors import DeadlineError, PeerError, UnderstudyError
@@ -45,6 +47,10 @@ STATES: Final = (
     MachineState.DISCONNECTED,
 )
 """What can be waited for."""
+_NONE: Final = "No machine is known yet. Next, for each: understudy token create agent NAME, and there python -m agent setup."
+_NONE_STORED: Final = (
+    "Storage has no machine. See that --blob-url and --blob-container are those of the installation."
+)
 _POLL_S: Final = 0.5
 _LOOKED_S: Final = 30.0
 
@@ -70,10 +76,10 @@ def list_(**storage: Any) -> None:
     config = rescue.storage_of(**storage)
     if config is not None:
         stored = run(rescue.machines(config))
-        emit(stored, lambda: stored_table(stored))
+        emit(stored, lambda: stored_table(stored), empty=_NONE_STORED)
         return
     found = run(fetch_all())
-    emit(found, lambda: list_page(found))
+    emit(found, lambda: list_page(found), empty=_NONE)
 
 
 @machine.command()
@@ -162,7 +168,7 @@ def rebind(name: str, identity: str, yes: bool) -> None:
 def copies(name: str) -> None:
     """Who was refused as a copy of a machine lately: its identity, its address, when."""
     found = run(_copies(name))
-    emit(found, lambda: rebinding.table(found))
+    emit(found, lambda: rebinding.page(found))
 
 
 async def _copies(name: str) -> CopyList:
@@ -181,7 +187,7 @@ async def _rebind(name: str, identity: str, *, ask: bool) -> SideView:
             if ask:
                 click.confirm(plain(rebinding.question(found, identity)), abort=True, err=True)
         side = await client.call(api.REBIND, RebindRequest(identity=identity), machine=name)
-        with Progress() as progress:
+        with going_on(rebinding.bound(side.machine, side.identity)), Progress() as progress:
             await looked(client, side, progress.show)
         return side
 
@@ -245,7 +251,7 @@ async def fetch(client: RestClient, name: str) -> MachineView:
 
 
 async def _wait(name: str, state: str, timeout_s: float) -> MachineView:
-    began = time.monotonic()
+    began = answered = time.monotonic()
     deadline = began + timeout_s
     last: MachineView | None = None
     async with find_target().connect() as client:
@@ -253,17 +259,20 @@ async def _wait(name: str, state: str, timeout_s: float) -> MachineView:
             while True:
                 trouble: PeerError | None = None
                 try:
-                    last = await fetch(client, name)
+                    last, answered = await fetch(client, name), time.monotonic()
                 except PeerError as exc:
                     trouble = exc  # it may be restarting: waiting is what this command is for
+                    progress.show(f"{name}: {_unanswered(trouble, time.monotonic() - answered)}")
                 else:
-                    if last.state == state and _is_news(last, time.monotonic() - began):
+                    if last.state == state and _is_news(last, answered - began):
                         return last
                     progress.show(one_line(last))
-                if time.monotonic() >= deadline:
-                    if trouble is not None and last is None:
+                if (now := time.monotonic()) >= deadline:
+                    if last is None:
+                        assert trouble is not None
                         raise trouble
-                    raise _too_late(name, state, timeout_s, last)
+                    silence = _unanswered(trouble, now - answered) if trouble is not None else ""
+                    raise _too_late(name, state, timeout_s, last, silence)
                 await asyncio.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
 
 
@@ -274,12 +283,20 @@ def _is_news(found: MachineView, waited_s: float) -> bool:
     )
 
 
-def _too_late(name: str, state: str, timeout_s: float, last: MachineView | None) -> DeadlineError:
-    errors = "; ".join(f"{error.code} {error.what}" for error in last.errors) if last else ""
-    is_now = f"it is {last.state}" + (f" ({last.cause})" if last.cause else "") if last else "it was not seen"
+def _unanswered(trouble: PeerError, silent_s: float) -> str:
+    return f"the config server has not answered for {seconds(silent_s)} ({trouble.cause or trouble.what})"
+
+
+def _too_late(name: str, state: str, timeout_s: float, last: MachineView, silence: str) -> DeadlineError:
+    """`silence`: in words, since when nobody says what became of the machine; else empty."""
+    old = ", as its agent said before the waiting began" if last.state == state else ""
+    why = f" ({last.cause})" if last.cause else ""
+    parts = [silence] if silence else []
+    parts.append(f"it {'was' if silence else 'is'} {last.state}{why}{old}")
+    parts += [f"{error.code} {error.what}" for error in last.errors]
     return DeadlineError(
         f"Machine '{name}' was not {state} within {timeout_s:g} s",
-        cause=f"{is_now}; {errors}" if errors else is_now,
+        cause="; ".join(parts),
         action=f"See `understudy machine show {name}`, or wait longer with --timeout.",
     )
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from shared.api.machines import DeletionView, ErrorView, MachineView
     from shared.api.protection import DiskCandidate, DiskCandidates
 
+_CLOSED: Final = "closed"
+_REMOVING: Final = "removing"
+"""Stages of a deletion (shared/api/machines.py)."""
 _STYLES: Final[dict[str, str]] = {
     MachineState.ORDERED: "green",
     MachineState.DISCONNECTED: "red",
@@ -79,12 +82,20 @@ def list_page(found: list[MachineView]) -> RenderableType:
 def _deletion_line(deletion: DeletionView) -> Text:
     name = deletion.machine
     if deletion.due is None:
-        return line(
-            f"{name}: ", ("to be deleted, if somebody says it again", "yellow"), f": {deletion.waits}"
-        )
-    due = f"to be deleted on {minute(deletion.due)}"
+        return line(f"{name}: ", (_when(deletion), "yellow"), f": {deletion.waits}")
     waits = f", and waits: {deletion.waits}" if deletion.waits else ""
-    return line(f"{name}: ", (due, "yellow"), f"{waits} (to take it back: understudy machine keep {name})")
+    back = "" if deletion.stage == _REMOVING else f" (to take it back: understudy machine keep {name})"
+    return line(f"{name}: ", (_when(deletion), "yellow"), f"{waits}{back}")
+
+
+def _when(deletion: DeletionView) -> str:
+    if deletion.due is None:
+        return "to be deleted, if somebody says it again"
+    if deletion.stage == _REMOVING:
+        return "is being deleted, and cannot be taken back"
+    if deletion.stage == _CLOSED:
+        return f"due to be deleted since {minute(deletion.due)}; its agent is revoked"
+    return f"{'due to be deleted since' if deletion.is_due else 'to be deleted on'} {minute(deletion.due)}"
 
 
 def minute(time: str) -> str:
@@ -123,11 +134,10 @@ def _list_table(found: list[MachineView]) -> Table:
             seconds(machine.rpo_s),
             machine.last_point.time[:19] if machine.last_point else "-",
             ", ".join(f"{disk.name} {size(disk.size_b)}" for disk in machine.disks),
-            str(len(machine.errors) or ""),
         )
         for machine in found
     ]
-    return grid(None, ("=machine", "=state", "=health", ">RPO", "=last point", "disks", ">errors"), rows)
+    return grid(None, ("machine", "state", "health", ">RPO", "=last point", "disks"), rows)
 
 
 def stored_table(found: list[StoredMachine]) -> Table:
@@ -135,7 +145,19 @@ def stored_table(found: list[StoredMachine]) -> Table:
         (each.name, str(each.points), each.last_point.time[:19] if each.last_point else "-", each.cause)
         for each in found
     ]
-    return grid(None, ("=machine", ">points", "=last point", "remark"), rows)
+    return grid(None, ("machine", ">points", "=last point", "remark"), rows)
+
+
+def candidates_page(found: DiskCandidates) -> RenderableType:
+    if found.disks:
+        return candidates_table(found)
+    if found.seen_s is None:
+        return line(
+            f"The agent of {found.machine} has never reported. Next, on that host: start it, and see its log."
+        )
+    return line(
+        f"The agent of {found.machine} has named no disk yet. It looks once a minute: ask again, then see its log."
+    )
 
 
 def candidates_table(found: DiskCandidates) -> Table:
@@ -157,7 +179,7 @@ def candidates_table(found: DiskCandidates) -> Table:
     )
     return grid(
         f"Disks of {found.machine}, {said}",
-        ("=disk", "=id", ">size", "=protected", "identity", "why it cannot be"),
+        ("disk", "id", ">size", "protected", "identity", "why it cannot be"),
         rows,
     )
 
@@ -167,6 +189,8 @@ def _protection(disk: DiskCandidate, *, by_configuration: bool) -> str:
         return "by its agent's configuration"
     if disk.captured:
         return "yes" if disk.wanted else "yet"
+    if disk.until:
+        return f"until {minute(disk.until)}"
     return "wanted" if disk.wanted else "no"
 
 
@@ -183,8 +207,8 @@ def _wish(found: MachineView) -> str | Text:
 def _deletion(deletion: DeletionView | None) -> list[tuple[str, str | Text]]:
     if deletion is None:
         return []
-    words = f"on {minute(deletion.due)}" if deletion.due is not None else "waits for somebody to say it again"
-    return [("deletion", line((words, "yellow"), f"  as {deletion.who} asked; {deletion.points} points"))]
+    points = f"points not known: {deletion.unknown}" if deletion.unknown else f"{deletion.points} points"
+    return [("deletion", line((_when(deletion), "yellow"), f"  as {deletion.who} asked; {points}"))]
 
 
 def machine_page(found: MachineView) -> RenderableType:

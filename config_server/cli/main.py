@@ -121,8 +121,8 @@ def _run(args: list[str] | None) -> int:
         with contextlib.suppress(OSError):  # stderr may be full
             exc.show()
         return exc.exit_code
-    except click.Abort:
-        say("Aborted.")
+    except click.Abort as exc:  # click makes it of Ctrl-C, too; at a question nothing was begun
+        say("Interrupted." if isinstance(exc.__cause__, KeyboardInterrupt) else "Aborted.")
         return 130
     return result if isinstance(result, int) else 0
 

@@ -32,7 +32,15 @@ def complete_machine(ctx: click.Context, _param: click.Parameter, incomplete: st
         return []
 
 
+def _checked_if_given(ctx: click.Context, param: click.Parameter, name: str | None) -> str:
+    return "" if name is None else checked_name(ctx, param, name)
+
+
 name_argument = click.argument("name", callback=checked_name, shell_complete=complete_machine)
+optional_name_argument = click.argument(
+    "name", required=False, callback=_checked_if_given, shell_complete=complete_machine
+)
+"""Without it: all machines."""
 
 
 async def fetch_all() -> list[MachineView]:

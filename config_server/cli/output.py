@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar
 
 import click
 import msgspec
@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from config_server.cli.grids import Grid
+
 _T = TypeVar("_T")
 _PLAIN_INTERVAL_S: Final = 5.0
+_CLEAR: Final = "\r\x1b[K"
+"""The line of a terminal."""
 _CONTROLS: Final = {
     number: f"\\x{number:02x}" for number in (*range(0x20), *range(0x7F, 0xA0)) if chr(number) not in "\n\t"
 } | {
@@ -87,9 +91,22 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
         raise click.exceptions.Exit(128 + ended_by[0]) from None
 
 
+@contextlib.contextmanager
+def going_on(text: str) -> Iterator[None]:
+    """Around waiting for what was asked for already, and is done without us: whoever ends the command (Ctrl-C, SIGTERM) is told that."""
+    import asyncio
+
+    try:
+        yield
+    except asyncio.CancelledError:
+        say(text)
+        raise
+
+
 def say(text: str, *, nl: bool = True, head: str = "") -> None:
-    """On stderr; `head` goes before it as it is. What cannot be said there (it is full, nobody reads) changes nothing of what a command
-    does."""
+    """On stderr, in place of a line of progress that stands there; `head` goes before it as it is. What cannot be said there (it is full,
+    nobody reads) changes nothing of what a command does."""
+    head, Progress.stands = (_CLEAR if Progress.stands else "") + head, False
     with contextlib.suppress(OSError):
         click.echo(head + plain(text), nl=nl, err=True)
 
@@ -120,11 +137,14 @@ def printing() -> Iterator[None]:
         raise OutputError("The result could not be printed", cause=cause_of(exc)) from exc
 
 
-def emit(value: Any, table: Callable[[], RenderableType]) -> None:
-    """Print `value` as JSON or as what `table` makes, as the user chose."""
+def emit(value: Any, table: Callable[[], RenderableType], *, empty: str = "") -> None:
+    """Print `value` as JSON or as what `table` makes, as the user chose. `empty`: what is said in place of a table without rows, and what
+    to do next."""
     with printing():
         if wants_json():
             click.echo(to_json(value))
+        elif empty and not value:
+            console().print(line(empty))
         else:
             console().print(table())
 
@@ -156,13 +176,14 @@ def console(
     return made
 
 
-def grid(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
+def grid(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Grid:
     """A table. Columns whose name begins with ">" are right-aligned, numbers; they and those with "=" (times, ids) stay
-    in one piece, or end in "…" on a screen that is too narrow even so. Others are folded where there is no room, never cut."""
+    in one piece. Others are folded where there is no room. Nothing is cut: where folding does not do, it is no table (grids.py)."""
     from rich import box
-    from rich.table import Table
 
-    table = Table(
+    from config_server.cli.grids import Grid
+
+    table = Grid(
         title=title,
         title_justify="left",
         caption_justify="left",
@@ -172,12 +193,11 @@ def grid(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str 
         show_edge=False,
     )
     for column in columns:
-        whole = column.startswith((">", "="))
         table.add_column(
             column.lstrip(">="),
             justify="right" if column.startswith(">") else "left",
-            no_wrap=whole,
-            overflow="ellipsis" if whole else "fold",
+            no_wrap=column.startswith((">", "=")),
+            overflow="fold",
         )
     for row in rows:
         table.add_row(*row)
@@ -227,6 +247,9 @@ class Progress:
     """One line of progress on stderr: rewritten on a terminal, else repeated every few seconds when it
     changed."""
 
+    stands: ClassVar[bool] = False
+    """There is one on the terminal's last line."""
+
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
         self._shown = ""
@@ -238,16 +261,17 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._terminal and self._shown:
-            say("", nl=False, head="\r\x1b[K")
+        if Progress.stands:
+            say("", nl=False)
 
     def show(self, text: str, *, force: bool = False) -> None:
         """`force` shows it even if the last line is fresh: for what happens once."""
-        if text == self._shown:
+        if text == self._shown and (Progress.stands or not self._terminal):
             return
         now = time.monotonic()
         if self._terminal:
-            say(plain(text)[: _columns() - 1], nl=False, head="\r\x1b[K")
+            say(plain(text)[: _columns() - 1], nl=False)
+            Progress.stands = True
         elif force or now - self._shown_at >= _PLAIN_INTERVAL_S:
             say(text)
         else:

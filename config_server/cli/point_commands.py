@@ -16,7 +16,7 @@ from config_server.cli import rescue
 from config_server.cli.machine_commands import fetch
 from config_server.cli.names import name_argument
 from config_server.cli.options import COMMON, Target, add_options, find_target
-from config_server.cli.output import Progress, emit, grid, run, say, size
+from config_server.cli.output import Progress, emit, going_on, grid, line, run, say, size
 from shared.errors import (
     DeadlineError,
     DisconnectedError,
@@ -29,6 +29,7 @@ from shared.errors import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
     from config_server.cli.access import Access
@@ -58,7 +59,7 @@ def list_(name: str, **storage: Any) -> None:
     """The points of a machine, oldest first; the table also shows periods without any. With --blob-url from storage alone."""
     config = rescue.storage_of(**storage)
     found = run(_list_stored(config, name) if config is not None else _list(find_target(), name))
-    emit(found.points, lambda: _table(found))
+    emit(found.points, lambda: _page(found, is_stored=config is not None))
 
 
 @point.command()
@@ -166,7 +167,7 @@ async def _create(name: str, timeout_s: float) -> PointView:
     deadline = began + timeout_s
     id_ = secrets.token_hex(8)
     async with find_target().connect() as client:
-        with Progress() as progress:
+        with going_on(_asked_for(name)), Progress() as progress:
             patient = _Patience(progress)
             await patient.call(lambda: _request(client, name, id_), min(deadline, began + _FIRST_S))
             while True:
@@ -198,6 +199,10 @@ async def _create(name: str, timeout_s: float) -> PointView:
                     )
                 progress.show(f"{name}: point {position} is on its way to blob storage")
                 await asyncio.sleep(_POLL_S)
+
+
+def _asked_for(name: str) -> str:
+    return f"The point may have been asked for already, and then is made without this command: understudy point list {name}."
 
 
 class _Patience:
@@ -278,15 +283,19 @@ async def _verify_with(
     return done
 
 
-def _table(found: PointList) -> Table:
-    table = _table_of(found.points)
-    if found.gaps:
-        table.caption = "\n".join(
-            f"no points between {gap.since_time or 'the beginning'} and {gap.until_time or 'now'}: "
-            f"{gap.cause}"
-            for gap in found.gaps
-        )
-    return table
+def _page(found: PointList, *, is_stored: bool) -> RenderableType:
+    """`is_stored`: no server was asked."""
+    gaps = "\n".join(
+        f"no points between {gap.since_time or 'the beginning'} and {gap.until_time or 'now'}: {gap.cause}"
+        for gap in found.gaps
+    )
+    if found.points:
+        table = _table_of(found.points)
+        table.caption = gaps or None
+        return table
+    own = f"understudy machine show {found.machine}"
+    where = "understudy machine list, with the same options" if is_stored else own
+    return line(f"{found.machine} has no points. What there is of it: {where}", f"\n{gaps}" if gaps else "")
 
 
 def _table_of(points: list[PointView]) -> Table:
@@ -305,4 +314,4 @@ def _table_of(points: list[PointView]) -> Table:
             ranges = tuple((disk, first, sectors) for disk, first, sectors in point_.unreadable)
             remarks.append(str(Unreadable(ranges, point_.unreadable_covers)))
         rows.append((point_.id, point_.time, point_.consistency, point_.state, "; ".join(remarks)))
-    return grid(None, ("=point", "=time", "=consistency", "=state", "remarks"), rows)
+    return grid(None, ("=point", "=time", "consistency", "state", "remarks"), rows)

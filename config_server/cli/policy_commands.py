@@ -121,7 +121,7 @@ def _table(found: list[PolicyView]) -> Table:
         (each.name, _interval(each.point_interval_s), f"{each.rpo_threshold_s:g} s", ", ".join(each.machines))
         for each in found
     ]
-    return grid(None, ("=policy", ">points every", ">RPO at most", "machines"), rows)
+    return grid(None, ("policy", ">points every", ">RPO at most", "machines"), rows)
 
 
 def _interval(seconds: float | None) -> str:

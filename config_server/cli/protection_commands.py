@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
 from config_server.cli import versions
-from config_server.cli.machine_pages import candidates_table, machine_page
+from config_server.cli.machine_pages import candidates_page, candidates_table, machine_page, minute
 from config_server.cli.names import name_argument
 from config_server.cli.options import COMMON, add_options, find_target
-from config_server.cli.output import Progress, console, emit, plain, run, say
+from config_server.cli.output import Progress, console, emit, going_on, plain, run, say
 from shared.errors import (
     FewerDisksError,
     MachineNotFoundError,
@@ -26,7 +26,7 @@ from shared.errors import (
 
 if TYPE_CHECKING:
     from shared.api.machines import MachineView
-    from shared.api.protection import DiskCandidates, Protection
+    from shared.api.protection import DiskCandidate, DiskCandidates, Protection
     from shared.rest import RestClient
 
 _TAKEN_S: Final = 30.0
@@ -48,8 +48,8 @@ no_wait = click.option("--no-wait", is_flag=True, help="Do not wait until its ag
     "disks",
     multiple=True,
     metavar="PATH|ID",
-    help="One for each that shall be protected: by the path where it stands now, or by its stable id. Default: those that are wanted,"
-    " else all that its agent offers.",
+    help="One for each that shall be protected: by the path where it stands now, or by its stable id. Default: those that are wanted;"
+    " where protection was ended, those that were until then; else all that its agent offers.",
 )
 @click.option(
     "--process-server",
@@ -135,7 +135,7 @@ def disks_(name: str) -> None:
     Example: understudy machine disks web1
     """
     found = run(_disks(name))
-    emit(found, lambda: candidates_table(found))
+    emit(found, lambda: candidates_page(found))
 
 
 async def _protect(name: str, wanted: Protection, *, yes: bool, wait: bool) -> MachineView:
@@ -213,13 +213,17 @@ async def _chosen(client: RestClient, name: str, *, yes: bool) -> list[str]:
         ) from exc
     except ServerOutdatedError:
         seen = await client.call(api.MACHINE, Nothing(), machine=name)
-        protected, offered = [disk.device for disk in seen.disks], []
+        protected, before, offered = [disk.device for disk in seen.disks], [], []
     else:
         # Not by path: that may lead to another since. What is captured yet, and was said to go, is not meant.
         protected = [disk.name for disk in found.disks if disk.wanted]
+        before = [disk for disk in found.disks if disk.until]
         offered = [disk.device for disk in found.disks if not disk.why_not]
     if protected:
         return protected
+    if before:
+        say(_as_before(before))
+        return [disk.name for disk in before]
     if not offered:
         raise RequestError(
             f"'{name}' was not protected",
@@ -236,6 +240,12 @@ async def _chosen(client: RestClient, name: str, *, yes: bool) -> list[str]:
             )
         click.confirm(plain(f"Protect {', '.join(offered)} of '{name}'?"), abort=True, err=True)
     return offered
+
+
+def _as_before(disks: Sequence[DiskCandidate]) -> str:
+    """Which are taken since nobody names any: also what is away, which is missed then, and never left out without a word."""
+    named = ", ".join(f"{disk.device} ({disk.why_not})" if disk.why_not else disk.device for disk in disks)
+    return f"No disk was named: taken are those that were protected until {minute(disks[0].until)}: {named}."
 
 
 async def _unprotect(name: str, *, wait: bool) -> MachineView:
@@ -262,7 +272,8 @@ async def _disks_of(client: RestClient, name: str) -> DiskCandidates:
 
 
 async def wait_until_taken(client: RestClient, said: MachineView) -> MachineView:
-    with Progress() as progress:
+    recorded = f"It is recorded, and the agent of {said.name} is told with each of its reports: only the waiting for it ends here."
+    with going_on(recorded), Progress() as progress:
         return await taken(client, said, progress.show)
 
 

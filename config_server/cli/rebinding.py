@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from config_server.cli.output import console, grid, say, seconds
+from config_server.cli.output import console, grid, line, say, seconds
 from shared.active_side import shown
 from shared.errors import NotFoundError, RequestError, ServerOutdatedError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
     from shared.api.copies import CopyList, CopyView
@@ -53,6 +54,10 @@ def tell_repeated(machine: str, identity: str) -> None:
     say(f"'{machine}' was bound to {identity} before; nothing changed.")
 
 
+def bound(machine: str, identity: str) -> str:
+    return f"'{machine}' is bound to {identity}: only the waiting for its process servers ends here."
+
+
 def tell_of_disks(machine: str) -> None:
     say(
         f"The disks that were named of '{machine}' were those of the other hardware. See `understudy machine disks {machine}`, and name"
@@ -60,9 +65,17 @@ def tell_of_disks(machine: str) -> None:
     )
 
 
+def page(found: CopyList) -> RenderableType:
+    if found.copies:
+        return table(found)
+    return line(
+        f"Machine '{found.machine}' is {shown(found.identity)}, and no copy of it was refused lately: nothing is to be done."
+    )
+
+
 def table(found: CopyList) -> Table:
     title = f"Machine '{found.machine}' is {shown(found.identity)}. Refused lately:"
-    return grid(title, ("identity", "address", ">last", ">first", "why"), _rows(found.copies))
+    return grid(title, ("=identity", "address", ">last", ">first", "why"), _rows(found.copies))
 
 
 def _rows(copies: Sequence[CopyView]) -> list[tuple[str, ...]]:

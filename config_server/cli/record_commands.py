@@ -9,12 +9,12 @@ import click
 import msgspec
 
 from config_server.cli.machine_pages import HEALTH_STYLES
-from config_server.cli.names import checked_name
+from config_server.cli.names import checked_name, optional_name_argument
 from config_server.cli.options import COMMON, add_options, find_target
 from config_server.cli.output import compact, emit, grid, line, percent, plain_fields, run, seconds, told
 from shared import durable
 from shared.errors import UsageError
-from shared.vocabulary import ENROLLED, Severity
+from shared.vocabulary import ENROLLED, Role, Severity
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from shared.api.audit import AuditView
     from shared.api.events import EventView
     from shared.api.jobs import JobView
+    from shared.rest import RestClient
 
 _STYLES: Final = {Severity.CRITICAL: "red", Severity.ERROR: "red", Severity.WARNING: "yellow"}
+_NO_JOBS: Final = "No restore was made yet. To try one: understudy restore MACHINE --to FOLDER"
+_NO_DAEMONS: Final = "No daemon has reported yet. Next, for each host: understudy token create ROLE NAME, and there python -m ROLE setup."
 limit_option = click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
 
 
@@ -40,17 +43,55 @@ def event() -> None:
 
 
 @event.command("list")
+@optional_name_argument
 @click.option("--object", "object_", default="", help="Only of this machine, disk (MACHINE/DISK) or daemon.")
 @click.option("--open", "only_open", is_flag=True, help="Only what is still wrong.")
 @limit_option
 @add_options(*COMMON)
-def event_list(object_: str, only_open: bool, limit: int) -> None:
-    """Events, newest first."""
+def event_list(name: str, object_: str, only_open: bool, limit: int) -> None:
+    """Events, newest first: of all, or of the machine NAME and its disks.
+
+    \b
+    Example: understudy event list web1 --open
+    """
+    if name and object_:
+        raise click.UsageError("NAME and --object exclude each other.")
+    about = name or object_
+    found = run(_events(about, only_open=only_open, limit=limit))
+    emit(found, lambda: _events_page(found), empty=_no_events(about, only_open=only_open))
+
+
+async def _events(about: str, *, only_open: bool, limit: int) -> list[EventView]:
     from shared import api
     from shared.api.events import EventQuery
 
-    found = run(_call(api.EVENTS, EventQuery(object=object_, open=only_open, limit=limit))).events
-    emit(found, lambda: _events_page(found))
+    async with find_target().connect() as client:
+        query = EventQuery(object=about, open=only_open, limit=limit)
+        found = (await client.call(api.EVENTS, query)).events
+        if about and not found:
+            await _check_known(client, about.partition("/")[0])
+        return found
+
+
+async def _check_known(client: RestClient, name: str) -> None:
+    """A name that nobody bears has no events either, and is not one that is well. Raises MachineNotFoundError."""
+    from shared import api
+    from shared.api.route import Nothing
+
+    daemons = (await client.call(api.DAEMONS, Nothing())).daemons
+    if name not in {
+        Role.CONFIG_SERVER,
+        *(seen.name for seen in daemons),
+        *(f"{seen.role}:{seen.name}" for seen in daemons),
+    }:
+        await client.call(api.MACHINE, Nothing(), machine=name)
+
+
+def _no_events(about: str, *, only_open: bool) -> str:
+    kind = "open problem" if only_open else "event"
+    if about:
+        return f"No {kind} of {about}. Of all: understudy event list"
+    return f"No {kind}. How machines do: understudy machine list"
 
 
 def _events_page(found: list[EventView]) -> RenderableType:
@@ -93,7 +134,7 @@ def job_list(limit: int) -> None:
     from shared.api.route import Limit
 
     found = run(_call(api.JOBS, Limit(limit=limit))).jobs
-    emit(found, lambda: _jobs_page(found))
+    emit(found, lambda: _jobs_page(found), empty=_NO_JOBS)
 
 
 def _jobs_page(found: list[JobView]) -> RenderableType:
@@ -102,7 +143,7 @@ def _jobs_page(found: list[JobView]) -> RenderableType:
 
     rows = [(j.id, j.kind, j.machine, j.state, percent(j.progress), j.created[:19]) for j in found]
     parts: list[RenderableType] = [
-        grid(None, ("=job", "=kind", "machine", "=state", ">progress", "=begun"), rows)
+        grid(None, ("=job", "kind", "machine", "state", ">progress", "=begun"), rows)
     ]
     for job_ in found:
         if (error := job_.error) is not None:
@@ -143,7 +184,7 @@ def daemon_list() -> None:
         found,
         lambda: grid(
             None,
-            ("=role", "name", "connected", "=state", "=health", ">seen", ">clock"),
+            ("role", "name", "connected", "state", "health", ">seen", ">clock"),
             [
                 (
                     d.role,
@@ -157,6 +198,7 @@ def daemon_list() -> None:
                 for d in found
             ],
         ),
+        empty=_NO_DAEMONS,
     )
 
 
@@ -233,5 +275,5 @@ def _check_new(file: Path) -> None:
         raise UsageError(
             f"No token was made for {file}",
             cause="it is there already" if file.exists() else f"there is no folder {file.parent}",
-            action="Give the name of a file that is not there yet, in a folder that is.",
+            action="Give the name of a file that is not there yet, in a folder that is; or delete the one that was copied to its host.",
         )

@@ -118,7 +118,7 @@ def _page(report: Report) -> RenderableType:
         seen = f"{detail} (nor were {', '.join(others)})" if others else detail
         rows.append((first, line((state, _STYLES[state])), seen))
     place = f"{report.account}, container {report.container}"
-    table = grid(f"Storage account {place}", ("check", "=state", "what was found"), rows)
+    table = grid(f"Storage account {place}", ("check", "state", "what was found"), rows)
     todo = [finding for finding in report.findings if finding.action]
     return Group(table, *(_told(finding) for finding in todo))
 

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from shared.api.permissions import Permission
+
+
+class Operator(NamedTuple):
+    name: str
+    allowed: frozenset[Permission]
 
 
 @dataclass(frozen=True)

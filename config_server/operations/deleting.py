@@ -1,9 +1,15 @@
 """Handlers of deletions: what is lost, that it shall be, and that it shall not. At once the machine is stopped, as by `unprotect`, and what
 was said is kept with it (deletions.py); what follows from that does deletion_sweep.py.
+
+Who takes a deletion back is told what is so: whether there is a container still, and whether the machine's agent is refused. That it was
+taken back is noted in the container, too, as is which one was said: a database that is set back with its whole host finds it there. Each
+such note fences off the requests to delete the container that are on their way (removal.py): of these a database that was put back, or
+whose storage is another account now, knows nothing. There nothing is said of a deletion before that is written.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,16 +19,27 @@ from config_server.operations.control import Control, new_id
 from config_server.operations.protecting import Protecting
 from config_server.rules import deletion_view
 from config_server.rules.clock import SECOND_NS
-from config_server.rules.deletion import Deletion, Found, of_storage
+from config_server.rules.deletion import Deletion, Found, Stage
 from config_server.rules.machine import Machine
 from config_server.storage import removal
-from config_server.store import audit, deletions, incarnations, inventory
+from config_server.store import audit, deletions, incarnations, inventory, revocation
 from config_server.store.database import Connection
+from shared import logging
 from shared.api.deletion import DeletionRequest, Kept
 from shared.api.machines import DeletionView, MachineView
 from shared.api.points import PointView
 from shared.api.route import Nothing
-from shared.errors import DeletionOfAnotherError, RequestError, UnderstudyError, UnhealthyError
+from shared.errors import (
+    AskerGoneError,
+    ContainerMissingError,
+    RequestError,
+    StorageError,
+    UnderstudyError,
+    UnhealthyError,
+)
+from shared.vocabulary import Role
+
+_log = logging.get()
 
 
 class _Points(NamedTuple):
@@ -36,53 +53,65 @@ class Deleting:
         self._protecting = protecting
 
     async def look(self, call: Call, _body: Nothing) -> DeletionView:
-        """What is lost. Raises MachineNotFoundError, StorageError, IntegrityError."""
+        """What is lost. Raises MachineNotFoundError, StorageError, IntegrityError; RequestError of what could not be asked for."""
         machine = await machines.known(self._control, call.path["machine"])
-        container, found = await self._meant(machine.name)
-        points = await self._points(machine.name)
+        (container, found), points = await asyncio.gather(
+            self._meant(machine.name), self._points(machine.name)
+        )
+        if machine.deletion is None:
+            _check_its_own(f"'{machine.name}' cannot be deleted", machine.name, container, found)
         shown = deletion_view.shown(machine, self._hindered(machine))
         view = shown or DeletionView(machine=machine.name, container="", identity="", points=0)
         view.container, view.identity = container, found.identity
         view.points, view.unknown = len(points.found), points.unknown
         if points.found:
             view.first, view.last = points.found[0].time, points.found[-1].time
-        view.stays = deletion_view.what_stays(self._control.presence, machine.name)
+        more = await removal.others(self._control.storage.machines(), machine.name, container)
+        view.stays = [
+            *deletion_view.what_stays(self._control.presence, machine.name),
+            *map(deletion_view.older, more),
+        ]
         return view
 
     async def delete(self, call: Call, body: DeletionRequest) -> MachineView:
-        """Raises MachineNotFoundError, RequestError, BeingDeletedError, StorageError, IntegrityError."""
+        """Raises MachineNotFoundError, RequestError, BeingDeletedError, StorageError, IntegrityError, AskerGoneError."""
         machine = await machines.known(self._control, call.path["machine"])
         name, what = machine.name, f"'{machine.name}' is not to be deleted yet"
-        container, found = await self._meant(name)
+        (container, found), points = await asyncio.gather(self._meant(name), self._points(name))
+        _check_its_own(what, name, container, found)
         if body.container is not None and body.container != container:
             raise RequestError(
                 what,
                 cause=f"its container is {container or 'none'}, and {body.container or 'none'} was meant",
                 action="Look again what would be lost, and ask again.",
             )
-        points = await self._points(name)
-        now_ns = self._control.now_ns()
+        now_ns, place, id_ = self._control.now_ns(), self._control.storage.place, new_id()
+
+        def check(db: Connection) -> None:
+            deletions.check_not_removed(db, name, place, what)
+            if not call.is_there():  # he was told nothing, or that it failed
+                raise AskerGoneError(what)
+
+        await self._control.db.run(check)
+        if container:
+            await removal.fence(self._control.storage.machines(), container, id_)
 
         def also(db: Connection, before: Machine, after: Machine) -> None:
-            if deletions.is_past_recall(db, before):
-                raise deletions.being_deleted(name, what)
+            check(db)
             assert after.wish is not None
             deletion = Deletion(
-                id=new_id(),
+                id=id_,
                 incarnation=incarnations.history(db)[-1],
                 who=call.who,
                 asked_ns=now_ns,
                 after_ns=int(body.after_s * SECOND_NS),
                 counted_ns=now_ns,
                 act=after.wish.mark.act,
+                place=place,
                 container=container,
                 identity=found.identity,
-                points=len(points.found),
+                points=None if points.unknown else len(points.found),
             )
-            if isinstance(wrong := of_storage(name, deletion, found), DeletionOfAnotherError):
-                raise RequestError(
-                    what, cause=wrong.cause, action="See which is right, and correct it first."
-                )
             deletions.put(db, name, deletion)
             audit.add(db, call.who, "machine.delete", name, deletion_view.plain(deletion), now_ns)
             day = deletion_view.day(deletion)
@@ -93,28 +122,53 @@ class Deleting:
         return await machines.shown(self._control, machine)
 
     async def keep(self, call: Call, _body: Nothing) -> Kept:
-        """Raises MachineNotFoundError, BeingDeletedError."""
-        name, now_ns = call.path["machine"], self._control.now_ns()
+        """Raises MachineNotFoundError, BeingDeletedError; StorageError where storage has to say first what became of it."""
+        name, now_ns, place = call.path["machine"], self._control.now_ns(), self._control.storage.place
+        what = f"The deletion of '{name}' was not taken back"
 
-        def work(db: Connection) -> tuple[Machine, Deletion | None]:
-            machine = inventory.machine(db, name)
-            if machine.deletion is None:
-                return machine, None
-            if deletions.is_past_recall(db, machine):
-                raise deletions.being_deleted(name, f"The deletion of '{name}' was not taken back")
+        def check(db: Connection) -> Machine:
+            deletions.check_not_removed(db, name, place, what)
+            return inventory.machine(db, name)
+
+        asked = (await self._control.db.run(check)).deletion
+        is_there = asked is None or await self._note_kept(asked)
+
+        def work(db: Connection) -> tuple[Deletion | None, bool]:
+            deletion = check(db).deletion
+            if deletion is None:
+                return None, False
             deletions.put(db, name, None)
-            audit.add(db, call.who, "machine.keep", name, deletion_view.plain(machine.deletion), now_ns)
+            audit.add(db, call.who, "machine.keep", name, deletion_view.plain(deletion), now_ns)
             deletions.note(db, name, f"{name} is not to be deleted any more, as {call.who} asked", "", now_ns)
-            return inventory.machine(db, name), machine.deletion
+            is_refused = deletion.stage is Stage.CLOSING or revocation.is_refused(db, Role.AGENT, name)
+            return deletion, is_refused
 
-        machine, deletion = await self._control.db.run(work)
+        deletion, is_refused = await self._control.db.run(work)
+        machine = await machines.known(self._control, name)
         return Kept(
             machine=await machines.shown(self._control, machine),
             taken_back=deletion is not None,
-            revoked=deletion is not None and deletion.is_closed,
+            revoked=is_refused,
+            gone=deletion is not None and not is_there,
         )
 
     # ---- inside
+
+    async def _note_kept(self, deletion: Deletion) -> bool:
+        """In its container; whether that is there, as far as is known. Storage that is away does not hinder it, unless this database does
+        not know what became of the deletion."""
+        if not deletion.container:
+            return True
+        storage, place = self._control.storage.machines(), self._control.storage.place
+        try:
+            await removal.fence(storage, deletion.container, "")
+        except ContainerMissingError:
+            return not await removal.is_gone(storage, deletion.container)
+        except StorageError as exc:
+            if await self._control.db.run(lambda db: deletions.is_of_before(db, deletion, place)):
+                raise
+            _log.warning("not noted in storage that a deletion was taken back", **exc.as_dict())
+        return True
 
     async def _meant(self, name: str) -> tuple[str, Found]:
         """Which container is the machine's now (empty: none), and what is known of it."""
@@ -126,7 +180,21 @@ class Deleting:
         try:
             return _Points((await self._control.storage.points(name)).points)
         except UnderstudyError as exc:
-            return _Points((), f"{exc.what}: {exc.cause}")
+            return _Points((), f"{exc.what}: {exc.cause}" if exc.cause else exc.what)
 
     def _hindered(self, machine: Machine) -> UnhealthyError | None:
         return None if machine.deletion is None else self._control.hindered.get(machine.deletion.id)
+
+
+def _check_its_own(what: str, name: str, container: str, found: Found) -> None:
+    """Raises RequestError where the container does not say that it is the machine's."""
+    own = {"machine": name, "vault": found.vault}
+    if found.metadata is None or own.items() <= found.metadata.items():
+        return
+    said = ", ".join(f"{key}={found.metadata[key]}" for key in own if key in found.metadata)
+    raise RequestError(
+        what,
+        cause=f"the metadata of its container {container} say {said or 'nothing of whose it is'}",
+        action=f"If it is the machine's, as the registry says, give it these (az storage container metadata update --name {container}"
+        f" --metadata machine={name} vault={found.vault}), and ask again.",
+    )

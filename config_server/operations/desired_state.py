@@ -11,11 +11,18 @@ who acts by what a backup says drops a disk that he did not see. So it is with p
 knew says nothing of others, to which the agent was moved behind the backup, and it stays with these (US636). An act that is older than the
 restore, and of which the agent has not heard, drops nothing (wishes.py).
 
+So nothing is told that could drop some of it to an agent that does not say what it protects (one that fails, and is older, or could not
+read that), and nothing begins anew by its word; nor is a path told before the agent has looked which disks there are: what is told is what
+was judged (settling.py). When that lasts it is a problem of its own (US610).
+
 **Disks are those of one hardware.** A machine that stands on other hardware since (`machine rebind`, or it was deleted and another bears
 its name) begins anew: whether it is to be protected stays, which disks these were does not, since the same paths are other disks there. It
 is told that without disks, so that it goes by its own configuration until an operator names them; one that comes back has a wish of its
 own, with its disks. An agent with another identity than the one that is known, of which storage does not say that it is the machine (it is
 away, or the machine was failed over), hears no opinion.
+
+**Who was deleted begins anew, too.** An agent that is enrolled again under the name goes on by the stop that was said with the deletion.
+Nobody has said it of the machine that begins: it is told to protect, by its own configuration, with an event.
 """
 
 from __future__ import annotations
@@ -29,8 +36,9 @@ from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
 from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
+from config_server.rules.settling import settled
 from config_server.rules.wishes import UNHEARD, Adopt, Agree, Tell, in_words, judge, named
-from config_server.store import audit, events, incarnations, inventory, policies
+from config_server.store import audit, deletions, events, incarnations, inventory, policies
 from config_server.store.database import Connection
 from shared.active_side import shown
 from shared.api.events import EventKind
@@ -52,8 +60,8 @@ class Answer(NamedTuple):
     left_entries: bool = False
     is_withheld: bool = False
     """Nobody knows that this hardware is the machine: it hears no opinion, whatever is wanted."""
-    unchanged: Machine | None = None
-    """The machine, where nothing of it was changed here."""
+    waits: Wish | None = None
+    """What is wanted, and not told: its agent has not said enough for anybody to know what that would drop."""
 
 
 def answer(
@@ -70,35 +78,46 @@ def answer(
     """`told` is what the machine's agent says that it goes by, `offer` what it says of its disks, `identity` that of its hardware;
     `is_the_machine`: storage says so, too (sides.py). In the transaction of its report."""
     known = inventory.find(db, machine)
-    own = known.own if known is not None else None
-    before = own.wish if own is not None else None
+    before = known.wish if known is not None else None
     settings = policies.settings((known.assigned if known is not None else policies.default(db)).policy)
     if known is not None and identity != known.identity:
         if not known.identity:
             if is_the_machine:
                 inventory.note_identity(db, machine, identity)
-                known = inventory.machine(db, machine)
         elif not is_the_machine or not may_leave_entries:
             return Answer(Desired(), is_withheld=not is_the_machine)
+        elif offer.goes_by is None:
+            return Answer(Desired(settings=settings), waits=before)
         else:
             after = begin_anew(db, known, identity, told, now_ns, protects=offer.goes_by)
             return Answer(_desired(after.wish, settings), left_entries=True)
+    known = settle(db, known, offer, told) if known is not None else None
+    own = known.own if known is not None else None
+    before = own.wish if own is not None else None
+    if own is None and told is not None and deletions.was_done(db, machine, told.mark.act):
+        if not may_leave_entries:
+            return Answer(Desired(settings=settings))
+        inventory.ensure_machine(db, machine, now_ns)
+        begun = Wish(mark=told.mark, verb=Verb.PROTECT)
+        after = inventory.begin_anew(db, machine, identity, now_ns, begun, [told.mark])
+        _note_begun(db, machine, told, after, now_ns)
+        return Answer(_desired(after.wish, settings), left_entries=True)
     # What an agent goes by is mostly what is wanted: then no history is needed.
     is_same = before is not None and told is not None and before.mark == told.mark
     match judge(own, told, () if is_same else incarnations.history(db)):
         case Agree():
             if known is not None and (known.dropped or known.moved):
                 inventory.heard(db, machine)
-                known = None
-            return Answer(_desired(before, settings), unchanged=known)
+            return Answer(_desired(before, settings))
         case Tell(Wish(verb=Verb.OTHER), _) | Adopt(Wish(verb=Verb.OTHER), _):
             # A newer version's: whoever goes by it goes on. The next act is later than it.
             return Answer(Desired(settings=settings))
         case Tell(wish, doubt):
             assert known is not None
             unsaid = _unsaid(known, told, offer, incarnations.history(db)[-1])
-            if unsaid and wish.verb is Verb.PROTECT and offer.may_be_among(unsaid, wish.disks):
-                return Answer(Desired(settings=settings))  # its next report says more
+            is_unsettled = wish.verb is Verb.PROTECT and offer.is_unsettled(wish.disks)
+            if unsaid is None or is_unsettled:
+                return Answer(Desired(settings=settings), waits=wish)
             stays = _unsaid_servers(known, told, incarnations.history(db)[-1])
             if (unsaid or stays is not None) and not may_leave_entries:
                 return Answer(Desired(settings=settings))
@@ -134,8 +153,16 @@ def answer(
             return Answer(_desired(wish, settings), left_entries=True)
 
 
-def _unsaid(known: Machine, told: Wish | None, offer: Offer, incarnation: str) -> tuple[WantedDisk, ...]:
-    """What the agent protects, and would not any more by what this database has, although nobody said of it that it shall go."""
+def settle(db: Connection, known: Machine, offer: Offer, told: Wish | None) -> Machine:
+    """The machine, its disks by their ids as far as its agent has told these. Before anything is judged by them."""
+    return inventory.settle(db, known, settled(known, offer, told)) if offer.is_known else known
+
+
+def _unsaid(
+    known: Machine, told: Wish | None, offer: Offer, incarnation: str
+) -> tuple[WantedDisk, ...] | None:
+    """What the agent protects, and would not any more by what this database has, although nobody said of it that it shall go; None: that
+    cannot be known, since it does not say what it protects."""
     wish = known.wish
     if wish is None:
         return ()
@@ -265,6 +292,20 @@ def _note_unheard(
     )
     happened = Problem(**error.as_dict(), severity=Severity.WARNING, object=machine)
     events.note(db, EventKind.RESTORED, SELF, happened, now_ns)
+
+
+def _note_begun(db: Connection, machine: str, told: Wish, after: Machine, now_ns: int) -> None:
+    detail = {"before": _plain(told), "after": _plain(after.wish)}
+    audit.add(db, SELF, "machine.wish.anew", machine, detail, now_ns)
+    happened = Problem(
+        code="",
+        what=f"The agent of {machine} was to stop, since the machine was deleted; it was enrolled again, and protects by its configuration",
+        cause="that it should stop was said of the machine that was deleted",
+        action=f"Say what is wanted: understudy machine protect {machine}, or unprotect.",
+        severity=Severity.WARNING,
+        object=machine,
+    )
+    events.note(db, EventKind.STATE, SELF, happened, now_ns)
 
 
 def _note_adoption(db: Connection, machine: str, before: Wish | None, wish: Wish, now_ns: int) -> None:

@@ -17,7 +17,7 @@ from config_server.rules.certificates import fingerprint_of
 from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.rules.facts import SELF
 from config_server.rules.renewals import Renewals
-from config_server.store import audit, certificates, events, revocation, tokens
+from config_server.store import audit, certificates, deletions, events, revocation, tokens
 from config_server.store.database import Connection
 from shared import enrol, identity, logging
 from shared.api.certificates import (
@@ -122,6 +122,8 @@ class Identity:
             certificate = self._issue(db, public_key, grant, now_ns)
             begins_s = int(certificate.not_valid_before_utc.timestamp())
             revocation.readmit(db, grant.role, grant.name, certificate.serial_number, begins_s, now_ns)
+            if grant.role is Role.AGENT:
+                deletions.note_enrolled(db, grant.name)
             tokens.note_answer(db, hash_, fingerprint_of(public_key), pem_of(certificate))
             subject = f"{grant.role}:{grant.name}"
             audit.add(db, subject, "enrol", subject, {"serial": f"{certificate.serial_number:x}"}, now_ns)

@@ -248,7 +248,7 @@ class Granting:
 
     async def _give(self, call: Call, store: BlobStore, grant: Grant, over: Sequence[str]) -> None:
         def add(db: Connection) -> None:
-            deletions.check_readable(db, grant.machine)
+            deletions.check_readable(db, grant.machine, self._control.storage.place)
             # Since it was looked for: for another container, or by another server.
             if grants.asked_for(db, grant.request) is not None:
                 raise RequestError(

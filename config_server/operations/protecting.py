@@ -46,7 +46,8 @@ class Protecting:
         self._sides = sides
 
     async def protect(self, call: Call, body: Protection) -> MachineView:
-        """Raises RequestError, MachineNotFoundError, PolicyNotFoundError, FewerDisksError, DiskTooLargeError, ToBeDeletedError."""
+        """Raises RequestError, MachineNotFoundError, PolicyNotFoundError, FewerDisksError, DiskTooLargeError, ToBeDeletedError,
+        BeingDeletedError."""
         name = check_name(call.path["machine"], "machine")
         what = f"The protection of '{name}' was refused"
         _check_words(what, body)
@@ -61,8 +62,11 @@ class Protecting:
         def work(db: Connection) -> Machine:
             before = inventory.find(db, name)
             if before is not None:
+                deletions.check_not_removed(db, name, self._control.storage.place, what)
                 _refuse_to_be_deleted(what, before)
                 before = self._as_bound(db, before, now_ns)
+                if agent is not None and before.identity in (UNKNOWN, agent[1].identity):
+                    before = desired_state.settle(db, before, offer, said)
             if agent is None and not body.offline:
                 _refuse_unknown(db, what, name, before, is_moved=is_moved)
             known = before.disks if before is not None else ()

@@ -11,13 +11,12 @@ import msgspec
 from config_server.operations import desired_state
 from config_server.operations.call import Call
 from config_server.operations.control import Control, check_name
+from config_server.operations.deleted import Deleted
 from config_server.operations.sides import Sides
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
 from config_server.rules.health import worst
-from config_server.rules.machine import Machine
 from config_server.rules.presence import Seen, decode, problems_of
-from config_server.rules.wishes import without
 from config_server.rules.wrong import problems_with
 from config_server.store import audit, certificates, commands, events, inventory
 from config_server.store.database import Connection
@@ -47,8 +46,7 @@ class _Told(NamedTuple):
     desired: Desired | None = None
     is_withheld: bool = False
     """There is an opinion, perhaps, that it does not hear (desired_state.py)."""
-    machine: Machine | None = None
-    """As it is in the database, where that is known without another look."""
+    waits: Wish | None = None
     left_entries: bool = False
     """What its agent said did."""
 
@@ -57,6 +55,7 @@ class Reporting:
     def __init__(self, control: Control, sides: Sides) -> None:
         self._control = control
         self._sides = sides
+        self._deleted = Deleted(control)
         self._saved_ns: dict[str, int] = {}
         self._entries_ns: dict[str, int] = {}
         """By machine: when what its agent said of wishes left entries last (monotonic)."""
@@ -95,7 +94,7 @@ class Reporting:
             if answer is None:
                 return _Told(asked)
             said = None if answer.desired == Desired() else answer.desired
-            return _Told(asked, said, answer.is_withheld, answer.unchanged, answer.left_entries)
+            return _Told(asked, said, answer.is_withheld, answer.waits, answer.left_entries)
 
         def work(db: Connection) -> tuple[list[str], list[EventView], _Told]:
             if not taken:
@@ -113,9 +112,7 @@ class Reporting:
                 inventory.save_report(
                     db, inventory.StoredReport(role, call.name, now_ns, _without_results(seen))
                 )
-            answer = told(db)  # first: whose disks these are
-            if isinstance(seen.report, AgentReport):
-                _note_bound(db, answer.machine or inventory.find(db, call.name), seen.report)
+            answer = told(db)
             return finished, changed, answer
 
         kept = taken  # what it says of commands is said again
@@ -143,6 +140,7 @@ class Reporting:
                     self._note_entries(seen, answer, began_ns)
                 self._note_wish(seen, answer)
         revoked = self._control.revoked if role in (Role.PROCESS_SERVER, Role.AGENT) else None
+        deleted = await self._deleted.of(seen.report)
         held_ns = self._control.mono_ns() - began_ns
         return StatusReply(
             commands=answer.commands,
@@ -151,6 +149,7 @@ class Reporting:
             revoked=revoked,
             desired=answer.desired,
             kept=kept,
+            deleted=deleted,
         )
 
     def _answer(self, db: Connection, seen: Seen, now_ns: int, mono_ns: int) -> desired_state.Answer | None:
@@ -189,7 +188,9 @@ class Reporting:
         untaken, now_ns = self._control.untaken, self._control.mono_ns()
         if told.is_withheld or told.desired is not None:
             untaken.withhold(seen.name, is_withheld=told.is_withheld, now_ns=now_ns)
-        if told.desired is None:
+        if told.waits is not None:
+            untaken.note(seen.name, told.waits, seen.report.wish, now_ns)
+        if told.waits is not None or told.desired is None:
             return False
         return untaken.note(seen.name, told.desired.wish, seen.report.wish, now_ns)
 
@@ -265,21 +266,3 @@ def _daemon_view(seen: Seen, now_ns: int) -> DaemonView:
 
 def _without_results(seen: Seen) -> bytes:
     return msgspec.json.encode(msgspec.structs.replace(seen.report, results={}))
-
-
-def _note_bound(db: Connection, known: Machine | None, report: AgentReport) -> None:
-    offer = Offer.of(report)
-    if (
-        known is not None
-        and offer.bound
-        and not offer.may_be_among(without(offer.bound, known.disks), known.disks)
-    ):
-        inventory.note_bound(
-            db,
-            known,
-            report.identity,
-            offer.bound,
-            report.wish,
-            settle=offer.settled,
-            is_whole=bool(report.bound),
-        )

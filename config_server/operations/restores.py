@@ -45,7 +45,7 @@ class Restores:
         args: dict[str, Any] = msgspec.to_builtins(body)
 
         def work(db: Connection) -> None:
-            deletions.check_readable(db, machine.name)
+            deletions.check_readable(db, machine.name, self._control.storage.place)
             audit.add(db, call.who, "restore.grant", machine.name, {"job": id_, **args}, now_ns)
             if not body.dry_run:
                 jobs.create(db, id_, "restore", machine.name, args, now_ns)

@@ -20,7 +20,8 @@ from config_server.operations.control import Control, check_name, new_id
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.copies import Copies, meant
 from config_server.rules.serving import signature
-from config_server.store import audit, commands
+from config_server.storage import removal
+from config_server.store import audit, commands, deletions
 from config_server.store.database import Connection
 from shared import active_side, logging
 from shared.active_side import ActiveSide, Known
@@ -30,7 +31,9 @@ from shared.api.machines import ErrorView
 from shared.api.route import Nothing
 from shared.blob import BlobStore
 from shared.errors import (
+    BeingDeletedError,
     ConfigError,
+    ContainerMissingError,
     CopyRefusedError,
     IntegrityError,
     MachineNotFoundError,
@@ -143,8 +146,13 @@ class Sides:
 
     async def rebind(self, call: Call, body: RebindRequest) -> SideView:
         """From now on another machine is the one of this name: what the operator names, or what was refused as a copy, where only one was.
-        Asked for what is so already it changes nothing, and answers the same."""
+        Asked for what is so already it changes nothing, and answers the same. Raises BeingDeletedError, among others."""
         machine = check_name(call.path["machine"], "machine")
+        known = await self._control.db.run(
+            lambda db: deletions.check_not_removed(
+                db, machine, self._control.storage.place, _not_bound(machine)
+            )
+        )
         store = await self._control.storage.machines().find(machine)
         moment = self._known.asking()
         before = await self._stored(store)
@@ -153,6 +161,8 @@ class Sides:
             side = before  # the answer to the first time was lost, or somebody repeats it
         else:
             side = await active_side.change(store, machine, identity)
+        if known is not None and known.deletion is not None:
+            await self._keep_from_removal(machine, store)
         now_ns = self._control.now_ns()
         self._known.learn(side, moment)
         if side is not before:
@@ -190,6 +200,14 @@ class Sides:
         )
 
     # ---- inside
+
+    async def _keep_from_removal(self, machine: str, store: BlobStore) -> None:
+        """Of a machine that is to be deleted: who looked at it before it was bound removes it no more. Raises BeingDeletedError where he
+        did."""
+        try:
+            await removal.fence(self._control.storage.machines(), store.container)
+        except ContainerMissingError as exc:
+            raise BeingDeletedError(_not_bound(machine), cause=exc.cause) from exc
 
     async def _stored(self, store: BlobStore) -> ActiveSide | None:
         """None also for a document that cannot be read: binding the machine anew is what mends it."""
@@ -250,6 +268,10 @@ class Sides:
         heard = self._heard.get(machine)
         if heard is not None and heard.boot not in boots and now_s - heard.at_s < RECENT_S:
             raise _same_identity(machine, "it reported a moment ago")
+
+
+def _not_bound(machine: str) -> str:
+    return f"'{machine}' was not bound to other hardware"
 
 
 def _same_identity(machine: str, why: str) -> CopyRefusedError:

@@ -1,6 +1,7 @@
 """What the config server judges, without doing anything: no I/O, no clock but what it is told.
 
 machine, disks          a machine as it is wanted, and which of its disks could be protected
+settling                what is kept of its disks after a report of its agent
 wishes, wish_view       which of two acts for it is the later; what is wanted of it, as people see it
 presence, twins         the latest report of every daemon, and two daemons under one name
 facts, serving          what is known of a machine, and which of several process servers it is with

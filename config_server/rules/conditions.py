@@ -13,10 +13,10 @@ The agent is heard, process server and master target do their part; the machine'
     catching-up, resync             it got no more than in epochs before (the best of them does not count), or than four times all (US615)
     bitmap                 warning, by the agent's own word; critical as above while something is to be copied
     any other word         normal   critical after 5 min (US609). An agent that says of itself what ails it is as bad as it says; of one
-                                    that goes by what is wanted and captures nothing it is said at once (US616). Where one does not do
-                                    what it is told (US610), or is not told (US644), that is as bad as what follows from it
+                                    that goes by what is wanted and captures nothing it is said at once (US616)
     to-be-deleted          normal; a warning while that waits for something (US630 to US633)
-    unprotected            normal; a warning if it replicates all the same (US601), and then all of this counts
+    unprotected            normal; a warning if it replicates all the same (US601), and then all of this counts. Of one that was stopped
+                                    its agent is waited for, see below
     not-connected          normal   critical after 15 min (US609)
     disconnected           critical (US471); normal for 15 s after a start of this server, or a gap of its own
     unknown                critical (US551)
@@ -32,8 +32,15 @@ and where it is with its daemons as it should be, of each hop's daemon it has
 
 A report that is fresh and fits is `normal` if work goes on: critical after 15 min in which nothing was uploaded though batches wait, or
 nothing applied though it is uploaded (US615); a warning if apply was half an hour behind or more for 5 min (US614). A session that the
-agent says it has not is critical after 5 min (US609), and so is an agent that captures fewer disks than shall be protected (US609). A
-master target that says it does not follow the machine is as if it had not reported of it.
+agent says it has not is critical after 5 min (US609), and so is an agent that does not capture a disk that shall be
+protected, however many others it captures (US609). A master target that says it does not follow the machine is as if it had not
+reported of it.
+
+Where an agent does not go by what is wanted, that is a warning after 30 s in which it was told (US610), or in which nobody knew whether it
+is the machine's (US644); and after 5 min, whatever it is told, or not told (US644). So it is when it says that it goes by it, and
+captures what shall not be, say after a stop (US610). It is critical as soon as what follows from it would be: a machine that is not at
+work, or a disk that is left out. One that is wanted by its path alone, which its agent does not name, counts as left out then: nobody
+knows which it is.
 
 What somebody gives a cause for is not said once more: while an agent or server names an error of the machine or of itself, or is missed,
 the time of what may follow from that stands still. Health is critical then anyway. But it is never set back by that, and what was a
@@ -48,7 +55,7 @@ from typing import Final
 
 import msgspec
 
-from config_server.rules import sights
+from config_server.rules import sights, wish_view
 from config_server.rules.facts import Facts
 from config_server.rules.sights import At, Excused, Look, Sight
 from shared.errors import (
@@ -76,6 +83,7 @@ EXCUSED_S: Final = 4 * 3600.0
 
 NOT_AT_WORK: Final = "not-at-work"
 DISKS_LEFT_OUT: Final = "disks-left-out"
+UNDONE: Final = "undone"
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,6 +181,16 @@ CONDITIONS: Final = (
         at=sights.disks_left_out,
         error=_disks_error,
         key="disks",
+    ),
+    Condition(
+        name=UNDONE,
+        hop="capture",
+        after_s=MISSED_S,
+        at=sights.undone,
+        moved=lambda before, act: (before != act, act),
+        error=wish_view.undone,
+        severity=lambda _look: Severity.WARNING,
+        key="wish",
     ),
     Condition(
         name="without-session",

@@ -5,12 +5,15 @@ The *delay* is time in which it could be taken back, so it is time in which this
 steps, and kept with the machine. No clock that is set, on this host or another, makes it shorter; a server that is off makes it longer.
 The date that people are shown follows from what is left of it.
 
+Which one stands is noted in the container, too. A database that is set back with its whole host, which nobody notices, may have one that
+was taken back since, or said again: that is none.
+
 A deletion counts in the incarnation of the database in which it was asked for, together with the act to stop that was made with it.
 Behind a restore it may have been taken back, or done, in the time that the backup lacks; and an act that is later than that stop (an
 agent brought it, or the machine stands on other hardware) says that somebody wanted otherwise. Then a person has to say it again.
 
-It is of the container that was the machine's when it was asked for, and of the hardware. Another container or another machine under the
-name is none that anybody wanted deleted.
+It is of the container that was the machine's when it was asked for, in that storage account, and of the hardware. Another container or
+another machine under the name, as which an agent counts that was enrolled anew, is none that anybody wanted deleted.
 """
 
 from __future__ import annotations
@@ -25,7 +28,6 @@ import msgspec
 from config_server.rules.presence import Seen
 from config_server.rules.wishes import in_words
 from shared.active_side import shown
-from shared.api.certificates import Revocations
 from shared.desired import Verb, Wish
 from shared.errors import (
     DeletionHinderedError,
@@ -34,10 +36,14 @@ from shared.errors import (
     UnhealthyError,
 )
 from shared.status import AgentReport, StreamReport
-from shared.vocabulary import Role
 
 QUIET_S: Final = 900.0
 """A log that was written so lately is that of a machine which replicates: it lists something every minute, over a slow line every ten."""
+
+GIVEN_UP_S: Final = 86_400.0
+"""So long a job that was given up hinders a deletion: whoever runs it may only be cut off from this server."""
+NOTED: Final = "deletion"
+"""In the metadata of a container: which deletion of it stands, by the last word that was said; empty, or not there: none."""
 
 
 class Stage(enum.StrEnum):
@@ -71,15 +77,17 @@ class Deletion(msgspec.Struct, frozen=True, kw_only=True):
     """When it did so last."""
     act: str
     """Of the wish to stop that was made with it."""
+    place: str = ""
+    """Account and vault container of which it was asked; empty: not known."""
     container: str
     """Which was the machine's; empty: storage held nothing of it."""
     identity: str
     """Of the hardware that was the machine, by storage; empty where none was named."""
-    points: int = 0
-    """How many were lost with it, for the record."""
+    points: int | None = 0
+    """How many were lost with it, for the record; None: they could not be listed."""
     stage: Stage = Stage.WAITING
-    said_ns: int = 0
-    """When something had been said last of the name of its agent (revoked, readmitted), before it was revoked for this."""
+    is_enrolled: bool = False
+    """An agent was enrolled under the name since it was asked for."""
 
     @property
     def is_due(self) -> bool:
@@ -87,7 +95,7 @@ class Deletion(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def due_ns(self) -> int:
-        """When it is due, if this server runs until then."""
+        """When it is due, if this server runs until then; when it was."""
         return self.counted_ns + max(0, self.after_ns - self.passed_ns)
 
     @property
@@ -117,20 +125,29 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def of_acts(name: str, deletion: Deletion, wish: Wish | None, incarnation: str) -> UnhealthyError | None:
-    """What hinders it, due or not: somebody has said something else since, or may have. Its delay does not run meanwhile."""
+    """What hinders it, due or not: somebody has said something else since, or may have. Its delay does not run meanwhile. Was storage
+    asked to delete the container, that counts only when it is known that it did not."""
     if deletion.incarnation != incarnation:
-        return DeletionUnconfirmedError(
-            f"{name} was to be deleted, and waits for somebody to say it again",
-            cause="this config server's database was put back from a backup since then, and it may have been taken back meanwhile",
-            action=f"Say it again: understudy machine delete {name}; or that it stays: understudy machine keep {name}.",
+        return _unconfirmed(
+            name,
+            "this config server's database was put back from a backup since then, and it may have been taken back meanwhile",
         )
+    if deletion.stage is Stage.REMOVING:
+        return None
     if wish is None or wish.verb is not Verb.STOP or wish.mark.act != deletion.act:
-        return DeletionUnconfirmedError(
-            f"{name} was to be deleted, and waits for somebody to say it again",
-            cause=f"something else is wanted of it since: {in_words(wish)}",
-            action=f"Say it again: understudy machine delete {name}; or that it stays: understudy machine keep {name}.",
-        )
+        return _unconfirmed(name, f"something else is wanted of it since: {in_words(wish)}")
+    if deletion.is_enrolled:
+        return _another(name, "an agent was enrolled anew under its name since that was said")
     return None
+
+
+def of_place(name: str, deletion: Deletion, place: str) -> UnhealthyError | None:
+    """What hinders it: it was asked of another storage account. What this one lacks, nobody has deleted."""
+    if deletion.place in ("", place):
+        return None
+    return _another(
+        name, f"it was said of {deletion.place}, and this config server's storage is {place or 'none'} now"
+    )
 
 
 def is_too_early(daemons: Iterable[Seen], now_ns: int) -> bool:
@@ -178,6 +195,11 @@ def of_storage(name: str, deletion: Deletion, found: Found) -> UnhealthyError | 
         if said != expected:
             is_said = f"say {key} {said}" if said is not None else f"do not say which {key} it is of"
             return _another(name, f"the metadata of its container {deletion.container} {is_said}")
+    if deletion.place and found.metadata.get(NOTED, "") != deletion.id:
+        return _unconfirmed(
+            name,
+            f"its container {deletion.container} does not note it: it was taken back or said again, of which this database does not know",
+        )
     if found.identity != deletion.identity:
         return _another(name, f"it is {shown(found.identity)} now, and was {shown(deletion.identity)}")
     if found.granted:
@@ -188,15 +210,6 @@ def of_storage(name: str, deletion: Deletion, found: Found) -> UnhealthyError | 
     return None
 
 
-def of_enrolment(name: str, deletion: Deletion, revoked: Revocations) -> UnhealthyError | None:
-    """What hinders one whose agent was revoked, or was being revoked when this server was killed: it was admitted again since."""
-    subject = f"{Role.AGENT}:{name}"
-    is_untouched = deletion.stage is Stage.CLOSING and revoked.since.get(subject, 0) == deletion.said_ns
-    if not deletion.is_closed or is_untouched or subject in revoked.names:
-        return None
-    return _another(name, "its agent was enrolled anew since its certificates were revoked")
-
-
 def hindered(name: str, cause: str) -> DeletionHinderedError:
     return DeletionHinderedError(
         f"{name} is due to be deleted, and waits",
@@ -205,9 +218,17 @@ def hindered(name: str, cause: str) -> DeletionHinderedError:
     )
 
 
+def _unconfirmed(name: str, cause: str) -> DeletionUnconfirmedError:
+    return DeletionUnconfirmedError(
+        f"{name} was to be deleted, and waits for somebody to say it again",
+        cause=cause,
+        action=f"Say it again: understudy machine delete {name}; or that it stays: understudy machine keep {name}.",
+    )
+
+
 def _another(name: str, cause: str) -> DeletionOfAnotherError:
     return DeletionOfAnotherError(
-        f"{name} is due to be deleted, and is not the machine any more of which that was said",
+        f"{name} was to be deleted, and is not the machine any more of which that was said",
         cause=cause,
         action=f"Is what bears the name now to go, say it again: understudy machine delete {name}; else: understudy machine keep {name}.",
     )

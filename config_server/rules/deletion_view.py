@@ -9,7 +9,7 @@ from config_server.rules.deletion import Deletion, Stage
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Presence
 from shared.api.machines import DeletionView
-from shared.errors import DeletionUnconfirmedError, UnhealthyError
+from shared.errors import DeletionOfAnotherError, DeletionUnconfirmedError, UnhealthyError
 from shared.status import MasterTargetReport
 
 _MINUTE: Final = 16
@@ -24,9 +24,13 @@ def shown(machine: Machine, hindered: UnhealthyError | None) -> DeletionView | N
         machine=machine.name,
         container=deletion.container,
         identity=deletion.identity,
-        points=deletion.points,
-        due=None if isinstance(hindered, DeletionUnconfirmedError) else rfc3339(deletion.due_ns),
+        points=deletion.points or 0,
+        unknown="" if deletion.points is not None else "they could not be listed when it was asked for",
+        due=None
+        if isinstance(hindered, DeletionUnconfirmedError | DeletionOfAnotherError)
+        else rfc3339(deletion.due_ns),
         after_s=deletion.after_ns / SECOND_NS,
+        is_due=deletion.is_due,
         asked=rfc3339(deletion.asked_ns),
         who=deletion.who,
         stage=deletion.stage,
@@ -35,13 +39,14 @@ def shown(machine: Machine, hindered: UnhealthyError | None) -> DeletionView | N
 
 
 def when(deletion: Deletion, hindered: UnhealthyError | None) -> str:
+    if isinstance(hindered, DeletionUnconfirmedError | DeletionOfAnotherError):
+        return f"it was to be deleted, and waits for somebody to say it again: {hindered.cause}"
     if deletion.stage is Stage.REMOVING:
         return "it is being deleted"
-    if isinstance(hindered, DeletionUnconfirmedError):
-        return f"it was to be deleted, and waits for somebody to say it again: {hindered.cause}"
     if deletion.is_due:
+        refused = "; its agent's certificates are revoked" if deletion.stage is Stage.CLOSED else ""
         why = f", and waits: {hindered.cause}" if hindered is not None else ""
-        return f"it is due to be deleted{why}"
+        return f"it is due to be deleted since {day(deletion)}{refused}{why}"
     return f"it is to be deleted on {day(deletion)} (as {deletion.who} asked)"
 
 
@@ -53,7 +58,10 @@ def what_stays(presence: Presence, name: str) -> list[str]:
     """What is not in storage, a line each. Whoever has the machine knows where it is; the others are those that report."""
     found = [
         "on the machine: the agent and its folder (docs/install.md, Removing it)",
-        *(f"on {seen.source}: the machine's folder in its spool" for seen, _ in presence.streams(name)),
+        *(
+            f"on {seen.source}: the machine's folder in its spool, until it hears of this"
+            for seen, _ in presence.streams(name)
+        ),
     ]
     for seen, _ in presence.applies(name):
         if isinstance(seen.report, MasterTargetReport) and seen.report.target == "image":
@@ -61,10 +69,17 @@ def what_stays(presence: Presence, name: str) -> list[str]:
     return found
 
 
+def older(container: str) -> str:
+    """Of another container whose metadata name the machine."""
+    return f"in storage: container {container}, which says that it is of a machine of this name, too. Who bears the name next takes it up"
+
+
 def plain(deletion: Deletion) -> dict[str, object]:
     """What the audit log says of it."""
     return {
         "deletion": deletion.id,
+        "act": deletion.act,
+        "place": deletion.place,
         "container": deletion.container,
         "identity": deletion.identity,
         "points": deletion.points,

@@ -3,20 +3,22 @@ machine. Pure.
 
 A disk that its agent ever captured has a stable id. A path is a label, and evidence only when an operator says it: it means the disk that
 stands there then, as the agent says; where none is told of, the one that was named so. From then on the disk is meant by its id, or, while
-it has none, by that path and what the disk bore there.
+it has none, by that path and what the disk bore there. What was said before its agent ever reported is settled so as soon as it says what
+stands where (`Offer.settled`), before anything is judged by it: what is judged, kept and told are the same lines (settling.py).
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple, Self
 
 import msgspec
 
+from config_server.rules.clock import rfc3339
 from config_server.rules.machine import Machine
-from config_server.rules.wishes import named, same, with_ids, without
+from config_server.rules.wishes import named, once, same, with_ids, without
 from shared.api.protection import DiskCandidate
 from shared.batch import SECTOR
 from shared.desired import Verb, WantedDisk
@@ -27,12 +29,14 @@ from shared.status import AgentDisk, AgentReport, AvailableDisk, BoundDisk
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._!-]{0,127}\Z")
 """As shared/log/names.py has it: what an agent reports is any word."""
 _NAMED: Final = 20
+_MOST: Final = 256
+"""As many disks as an operator may name: what agents say is anything."""
 _LASTING: Final = ("wwid:", "serial:", "dm:", "md:")
 """Kinds of identities that a disk keeps whatever is written to it (agent/capture/binding.py)."""
 _LINKS: Final = "/dev/disk/"
 """Below it are paths that lead to the same disk, or port, after each boot."""
-_MAPPER: Final = "/dev/mapper/"
-"""Below it are names of volumes, which lead to the kernel's."""
+_FAILED: Final = "failed"
+"""The state of an agent that captures nothing although it is to, or ends because it must."""
 
 
 class Offer(NamedTuple):
@@ -42,8 +46,11 @@ class Offer(NamedTuple):
     available: dict[str, AvailableDisk]
     bound: tuple[WantedDisk, ...]
     """What it is to capture, as it says."""
-    goes_by: tuple[WantedDisk, ...]
-    """What it protects, by its wish or its configuration, whether that is there or not."""
+    is_whole: bool
+    """Whether that is all of it."""
+    goes_by: tuple[WantedDisk, ...] | None
+    """What it protects, by its wish or its configuration, whether that is there or not. None: it could not say, as one whose state_dir is
+    not there, or that is older and ends."""
     links: dict[str, str]
     """Other names of what is available: to which path they lead."""
     is_known: bool
@@ -52,18 +59,26 @@ class Offer(NamedTuple):
     @classmethod
     def of(cls, report: AgentReport | None) -> Self:
         if report is None:
-            return cls({}, {}, (), (), {}, is_known=False)
+            return cls({}, {}, (), is_whole=False, goes_by=(), links={}, is_known=False)
         captured = {disk.device or f"/dev/{disk.name}": disk for disk in report.disks}
         available = {disk.device: disk for disk in report.available}
-        bound = tuple(filter(None, map(_bound, report.bound)))
+        bound = tuple(filter(None, map(_bound, report.bound[:_MOST])))
         if not bound:  # an agent before 2026-11-27
             bound = tuple(
                 WantedDisk(device, disk.name if _ID.match(disk.name) else None)
-                for device, disk in captured.items()
+                for device, disk in itertools.islice(captured.items(), _MOST)
                 if disk.mode
             )
         links = {link: disk.device for disk in report.available for link in disk.links}
-        return cls(captured, available, bound, _goes_by(report, bound), links, is_known=True)
+        return cls(
+            captured,
+            available,
+            bound,
+            is_whole=bool(report.bound),
+            goes_by=_goes_by(report, bound),
+            links=links,
+            is_known=True,
+        )
 
     def meant(self, what: str, words: Sequence[str], known: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:
         """The disks that an operator names by these paths and ids. `known`: the disks of the machine, away or not. Raises RequestError for
@@ -105,7 +120,7 @@ class Offer(NamedTuple):
             raise RequestError(what, cause=cause, action=_LOOK)
         if id_ := self._id(word):
             before = by_id.get(id_, WantedDisk(word, id_))
-            is_kept = before.device.startswith(_LINKS) and not word.startswith(_LINKS)
+            is_kept = self._is_link(before.device) and not self._is_link(word)
             return before if is_kept else msgspec.structs.replace(before, device=word)
         if not self._is_new(word, labels):
             return labels.get(word, WantedDisk(word))
@@ -134,6 +149,9 @@ class Offer(NamedTuple):
             return False
         return bool(there.identity) or device not in labels
 
+    def _is_link(self, path: str) -> bool:
+        return path.startswith(_LINKS) or path in self.links
+
     def _there_at(self, path: str) -> AvailableDisk | None:
         return self.available.get(self.links.get(path, path))
 
@@ -145,29 +163,39 @@ class Offer(NamedTuple):
         borne = [disk for disk in self.available.values() if disk.identity == identity]
         return identity if identity.startswith(_LASTING) and len(borne) == 1 else None
 
-    def settled(self, disks: Iterable[WantedDisk]) -> tuple[WantedDisk, ...]:
-        """Those that were named by a path alone, by the id of what stands there."""
-        found: list[WantedDisk] = []
-        for disk in disks:
-            id_ = self._id(disk.device) if disk.id is None and disk.identity is None else ""
-            found.append(msgspec.structs.replace(disk, id=id_) if id_ else disk)
-        return tuple(found)
+    def settled(self, disks: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:
+        """Each disk once, by its id. Who was named by a path is what stands there; else the disk that the agent has by that path; one that
+        never was protected is known by what it bears, if that lasts."""
+        said = {disk.id for disk in disks}
+        return once(self._settled(disk, said) for disk in disks)
 
-    def unsaid(self, known: Sequence[WantedDisk], dropped: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:
-        """What the agent protects beside the disks that are known, and those that shall go."""
-        goes_by = [
-            self.settled([disk])[0] if disk.device in self.links and without([disk], known) else disk
-            for disk in self.goes_by
-        ]
-        return without(goes_by, self.settled(known), dropped)
+    def _settled(self, disk: WantedDisk, said: Collection[str | None]) -> WantedDisk:
+        id_ = ""
+        if disk.id is None and disk.identity is not None:
+            bearing = [there for there in self.available.values() if there.identity == disk.identity]
+            id_ = self._id(bearing[0].device) if len(bearing) == 1 else ""
+        elif disk.id is None:
+            id_ = self._id(disk.device)
+            if not id_ and self._is_new(disk.device, {}) and (proof := self._proof(disk.device)):
+                return msgspec.structs.replace(disk, identity=proof)
+        if disk.id is None and not id_ and self.available:
+            called = (one.id for one in self.bound if one.id not in said and same(one, disk))
+            id_ = next(filter(None, called), "")
+        return msgspec.structs.replace(disk, id=id_) if id_ else disk
 
-    def may_be_among(self, unsaid: Sequence[WantedDisk], named: Sequence[WantedDisk]) -> bool:
-        """Whether what seems to be unsaid may be named by another path: its agent has not looked yet which disks there are, and what leads
-        to them."""
-        by_path = [disk for disk in named if disk.id is None and disk.identity is None]
-        left = without(by_path, self.goes_by)
-        is_link = [disk.device.startswith((_LINKS, _MAPPER)) for disk in (*left, *unsaid)]
-        return not self.available and bool(left) and any(is_link)
+    def is_unsettled(self, disks: Sequence[WantedDisk]) -> bool:
+        """Whether it may be said later which disks some of these are: the agent has not looked yet which there are, and what leads to them.
+        To tell it a path meanwhile would be to tell another thing than what was judged."""
+        return not self.available and any(disk.id is None for disk in disks)
+
+    def unsaid(
+        self, known: Sequence[WantedDisk], dropped: Sequence[WantedDisk]
+    ) -> tuple[WantedDisk, ...] | None:
+        """What the agent protects beside the disks that are known, and those that shall go; None: it does not say what it protects."""
+        if self.goes_by is None:
+            return None
+        said = self.settled(known), self.settled(dropped)
+        return without(self.settled(without(self.goes_by, *said)), *said)
 
     def shown(self, disk: WantedDisk) -> str:
         """In words, so that nobody takes another for it."""
@@ -228,16 +256,21 @@ class Offer(NamedTuple):
         return device in self.captured and bool(self.captured[device].mode)
 
     def candidates(self, machine: Machine) -> list[DiskCandidate]:
-        """Those that its agent names, and those that are wanted and that it does not."""
+        """Those that its agent names, and those that are wanted, or were until protection ended, and that it does not."""
         named: dict[str, WantedDisk] = {}
         """By id, or path where it has none."""
         for device in (*self.captured, *self.available):
             id_ = self._id(device)
             named.setdefault(id_ or device, self._as_wanted(device, id_))
-        wanted = machine.disks if not machine.ended else ()
-        places = [(disk, _place_of(disk, named)) for disk in wanted]
-        is_wanted = {place for _, place in places}
-        found = [self._candidate(disk, is_wanted=key in is_wanted) for key, disk in named.items()]
+        is_wanted, until = not machine.ended, _ended(machine)
+        places = [(disk, _place_of(disk, named)) for disk in (machine.disks if is_wanted or until else ())]
+        known = {place: disk for disk, place in places}
+        found = [
+            self._candidate(disk, known[key], is_wanted=is_wanted, until=until)
+            if key in known
+            else self._candidate(disk)
+            for key, disk in named.items()
+        ]
         why_away = "its agent does not name it" if self.is_known else "its agent has never reported"
         return found + [
             DiskCandidate(
@@ -246,9 +279,10 @@ class Offer(NamedTuple):
                 identity=disk.identity or "",
                 id=disk.id or "",
                 captured=False,
-                wanted=True,
+                wanted=is_wanted,
                 why_not=why_away,
                 name=disk.id or disk.identity or disk.device,
+                until=until,
             )
             for disk, place in places
             if not place
@@ -258,7 +292,15 @@ class Offer(NamedTuple):
         there = self._there_at(device) or self.available.get(self._place(id_))
         return WantedDisk(device, id_ or None, (there.identity or None) if there is not None else None)
 
-    def _candidate(self, disk: WantedDisk, *, is_wanted: bool) -> DiskCandidate:
+    def _candidate(
+        self,
+        disk: WantedDisk,
+        known: WantedDisk | None = None,
+        *,
+        is_wanted: bool = False,
+        until: str = "",
+    ) -> DiskCandidate:
+        """`known`: which of the machine's disks it is, if it is one."""
         device = disk.device
         captured, is_taken = self.captured.get(device), self._is_taken(device)
         available = self.available.get(device) or self.available.get(self._place(disk.id))
@@ -271,8 +313,15 @@ class Offer(NamedTuple):
             captured=is_taken,
             wanted=is_wanted,
             why_not=available.why_not if available is not None and not is_taken else "",
-            name=disk.id or proof or device,
+            name=disk.id or (known.id if known is not None else None) or proof or device,
+            until=until,
         )
+
+
+def _ended(machine: Machine) -> str:
+    """When its protection ended; empty where it has not, or nobody knows."""
+    is_stopped = machine.ended and machine.wish is not None
+    return rfc3339(machine.wish_ns) if is_stopped else ""
 
 
 def _place_of(disk: WantedDisk, named: Mapping[str, WantedDisk]) -> str:
@@ -289,13 +338,13 @@ def _bound(disk: BoundDisk) -> WantedDisk | None:
     return WantedDisk(disk.device, disk.id or None, disk.identity or None)
 
 
-def _goes_by(report: AgentReport, bound: tuple[WantedDisk, ...]) -> tuple[WantedDisk, ...]:
+def _goes_by(report: AgentReport, bound: tuple[WantedDisk, ...]) -> tuple[WantedDisk, ...] | None:
     wish = report.wish
     if wish is not None and wish.verb is not Verb.PROTECT:
         return ()
-    if wish is None or not wish.disks:
-        return bound
-    return with_ids(wish.disks, bound)
+    if wish is not None and wish.disks:
+        return with_ids(wish.disks, bound)
+    return None if report.state == _FAILED and not bound else bound
 
 
 _LOOK: Final = (

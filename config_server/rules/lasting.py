@@ -74,7 +74,7 @@ class Lasting:
         if not machine.protected and not replicates(machine, facts, now_ns):
             self._held.pop(machine.name, None)
             return frozenset()
-        look = Look.of(machine, facts, now_ns)
+        look = Look(machine, facts, now_ns)
         held = self._held.setdefault(machine.name, {})
         found = set()
         for condition in CONDITIONS:

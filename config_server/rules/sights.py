@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Set
-from typing import Final, Self, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
+from config_server.rules.disks import Offer
 from config_server.rules.facts import NOT_FOLLOWING, Facts, reported_ns
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Seen
 from shared.batch import SECTOR
-from shared.desired import WantedDisk
+from shared.desired import Verb, WantedDisk, Wish
 from shared.status import AgentReport, ApplyReport, Problem, StreamReport
 from shared.vocabulary import MachineState, Severity
 
@@ -66,20 +67,16 @@ Side = tuple[Seen, Part]
 class Look:
     """A machine as its daemons report it now. What is silent says nothing."""
 
-    def __init__(self, name: str, facts: Facts, now_ns: int, wanted: tuple[WantedDisk, ...] = ()) -> None:
-        """`wanted`: the disks that shall be protected."""
-        self.name = name
-        self.wanted = wanted
+    def __init__(self, machine: Machine, facts: Facts, now_ns: int) -> None:
+        self.name = machine.name
+        self.wish = machine.wish
+        self.wanted = machine.disks if machine.protected else ()
+        """The disks that shall be protected. Of a machine that nobody asked to protect only its agent knows which these are to be."""
         self.facts = facts
         self._now_ns = now_ns
         self.agent: AgentReport | None = self._heard(facts.agent)
         self.stream: StreamReport | None = self._heard(facts.stream)
         self.apply: ApplyReport | None = self._heard(facts.apply)
-
-    @classmethod
-    def of(cls, machine: Machine, facts: Facts, now_ns: int) -> Self:
-        """Of a machine that nobody asked to protect only its agent knows which disks these are to be."""
-        return cls(machine.name, facts, now_ns, machine.disks if machine.protected else ())
 
     @property
     def at_work(self) -> bool:
@@ -143,16 +140,55 @@ def disks_left_out(look: Look, _shown: bool) -> At | Excused | Sight:
 
 
 def left_out(look: Look) -> list[WantedDisk]:
-    """Those wanted disks that the agent does not have. One without an id it may call by the path that it has in this boot: another path
-    says nothing while there are as many disks as are wanted."""
-    disks = look.agent.disks if look.agent is not None else []
-    if not 0 < len(disks) < len(look.wanted):
+    """Those wanted disks that the agent does not have, however many others it has. One without an id it may call by another path: of an
+    agent that goes by what is wanted that says nothing, while it has a disk more for each of them."""
+    agent = look.agent or AgentReport()
+    ids = {disk.name for disk in agent.disks}
+    if all(disk.id in ids for disk in look.wanted):
         return []
-    ids = {disk.name for disk in disks}
-    paths = {path for disk in disks for path in (disk.device, f"/dev/{disk.name}")}
-    return [
-        disk for disk in look.wanted if (disk.device not in paths if disk.id is None else disk.id not in ids)
+    wanted = Offer.of(agent).settled(look.wanted)
+    words = {word for disk in agent.disks for word in (disk.device, f"/dev/{disk.name}")}
+    words |= {there.identity for there in agent.available if there.id in ids}
+    left = [
+        disk
+        for disk in wanted
+        if disk.id not in ids and (disk.id is not None or (disk.identity or disk.device) not in words)
     ]
+    has_more = len(agent.disks) >= len(wanted) - sum(disk.id is not None for disk in left)
+    if has_more and (look.wish is None or goes_by(agent, look.wish)):
+        return [disk for disk in left if disk.id is not None]
+    return left
+
+
+def unwanted(look: Look) -> list[str]:
+    """Ids of what an agent captures that goes by what is wanted, and that is not wanted. Nobody knows of a disk that is meant by a path
+    alone, or by the agent's configuration."""
+    wish = look.wish
+    if look.agent is None or wish is None or not goes_by(look.agent, wish):
+        return []
+    if any(disk.id is None for disk in look.wanted) or (wish.verb is not Verb.STOP and not wish.disks):
+        return []
+    ids = {disk.id for disk in look.wanted}
+    return [disk.name for disk in look.agent.disks if disk.mode and disk.name not in ids]
+
+
+def goes_by(report: AgentReport, wish: Wish) -> bool:
+    return report.wish is not None and report.wish.mark == wish.mark
+
+
+def undone(look: Look, _shown: bool) -> At | Sight:
+    """Which act its agent does not go by, or only says so. What a newer version wants is nobody's affair here."""
+    wish = look.wish
+    if wish is None:
+        return Sight.NO
+    if look.agent is None:
+        return Sight.UNKNOWN
+    told = look.agent.wish
+    if Verb.OTHER in (wish.verb, told.verb if told is not None else None):
+        return Sight.NO
+    has_session = look.stream is not None and look.stream.connected
+    goes_on = bool(unwanted(look)) or (wish.verb is Verb.STOP and has_session)
+    return Sight.NO if goes_by(look.agent, wish) and not goes_on else (wish.mark.number,)
 
 
 def without_session(look: Look, _shown: bool) -> At | Sight:

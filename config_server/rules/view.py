@@ -72,7 +72,7 @@ def machine_view(machine: Machine, facts: Facts, now_ns: int) -> MachineView:
         rates=report.rates,
         audit=report.audit,
         last_point=facts.last_point,
-        hops=list(_hops(machine.name, facts, now_ns)),
+        hops=list(_hops(machine, facts, now_ns)),
         errors=errors,
         policy=machine.policy,
         policy_name=machine.policy_name,
@@ -133,13 +133,13 @@ def _worst_mode(report: AgentReport) -> str:
     return next((mode for mode in reversed(CaptureMode) if mode in modes), "")
 
 
-def _hops(name: str, facts: Facts, now_ns: int) -> Iterator[HopView]:
+def _hops(machine: Machine, facts: Facts, now_ns: int) -> Iterator[HopView]:
     """The data path, hop by hop, so that the one that is behind can be seen."""
     agent_seen, agent = facts.agent if facts.agent else (None, AgentReport())
     stream_seen, stream = facts.stream if facts.stream else (None, StreamReport())
     apply_seen, apply = facts.apply if facts.apply else (None, ApplyReport())
     used = agent.ring_used_b / agent.ring_b if agent.ring_b else 0.0
-    hop = partial(_hop, _ill_hops(name, facts, now_ns), now_ns)
+    hop = partial(_hop, _ill_hops(machine, facts, now_ns), now_ns)
     yield hop(
         "capture",
         agent_seen,
@@ -173,9 +173,9 @@ def _hops(name: str, facts: Facts, now_ns: int) -> Iterator[HopView]:
     )
 
 
-def _ill_hops(name: str, facts: Facts, now_ns: int) -> dict[str, Severity]:
+def _ill_hops(machine: Machine, facts: Facts, now_ns: int) -> dict[str, Severity]:
     """Of which nobody complains."""
-    look = Look(name, facts, now_ns)
+    look = Look(machine, facts, now_ns)
     found: dict[str, Severity] = {}
     for condition in lasting_of(facts):
         severities = (condition.severity(look), found.get(condition.hop, Severity.INFO))

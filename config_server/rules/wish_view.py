@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.rules.facts import Facts
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Seen
+from config_server.rules.sights import Look, goes_by, unwanted
 from config_server.rules.wishes import UNTAKEN_S, in_words
 from shared import active_side
 from shared.api.machines import WishView
@@ -15,6 +18,8 @@ from shared.status import AgentReport
 from shared.vocabulary import MachineState
 
 Agent = tuple[Seen, AgentReport] | None
+_NAMED: Final = 8
+"""So many disks are named in words."""
 
 
 def shown(machine: Machine, report: AgentReport) -> WishView | None:
@@ -27,13 +32,9 @@ def shown(machine: Machine, report: AgentReport) -> WishView | None:
         disks=[] if wish.verb is Verb.STOP else [disk.device for disk in wish.disks],
         process_servers=list(wish.process_servers),
         since=since,
-        pending=None if _goes_by(report, wish) else since,
+        pending=None if goes_by(report, wish) else since,
         mark=wish.mark,
     )
-
-
-def _goes_by(report: AgentReport, wish: Wish) -> bool:
-    return report.wish is not None and report.wish.mark == wish.mark
 
 
 def is_stopping(machine: Machine, agent: Agent, now_ns: int) -> bool:
@@ -47,7 +48,7 @@ def captures_nothing(machine: Machine, agent: Agent, now_ns: int) -> NothingCapt
     if agent is None or agent[0].is_silent(now_ns) or not machine.protected:
         return None
     report = agent[1]
-    is_news = machine.wish is not None and not _goes_by(report, machine.wish)
+    is_news = machine.wish is not None and not goes_by(report, machine.wish)
     if is_news or report.state != MachineState.UNPROTECTED or any(disk.mode for disk in report.disks):
         return None
     return NothingCapturedError(
@@ -55,22 +56,55 @@ def captures_nothing(machine: Machine, agent: Agent, now_ns: int) -> NothingCapt
     )
 
 
-def not_done(machine: Machine, facts: Facts, now_ns: int) -> UnhealthyError | None:
-    """What is said of an agent that has long reported, and does not go by what is wanted: it does not do it, or nobody tells it."""
-    wish, agent = machine.wish, facts.agent
-    if wish is None or agent is None or agent[0].is_silent(now_ns):
+def not_done(machine: Machine, facts: Facts, now_ns: int, *, is_long: bool) -> UnhealthyError | None:
+    """What is said of an agent that has long reported, and does not do what is wanted: it does not go by it, or only says so, or nobody
+    tells it. `is_long`: it is so for as long as any of that may take (conditions.py), whatever was seen of what it is told."""
+    look = Look(machine, facts, now_ns)
+    wish, report = machine.wish, look.agent
+    if wish is None or report is None:
         return None
+
+    def is_due(since_ns: int) -> bool:
+        return is_long or now_ns - since_ns > UNTAKEN_S * SECOND_NS
+
     act, since_ns = facts.untaken or ("", now_ns)
-    if act == wish.mark.act and now_ns - since_ns > UNTAKEN_S * SECOND_NS:
-        return _untaken(machine.name, agent[1], wish)
-    since_ns = now_ns if facts.withheld_ns is None else facts.withheld_ns
-    if now_ns - since_ns > UNTAKEN_S * SECOND_NS and not _goes_by(agent[1], wish):
-        return _withheld(machine, agent[1], wish)
-    return None
+    if act == wish.mark.act and is_due(since_ns):
+        return _untaken(machine.name, report, wish)
+    if facts.withheld_ns is not None and is_due(facts.withheld_ns) and not goes_by(report, wish):
+        return _withheld(machine, report, wish)
+    return undone(look) if is_long else None
+
+
+def undone(look: Look) -> UnhealthyError:
+    """Of an agent that is to do something (sights.py), is not told so, or has taken it."""
+    assert look.wish is not None
+    assert look.agent is not None
+    if goes_by(look.agent, look.wish):
+        captured = ", ".join(unwanted(look)[:_NAMED])
+        goes_on = (
+            f"it captures all the same: {captured}"
+            if captured
+            else "its process server has a session with it"
+        )
+        return WishUntakenError(
+            f"The agent of {look.name} does not do what it is told",
+            cause=f"it says that it goes by {in_words(look.wish)}; {goes_on}",
+        )
+    cause = f"it goes by {in_words(look.agent.wish)}; wanted is: {in_words(look.wish)}"
+    if not look.agent.available:
+        cause = f"it has not said which disks its host has, so it is not known which are meant; {cause}"
+    return WishWithheldError(
+        f"The agent of {look.name} is not told what is wanted of it",
+        cause=cause,
+        action=f"See what the agent says of its disks (understudy event list --object {look.name} --open) and its log; or name the disks"
+        f" anew, as understudy machine disks {look.name} shows them.",
+    )
 
 
 def _untaken(name: str, report: AgentReport, wish: Wish) -> UnhealthyError:
     cause = f"it goes by {in_words(report.wish)}, and is told: {in_words(wish)}"
+    if not report.available:
+        cause += ", once it has said which disks there are"
     if report.wish is None and not report.available:
         cause += f"; it may be older than wishes (its version is {report.version or 'not known'}): upgrade it"
     elif report.errors:

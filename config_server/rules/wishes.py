@@ -136,19 +136,47 @@ def same(one: WantedDisk, other: WantedDisk) -> bool:
     return is_bare and one.device == other.device
 
 
+def once(disks: Iterable[WantedDisk]) -> tuple[WantedDisk, ...]:
+    """Each disk by its first line: by its id, else by what it bears, else its path. Two lines of one are never kept, nor told: an agent
+    takes no such wish. What is called as another was may be a disk beside it."""
+    found: list[WantedDisk] = []
+    ids, bare, borne, without_id = set[str](), set[str](), set[str](), set[str]()
+    for disk in disks:
+        if disk.id is not None:
+            is_twice = disk.id in ids or disk.identity in without_id
+        elif disk.identity is not None:
+            is_twice = disk.identity in borne
+        else:
+            is_twice = disk.device in bare
+        if is_twice:
+            continue
+        found.append(disk)
+        if disk.id is not None:
+            ids.add(disk.id)
+        if disk.identity is not None:
+            borne.add(disk.identity)
+            if disk.id is None:
+                without_id.add(disk.identity)
+        elif disk.id is None:
+            bare.add(disk.device)
+    return tuple(found)
+
+
 def without(disks: Iterable[WantedDisk], *others: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:
     """Those that are none of the others."""
     return tuple(disk for disk in disks if not any(same(disk, one) for some in others for one in some))
 
 
 def with_ids(disks: Sequence[WantedDisk], bound: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:
-    """Disks that were named by a path, with the ids under which their agent bound them by that path. Of one that it has not bound yet,
-    another that was called so is none."""
+    """Disks that were named by a path, with the ids under which their agent bound them by that path, or what it is to bear. Of one that it
+    has not bound yet, another that was called so is none, nor is one that another line has."""
     found: list[WantedDisk] = []
+    said = {disk.id for disk in disks} - {None}
     for disk in disks:
-        mine = [one for one in bound if disk.id is None and same(disk, one)]
+        mine = [one for one in bound if disk.id is None and one.id not in said and same(disk, one)]
         known = next((one for one in mine if one.id is None), mine[0] if mine else disk)
-        found.append(replace(disk, id=known.id))
+        said |= {known.id} - {None}
+        found.append(replace(disk, id=known.id, identity=disk.identity or known.identity))
     return tuple(found)
 
 

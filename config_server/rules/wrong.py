@@ -10,7 +10,7 @@ from typing import Final
 
 from config_server.rules import wish_view
 from config_server.rules.clock import SECOND_NS
-from config_server.rules.conditions import DISKS_LEFT_OUT, NOT_AT_WORK, lasting_of
+from config_server.rules.conditions import DISKS_LEFT_OUT, NOT_AT_WORK, UNDONE, lasting_of
 from config_server.rules.facts import SELF, Facts, replicates
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Seen, problems_of
@@ -79,7 +79,7 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
     """What no daemon can report of itself: silence, work that is not done, RPO over the threshold, clocks that differ."""
     if facts.hindered is not None:
         yield problem_of(facts.hindered, machine.name, Severity.WARNING)
-    not_done = wish_view.not_done(machine, facts, now_ns)
+    not_done = wish_view.not_done(machine, facts, now_ns, is_long=UNDONE in facts.lasting)
     if not_done is not None:
         is_bad = machine.protected and not facts.lasting.isdisjoint(_FOLLOW)
         yield problem_of(not_done, machine.name, Severity.ERROR if is_bad else Severity.WARNING)
@@ -104,9 +104,10 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
             machine.name,
             Severity.WARNING,
         )
-    look = Look.of(machine, facts, now_ns)
+    look = Look(machine, facts, now_ns)
+    said = {UNDONE} if not_done is None and nothing is None else {UNDONE, *_FOLLOW}
     for condition in lasting_of(facts):
-        if (not_done is None and nothing is None) or condition.name not in _FOLLOW:  # once is enough
+        if condition.name not in said:
             yield condition.problem(look)
     if facts.rpo.unknown:
         yield problem_of(

@@ -13,6 +13,7 @@ from config_server.cli.profile import FILE, Profile
 from config_server.config import ConfigServerConfig
 from config_server.data_folder import belonging
 from config_server.identity.ca import check_host
+from config_server.setup.hosts import joined, left
 from config_server.setup.lost import DataThere
 from config_server.setup.parts import Authority, AuthorityNote, Operator, Vault
 from config_server.setup.recovery import NOTE, RecoveryKey, noted
@@ -24,7 +25,7 @@ from shared.setup.checks import Answering, PortFree, StorageFit
 from shared.setup.command import Answers, Show, parser, port, run
 from shared.setup.files import Configuration, known
 from shared.setup.host import CREDENTIAL, Host, Unit
-from shared.setup.steps import Step
+from shared.setup.steps import Done, Outcome, Step
 from shared.setup.storage import Storage, add_storage, storage_of
 from shared.vocabulary import Role
 
@@ -60,7 +61,9 @@ def main(argv: Sequence[str]) -> int:
     )
     add_storage(made)
     options = made.parse_args(argv)
-    return run(Role.CONFIG_SERVER, options, lambda show: _begin(options, show), lambda: _after(options))
+    return run(
+        Role.CONFIG_SERVER, options, lambda show: _begin(options, show), lambda done: _after(options, done)
+    )
 
 
 def _begin(options: argparse.Namespace, show: Show) -> Iterable[Step]:
@@ -143,12 +146,11 @@ def _as_root(storage: Storage, host: Host) -> dict[str, Any]:
     return storage.daemon
 
 
-def _after(options: argparse.Namespace) -> Sequence[str]:
-    if options.dry_run:
-        return ()
+def _after(options: argparse.Namespace, done: Sequence[Done]) -> Sequence[str]:
     etc = options.etc.absolute()
+    is_answering = any((step.step, step.outcome) == ("answers", Outcome.CHECKED) for step in done)
     return (
         f"The operator's credentials: {options.state.absolute() / Role.CONFIG_SERVER / belonging.TOKEN_FILE}, used by",
         f"  export UNDERSTUDY_PROFILE={shlex.quote(str(etc / FILE))}",
-        "Next, for each other host: understudy token create ROLE NAME, and there python -m ROLE setup.",
+        left(joined(etc / FILE) if is_answering else frozenset()),
     )

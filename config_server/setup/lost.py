@@ -73,13 +73,6 @@ class DataThere(Check):
         )
 
     def _kept(self) -> Done:
-        if not (self.data_dir / belonging.TOKEN_FILE).exists() and (why := self._was_complete()):
-            raise ConfigError(
-                f"The operator's token {self.data_dir / belonging.TOKEN_FILE} is gone",
-                cause=f"it was there once ({why}): if somebody keeps it elsewhere, another one would end it",
-                action="Put it back, and run the command again. Or, to have another one: restart the config server (systemctl restart"
-                " understudy-config-server), which makes it and ends the old one, and run the command again.",
-            )
         if (self.data_dir / "ca.pem").exists():
             ca = CertificateAuthority.open(self.data_dir)
             try:
@@ -87,7 +80,15 @@ class DataThere(Check):
             except ConfigError as exc:
                 if not self.begins_anew:
                     raise
+                # Nor was a token of this CA's database noted: one that is not there was not made yet, by a run that was killed.
                 return self._done(Outcome.WARNING, f"{exc.cause}; it is taken, as was asked for")
+        if not (self.data_dir / belonging.TOKEN_FILE).exists() and (why := self._was_complete()):
+            raise ConfigError(
+                f"The operator's token {self.data_dir / belonging.TOKEN_FILE} is gone",
+                cause=f"it was there once ({why}): if somebody keeps it elsewhere, another one would end it",
+                action="Put it back, and run the command again. Or, to have another one: restart the config server (systemctl restart"
+                " understudy-config-server), which makes it and ends the old one, and run the command again.",
+            )
         return self._done(Outcome.KEPT, "CA and database are there")
 
     def _was_complete(self) -> str:

@@ -150,7 +150,7 @@ class Storage:
     def _connected(self) -> MachineStorage:
         if self._config is None:
             raise ConfigError(
-                "Points cannot be read",
+                "The config server has no storage",
                 cause="no blob storage is configured",
                 action="Add [blob] to the config server's configuration.",
             )

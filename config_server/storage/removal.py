@@ -4,23 +4,29 @@ One container goes, by the name that was its machine's when the deletion was ask
 points, seed disks with their snapshots, the key. Nothing is deleted by a prefix. It goes on the condition that it was not changed since
 it was looked at: one that was made anew under the name, or whose policies somebody changed, stays. Then its entry goes out of the
 registry, if that names it still. (The other way round the entry would be made again from the container's metadata.)
+
+**A request to delete may arrive late**: its sender has given up, and it is still on its way, or was sent a second time by the connection
+beneath. So nobody who did not get the answer that it is done takes for granted that it is not done yet. He *fences*: he changes the
+container's metadata, until storage says that this counts as a later change. Every request to delete bears the time of a change that was
+seen before it was sent, and these times only grow; so each that was sent before the fence is refused from then on (412), and one that
+was faster has done it, which the fence is told (there is no container). What was fenced can be looked at anew, or kept.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 
-from config_server.rules.deletion import Found
+from config_server.rules.deletion import NOTED, Found
 from shared import active_side
 from shared.blob import BlobStore, Retry
 from shared.crashpoints import reach
-from shared.errors import ContainerMissingError, UsageError
+from shared.errors import ContainerMissingError, StorageRefusedError, UsageError
 from shared.log import names
 from shared.log.epochs import newest_epoch
 from shared.machine_storage import MachineStorage
 
-_ONCE = Retry(deadline_s=0.0, attempt_s=30.0)
-"""One request, so that its answer is that of the only one."""
+_ONCE = Retry(deadline_s=0.0)
+"""The next look knows better than the next attempt."""
 
 
 async def look(storage: MachineStorage, machine: str, container: str) -> Found:
@@ -32,7 +38,7 @@ async def look(storage: MachineStorage, machine: str, container: str) -> Found:
         try:
             return await _look_into(store, named, vault)
         except ContainerMissingError:
-            if await _is_listed(storage, container):  # it is disabled, or is being made or deleted
+            if await storage.is_listed(container):  # it is disabled, or is being made or deleted
                 raise
     return Found(named=named, vault=vault)
 
@@ -40,28 +46,38 @@ async def look(storage: MachineStorage, machine: str, container: str) -> Found:
 async def _look_into(store: BlobStore, named: str, vault: str) -> Found:
     info = await store.container_info()
     side = await active_side.find(store)
-    policies = await store.policies.look()
-    granted = [
-        policy.id
-        for policy in policies.policies
-        if policy.id.startswith("understudy-") and (policy.until is None or policy.until > policies.date)
-    ]
+    granted, date = await _granted(store)
     return Found(
         named=named,
         vault=vault,
         metadata=info.metadata,
         changed=info.changed,
         identity=side.identity if side is not None else active_side.UNKNOWN,
-        date=policies.date,
+        date=date,
         written=await _written(store),
-        granted=granted[0] if granted else "",
+        granted=granted,
     )
 
 
-async def remove_container(storage: MachineStorage, container: str, changed: dt.datetime) -> None:
-    """Deletes it, if it was not changed since then. Any error but TransientError says that storage has not done it.
+async def _granted(store: BlobStore) -> tuple[str, dt.datetime]:
+    """A policy under which somebody may read the container now, empty for none; and storage's time."""
+    try:
+        policies = await store.policies.look()
+    except StorageRefusedError:
+        # The container was just read, so this is an identity whose role does not cover policies (getAcl, which *Storage Blob Data
+        # Contributor* lacks). Where there is no account key nobody signs grants; those of a key from before live for hours at most.
+        return "", dt.datetime.now(dt.UTC)
+    granted = [
+        policy.id
+        for policy in policies.policies
+        if policy.id.startswith("understudy-") and (policy.until is None or policy.until > policies.date)
+    ]
+    return granted[0] if granted else "", policies.date
 
-    Raises StorageError; ContainerMissingError when it is gone.
+
+async def remove_container(storage: MachineStorage, container: str, changed: dt.datetime) -> None:
+    """Deletes it, if it was not changed since then. Raises StorageError; ContainerMissingError when it is gone. Whatever is raised, it may
+    be done yet: `fence` ends that.
     """
     if not container.startswith(f"{storage.vault.container}-"):
         raise UsageError(f"Container {container} was not deleted", cause="it is no machine's")
@@ -69,13 +85,27 @@ async def remove_container(storage: MachineStorage, container: str, changed: dt.
     reach("deletion.container-gone")
 
 
+async def fence(storage: MachineStorage, container: str, noted: str | None = None) -> None:
+    """No request to delete it that was sent before does anything from now on. `noted`: the deletion that stands from now on; empty: none
+    does; None: as before. Raises StorageError; ContainerMissingError when it is gone, or disabled."""
+    await storage.vault.in_container(container).change_container({} if noted is None else {NOTED: noted})
+
+
 async def is_gone(storage: MachineStorage, container: str) -> bool:
     """By the account's list: what does not answer is not gone."""
-    return not await _is_listed(storage, container)
+    return not await storage.is_listed(container)
 
 
-async def _is_listed(storage: MachineStorage, container: str) -> bool:
-    return any([name == container async for name, _ in storage.vault.list_containers(container)])
+async def others(storage: MachineStorage, machine: str, container: str) -> list[str]:
+    """Further containers whose metadata name the machine: such as it had before, and were brought back. Whoever bears the name next, and is
+    not in the registry, takes one up. Raises StorageError."""
+    vault = storage.vault
+    said = {"machine": machine, "vault": vault.container}
+    return [
+        name
+        async for name, metadata in vault.list_containers(f"{vault.container}-")
+        if name != container and said.items() <= metadata.items()
+    ]
 
 
 async def _written(store: BlobStore) -> dt.datetime | None:

@@ -13,6 +13,9 @@ from shared import decoding
 from shared.api.audit import AuditView
 
 _ADD: Final = insert(audit).inline()
+_DETAILS: Final = select(audit.c.detail).where(
+    audit.c.action == bindparam("of_action"), audit.c.object == bindparam("of_object")
+)
 _NEWEST: Final = select(audit).order_by(audit.c.id.desc()).limit(bindparam("most"))
 
 
@@ -20,6 +23,12 @@ def add(db: Connection, who: str, action: str, object_: str, detail: dict[str, A
     """`who` is an operator (`operator:admin`), a daemon (ROLE:NAME), or `unknown`. `detail` holds no secrets."""
     plain = msgspec.json.encode(detail).decode()
     db.execute(_ADD, {"time_ns": now_ns, "who": who, "action": action, "object": object_, "detail": plain})
+
+
+def details(db: Connection, action: str, object_: str) -> list[dict[str, Any]]:
+    """Of all entries about this."""
+    found = db.scalars(_DETAILS, {"of_action": action, "of_object": object_})
+    return [decoding.decode(detail, type=dict[str, Any]) for detail in found]
 
 
 def newest(db: Connection, limit: int) -> list[AuditView]:

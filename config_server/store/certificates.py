@@ -19,6 +19,7 @@ from shared.vocabulary import Role
 
 OF_NAME: Final = (certificates.c.role == bindparam("of_role"), certificates.c.name == bindparam("of_name"))
 _NOTE: Final = insert(certificates)
+_BEGINS: Final = select(certificates.c.serial, certificates.c.issued_ns).where(*OF_NAME)
 _STANDS: Final = exists(
     select(revocations).where(
         revocations.c.subject == bindparam("of_subject"), revocations.c.before_s.is_(None)
@@ -105,6 +106,13 @@ def is_known(db: Connection, role: Role, name: str) -> bool:
         db.execute(_KNOWN, {"of_role": role, "of_name": name, "of_subject": f"{role}:{name}"}).first()
         is not None
     )
+
+
+def begins_of(db: Connection, role: str, name: str) -> list[tuple[int, int]]:
+    """The serial number of each that is known of it, and when it begins (Unix seconds)."""
+    found = db.execute(_BEGINS, {"of_role": role, "of_name": name})
+    backdated_s = int(BACKDATED.total_seconds())
+    return [(int(row.serial, 16), row.issued_ns // SECOND_NS - backdated_s) for row in found]
 
 
 def living(db: Connection, now_ns: int) -> list[Issued]:

@@ -6,17 +6,23 @@ back, or asked for again, since he looked is not changed.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Final
+
 import msgspec
 from sqlalchemy import Connection
 
 from config_server.rules.deletion import Deletion, Stage, of_acts
 from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
-from config_server.store import commands, events, grants, incarnations, inventory, jobs
+from config_server.store import audit, commands, events, grants, incarnations, inventory, jobs
 from shared.api.events import EventKind
 from shared.errors import BeingDeletedError
 from shared.status import Problem
 from shared.vocabulary import Role, Severity
+
+DONE: Final = "machine.deleted"
+"""In the audit log; with it stays which act it was (`was_done`)."""
 
 
 def all_(db: Connection) -> list[tuple[Machine, Deletion]]:
@@ -38,10 +44,12 @@ def current(db: Connection, name: str, id_: str) -> Machine | None:
 
 
 def count(db: Connection, name: str, id_: str, passed_ns: int, now_ns: int) -> Deletion | None:
-    """So much more of the delay has passed. None: it does not stand any more."""
+    """So much more of the delay has passed; when it is over, nothing more is counted. None: it does not stand any more."""
     machine = current(db, name, id_)
     if machine is None or machine.deletion is None:
         return None
+    if machine.deletion.is_due:
+        return machine.deletion
     deletion = msgspec.structs.replace(
         machine.deletion, passed_ns=machine.deletion.passed_ns + passed_ns, counted_ns=now_ns
     )
@@ -50,49 +58,54 @@ def count(db: Connection, name: str, id_: str, passed_ns: int, now_ns: int) -> D
 
 
 def advance(
-    db: Connection, name: str, seen: Deletion, to: Stage, now_ns: int, said_ns: int | None = None
+    db: Connection, name: str, seen: Deletion, to: Stage, now_ns: int, over: Collection[str] = ()
 ) -> list[str] | None:
-    """From the stage in which it was `seen` to another one, with `said_ns` where that is given; unless the machine is in use: then by
-    what. None: the deletion is not as it was seen."""
+    """From the stage in which it was `seen` to another one; unless the machine is in use: then by what (`running`). None: the deletion is
+    not as it was seen."""
     machine = current(db, name, seen.id)
     if machine is None or machine.deletion is None or machine.deletion.stage is not seen.stage:
         return None
-    if to is not Stage.CLOSED and (found := running(db, name, now_ns)):
+    if to is not Stage.CLOSED and (found := running(db, name, now_ns, over)):
         return found
-    said_ns = machine.deletion.said_ns if said_ns is None else said_ns
-    put(db, name, msgspec.structs.replace(machine.deletion, stage=to, said_ns=said_ns))
+    put(db, name, msgspec.structs.replace(machine.deletion, stage=to))
     return []
 
 
-def running(db: Connection, name: str, now_ns: int) -> list[str]:
-    """What reads the machine in storage, in words. `now_ns` is storage's time of day, by which grants end."""
+def running(db: Connection, name: str, now_ns: int, over: Collection[str] = ()) -> list[str]:
+    """What reads the machine in storage, or may, in words. `now_ns` is storage's time of day, by which grants end; `over`: jobs that were
+    given up for good."""
     return [
         *(f"a {kind} of it runs (job {id_})" for id_, kind in jobs.running(db, name)),
+        *(
+            f"job {id_}, of which nothing is heard, may go on"
+            for id_ in jobs.given_up(db, name)
+            if id_ not in over
+        ),
         *(f"{who} may read it by a grant (grant {id_})" for id_, who in grants.living_of(db, name, now_ns)),
     ]
 
 
-def check_readable(db: Connection, name: str) -> None:
-    """Before somebody is given access. Raises BeingDeletedError."""
+def check_not_removed(db: Connection, name: str, place: str, what: str) -> Machine | None:
+    """The machine. Raises BeingDeletedError with these words where storage was asked to delete it, as far as this database knows how things
+    are now; `place` is where storage is."""
     machine = inventory.find(db, name)
-    if machine is not None and is_past_recall(db, machine):
-        raise being_deleted(name, f"Access to machine '{name}' was not granted")
+    deletion = None if machine is None else machine.deletion
+    if deletion is not None and deletion.stage is Stage.REMOVING and not is_of_before(db, deletion, place):
+        raise BeingDeletedError(
+            what, cause=f"'{name}' is being deleted: storage was asked to delete its container"
+        )
+    return machine
 
 
-def is_past_recall(db: Connection, machine: Machine) -> bool:
-    """Storage was asked to delete it, as far as this database knows how things are now."""
-    deletion = machine.deletion
-    return (
-        deletion is not None
-        and deletion.stage is Stage.REMOVING
-        and deletion.incarnation == incarnations.history(db)[-1]
-    )
+def check_readable(db: Connection, name: str, place: str) -> None:
+    """Before somebody is given access. Raises BeingDeletedError."""
+    check_not_removed(db, name, place, f"Access to machine '{name}' was not granted")
 
 
-def being_deleted(name: str, what: str) -> BeingDeletedError:
-    return BeingDeletedError(
-        what, cause=f"'{name}' is being deleted: storage was asked to delete its container"
-    )
+def is_of_before(db: Connection, deletion: Deletion, place: str) -> bool:
+    """Whether this database was put back since, or storage is another account: then what became of it is not known here, whatever its
+    stage."""
+    return deletion.incarnation != incarnations.history(db)[-1] or deletion.place not in ("", place)
 
 
 def note(db: Connection, name: str, what: str, action: str, now_ns: int) -> None:
@@ -109,8 +122,23 @@ def follow(db: Connection, before: Machine, after: Machine) -> None:
     put(db, after.name, msgspec.structs.replace(deletion, act=after.wish.mark.act))
 
 
-def remove(db: Connection, name: str) -> None:
-    """All that is kept of the machine but what happened: events, jobs, and the audit log."""
+def note_enrolled(db: Connection, name: str) -> None:
+    """An agent was enrolled under the machine's name: it may be another machine's, and nobody has said of it that it shall go."""
+    machine = inventory.find(db, name)
+    if machine is not None and machine.deletion is not None:
+        put(db, name, msgspec.structs.replace(machine.deletion, is_enrolled=True))
+
+
+def was_done(db: Connection, name: str, act: str) -> bool:
+    """Whether a machine of this name was deleted, and this was the act to stop of it."""
+    return any(detail.get("act") == act for detail in audit.details(db, DONE, name))
+
+
+def remove(db: Connection, name: str, now_ns: int) -> None:
+    """All that is kept of the machine goes, but what happened: events, jobs, and the audit log. Nobody else says that what its agent
+    reported is over."""
+    agent = f"{Role.AGENT}:{name}"
+    events.reconcile(db, agent, (), now_ns)
     inventory.forget(db, name)
     grants.forget_all(db, name)
-    commands.forget(db, f"{Role.AGENT}:{name}")
+    commands.forget(db, agent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -91,46 +91,15 @@ def begin_anew(
     return machine(db, name)
 
 
-def note_bound(
-    db: Connection,
-    known: Machine,
-    identity: str,
-    disks: Sequence[WantedDisk],
-    told: Wish | None,
-    *,
-    settle: Callable[[Sequence[WantedDisk]], Sequence[WantedDisk]] = tuple,
-    is_whole: bool = False,
-) -> None:
-    """What its agent is to capture, as it says, and what it goes by. Where nobody ever named disks that is what is protected; an agent may
-    name fewer, or none, when it cannot start: so what it named once stays noted until somebody says what is wanted, or it names all that
-    it is to capture (`is_whole`). Where somebody did, it says which ids these have. `settle`: names those that were recorded by a path
-    alone by the ids of what stands there."""
-    if known.ended or known.identity not in ("", identity):
-        return
-    wish = known.wish
-    if wish is None or not wish.disks:
-        noted = _merged(settle(known.disks), disks, is_whole=is_whole)
-    elif told is not None and told.mark == wish.mark:
-        noted = wishes.with_ids(known.disks, disks)
-    else:
-        return
-    if noted != known.disks:
-        db.execute(_CHANGE, {"machine": known.name, "disks": _json(noted)})
-
-
-def _merged(
-    before: Sequence[WantedDisk], disks: Sequence[WantedDisk], *, is_whole: bool
-) -> tuple[WantedDisk, ...]:
-    said: list[WantedDisk] = [*disks]
-    merged: list[WantedDisk] = []
-    for disk in before:
-        now = next((one for one in said if wishes.same(disk, one)), None)
-        if now is not None:
-            said.remove(now)
-        elif (is_whole and disk.id) or any(wishes.same(disk, one) for one in merged):
-            continue  # taken out of its configuration, or named twice
-        merged.append(now or disk)
-    return tuple([*merged, *said][:_MOST_NOTED])
+def settle(db: Connection, before: Machine, after: Machine) -> Machine:
+    """The same machine, its disks by what is known of them since (settling.py)."""
+    if after == before:
+        return before
+    _put_disks(db, after.name, after.disks)
+    _drop(db, after.name, after.dropped)
+    if after.wish is not None and after.wish != before.wish:
+        db.execute(_CHANGE, {"machine": after.name, "wish": _json(after.wish)})
+    return machine(db, after.name)
 
 
 def act(
@@ -154,7 +123,7 @@ def act(
     current = incarnations.history(db)[-1]
     marks = [mark for mark in (before.mark if before is not None else None, known) if mark is not None]
     mark = wishes.next_mark(current, marks, now_ns)
-    wish = Wish(mark=mark, verb=verb, disks=disks, process_servers=process_servers)
+    wish = Wish(mark=mark, verb=verb, disks=wishes.once(disks), process_servers=process_servers)
     _put_wish(db, name, _keeping(before, wish), now_ns, current)
     gone = () if known_before.ended else wishes.without(known_before.disks, known_before.dropped)
     _drop(db, name, wishes.without((*known_before.dropped, *gone), disks))
@@ -191,9 +160,8 @@ def keep(
     than before: its agent may have been told already."""
     known = machine(db, name)
     assert known.wish is not None
-    all_ = (*known.disks, *disks)[:_MOST_NOTED]
-    db.execute(_CHANGE, {"machine": name, "disks": _json(all_)})
-    wish = msgspec.structs.replace(known.wish, disks=all_, process_servers=servers)
+    _put_disks(db, name, (*known.disks, *disks))
+    wish = msgspec.structs.replace(known.wish, disks=machine(db, name).disks, process_servers=servers)
     return renumber(db, name, wish, over or wish.mark)
 
 
@@ -233,7 +201,13 @@ def _put_wish(db: Connection, name: str, wish: Wish, now_ns: int, incarnation: s
     now = {"wish": _json(wish), "wish_ns": now_ns, "wish_incarnation": incarnation}
     db.execute(_CHANGE, {"machine": name, **now, "protected": protected, "ended": not protected})
     if protected:  # of one that is stopped it stays known which they were
-        db.execute(_CHANGE, {"machine": name, "disks": _json(wish.disks)})
+        _put_disks(db, name, wish.disks)
+
+
+def _put_disks(db: Connection, name: str, disks: Sequence[WantedDisk]) -> None:
+    """No disk twice."""
+    known = wishes.once(disks)[:_MOST_NOTED]
+    db.execute(_CHANGE, {"machine": name, "disks": _json(known)})
 
 
 def put_deletion(db: Connection, name: str, deletion: Deletion | None) -> None:

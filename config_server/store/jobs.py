@@ -29,6 +29,11 @@ _OF_MACHINE: Final = (
     .where(jobs.c.machine == bindparam("of_machine"), jobs.c.state == JobState.RUNNING)
     .order_by(jobs.c.id)
 )
+_ENDED_WITH_ERROR: Final = (
+    select(jobs.c.id, jobs.c.error)
+    .where(jobs.c.machine == bindparam("of_machine"), jobs.c.error.is_not(None))
+    .order_by(jobs.c.id)
+)
 _NEWEST: Final = select(jobs).order_by(jobs.c.rowid.desc()).limit(bindparam("most"))
 
 
@@ -88,6 +93,12 @@ def get(db: Connection, id_: str) -> JobView:
 def running(db: Connection, machine: str) -> list[tuple[str, str]]:
     """Id and kind of each that runs over it."""
     return [(id_, kind) for id_, kind in db.execute(_OF_MACHINE, {"of_machine": machine})]
+
+
+def given_up(db: Connection, machine: str) -> list[str]:
+    """Those over it whose workers have lost this server, or are no more: such a one goes on when it is heard again."""
+    found = db.execute(_ENDED_WITH_ERROR, {"of_machine": machine})
+    return [row.id for row in found if decoding.decode(row.error, type=Failure).code == JobGivenUpError.code]
 
 
 def newest(db: Connection, limit: int) -> list[JobView]:

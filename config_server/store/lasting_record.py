@@ -42,6 +42,11 @@ def save(db: Connection, kept: Kept) -> None:
     settings.put(db, _SETTING, encode(kept))
 
 
+def forget(db: Connection) -> None:
+    """The database is from a backup: what lasted then says nothing of today."""
+    settings.forget(db, _SETTING)
+
+
 def load(db: Connection) -> Kept:
     value = settings.get(db, _SETTING)
     return {} if value is None else decode(value)

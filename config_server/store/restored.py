@@ -5,8 +5,9 @@ his own. A command that it calls pending may have been done, and would be done a
 A machine that was to be deleted may be kept since: a deletion of another incarnation waits for a person (deletion.py). What it wants of
 machines may be older than what their agents go by: a new incarnation begins, by which the two are told apart (wishes.py). One event says
 from when the database is, and a mark stays until revocations were compared with storage (revoking.py): what is done while it is there is
-later than all that the backup lacks, whatever the clocks of the two hosts say (taking_in.py). The rest is made again by those who know it:
-revocations and readmissions from storage, grants (granting.py), reports and sides.
+later than all that the backup lacks, whatever the clocks of the two hosts say (taking_in.py). For how long something was not well then
+says nothing of now. The rest is made again by those who know it: revocations and readmissions from storage, grants (granting.py), reports
+and sides.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from config_server.store import (
     events,
     incarnations,
     inventory,
+    lasting_record,
     schema,
     settings,
     tokens,
@@ -83,6 +85,7 @@ def prepare(db: Connection, now_ns: int) -> Restored:
     waiting = deletions.all_(db)
     restored = Restored(newest_ns, len(void), len(withdrawn), len(waiting))
     inventory.forget_unheard(db)
+    lasting_record.forget(db)
     detail = {
         "newest": rfc3339(restored.newest_ns),
         "incarnation": incarnations.begin(db),

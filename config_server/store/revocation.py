@@ -40,7 +40,7 @@ from sqlalchemy import (
 )
 
 from config_server.rules.revocations import Record
-from config_server.store.certificates import OF_NAME, of_key, of_name, same_key
+from config_server.store.certificates import OF_NAME, begins_of, of_key, of_name, same_key
 from config_server.store.restored import mark as mark_of
 from config_server.store.schema import certificates, recorded_revocations, revocations, tokens
 from config_server.store.statements import Into, Put, later, unless_there
@@ -235,6 +235,14 @@ def check(db: Connection, serial: int, name: str, begins_s: int) -> None:
     """Raises CertificateRevokedError for who may not have what this transaction gives."""
     if current(db).covers(serial, name, begins_s):
         raise CertificateRevokedError(f"The certificate of {name} was refused")
+
+
+def is_refused(db: Connection, role: str, name: str) -> bool:
+    """Whether ROLE:NAME is by every certificate of it that is known here: it has to be enrolled anew."""
+    revoked, subject = current(db), f"{role}:{name}"
+    begins = begins_of(db, role, name)
+    is_said = subject in revoked.since or bool(begins)
+    return is_said and all(revoked.covers(serial, subject, begins_s) for serial, begins_s in begins)
 
 
 def is_key_revoked(db: Connection, key: str) -> bool:

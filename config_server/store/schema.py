@@ -4,7 +4,7 @@
     what is to be           machines · policies · settings
     what is                 reports · events
     what is being done      commands · jobs, steps · grants
-    what was done           audit
+    what was done           audit · deleted
 
 Times (`_ns`: nanoseconds, `_s`: seconds, of Unix time) are by the clock of the server that wrote them, unless a column says otherwise. A
 *subject* is ROLE:NAME, or the serial number of a certificate (hexadecimal, lower case). JSON is text: msgspec writes and reads it, and no
@@ -295,6 +295,15 @@ Index(
     unique=True,
     sqlite_where=grants.c.request != text("''"),
     postgresql_where=grants.c.request != text("''"),
+)
+
+deleted: Final = Table(  # containers that went with their machines (operations/deleted.py)
+    "deleted",
+    METADATA,
+    Column("container", Text, primary_key=True),
+    _word("machine", None),
+    _word("incarnation", None),  # in which it was deleted (incarnations.py)
+    Column("deleted_ns", NUMBER, nullable=False),
 )
 
 audit: Final = Table(  # never changed, never removed

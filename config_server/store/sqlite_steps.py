@@ -127,6 +127,11 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     """
     ALTER TABLE machines ADD COLUMN moved INTEGER NOT NULL DEFAULT 0;
     """,
+    # The containers that were deleted with their machines: daemons that have something of them may come later.
+    """
+    CREATE TABLE deleted (
+        container TEXT PRIMARY KEY, machine TEXT NOT NULL, incarnation TEXT NOT NULL, deleted_ns INTEGER NOT NULL);
+    """,
 )
 
 

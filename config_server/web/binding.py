@@ -8,6 +8,7 @@ is not an UnderstudyError is a bug, and is logged with its traceback.
 from __future__ import annotations
 
 import asyncio
+import functools
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol, TypeVar
@@ -16,21 +17,23 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from config_server.operations.call import Call
+from config_server.operations.call import Call, Operator
 from shared import decoding, logging, tls
-from shared.api import ROUTES, Access, Route
-from shared.api.route import MAX_BODY_B, Failure, Nothing
+from shared.api import ROUTES, Access, Route, openapi
+from shared.api.route import MAX_BODY_B, FailureAnswer, Nothing
 from shared.connections import unmapped
 from shared.errors import (
     UNDECODABLE,
     AccessError,
     CertificateRevokedError,
     DeadlineError,
+    ForbiddenError,
     NotFoundError,
     RequestError,
     UnderstudyError,
     UnhealthyError,
     UsageError,
+    WrongKeyError,
     WrongRoleError,
 )
 from shared.refusals import Refusals
@@ -46,9 +49,9 @@ _STRANGERS_BODY_B: Final = 64 << 10
 """Of a caller who has not said who he is; a request for a certificate has one kilobyte."""
 _HTTP_STATUS: Final[tuple[tuple[type[UnderstudyError] | tuple[type[UnderstudyError], ...], int], ...]] = (
     (AccessError, 401),
-    ((WrongRoleError, CertificateRevokedError), 403),
+    ((ForbiddenError, WrongRoleError, CertificateRevokedError), 403),
     (UsageError, 400),
-    (NotFoundError, 404),
+    ((NotFoundError, WrongKeyError), 404),
     (DeadlineError, 504),
     (UnhealthyError, 503),
     (UnderstudyError, 500),
@@ -64,7 +67,7 @@ class Binder:
 
     def __init__(
         self,
-        operator_of: Callable[[str], Awaitable[str | None]],
+        operator_of: Callable[[str], Awaitable[Operator | None]],
         is_revoked: Callable[[int, str, int], bool],
         asked: Asked,
     ) -> None:
@@ -85,7 +88,7 @@ class Binder:
                 answer = await handler(call, body)
                 # Once more: an answer that was held may have outlived the right to it.
                 self._refuse_revoked(request, route)
-                return _answer(200, answer)
+                return _answer(route.status, answer)
             except UnderstudyError as exc:
                 return self._refuse(request, route, exc)
             except asyncio.CancelledError:
@@ -103,10 +106,11 @@ class Binder:
 
     def application(self) -> web.Application:
         """Raises LookupError when a route has no handler: that is a bug in this program."""
-        app = web.Application()
+        app = web.Application(middlewares=[_explained])
         for route in ROUTES:
             app.router.add_route(route.method, route.path, self._endpoints[route.name])
-        app.router.add_route("*", "/{rest:.*}", _unknown)
+        described = msgspec.json.encode(openapi.document(ROUTES))
+        app.router.add_get(openapi.PATH, functools.partial(_describe, described))
         return app
 
     async def _receive(self, request: web.Request, route: Route[_Q, _R]) -> tuple[Call, _Q]:
@@ -156,7 +160,12 @@ class Binder:
                 f"The call '{route.name}' was refused",
                 cause="the operator token is not valid on this config server",
             )
-        return f"operator:{operator}"
+        if route.needs not in operator.allowed:
+            raise ForbiddenError(
+                f"The call '{route.name}' was refused",
+                cause=f"operator '{operator.name}' is not allowed {route.needs}",
+            )
+        return f"operator:{operator.name}"
 
     def _refuse_revoked(self, request: web.Request, route: Route[Any, Any]) -> None:
         ssl_object = _ssl_object(request)
@@ -167,12 +176,24 @@ class Binder:
 
     def _refuse(self, request: web.Request, route: Route[Any, Any], exc: UnderstudyError) -> web.Response:
         status = next(status for cls, status in _HTTP_STATUS if isinstance(exc, cls))
-        if isinstance(exc, (AccessError, WrongRoleError, CertificateRevokedError)):
+        if isinstance(exc, (AccessError, ForbiddenError, WrongRoleError, CertificateRevokedError)):
             remote = unmapped(request.remote or "")
             self._refusals.note(
                 f"{remote} {exc.code}", "access refused", route=route.name, remote=remote, **exc.as_dict()
             )
-        return _answer(status, Failure(**exc.as_dict(), exit_code=exc.exit_code))
+        return _failed(status, exc)
+
+
+def _failed(status: int, exc: UnderstudyError) -> web.Response:
+    failure = FailureAnswer(
+        **exc.as_dict(),
+        exit_code=exc.exit_code,
+        type=f"urn:understudy:{exc.code}",
+        title=exc.what,
+        status=status,
+        detail=" ".join(filter(None, (exc.cause and f"{exc.cause.rstrip('.')}.", exc.action))),
+    )
+    return _answer(status, failure, openapi.PROBLEM)
 
 
 def _ssl_object(request: web.Request) -> ssl.SSLObject | None:
@@ -241,13 +262,32 @@ def _wait_s(request: web.Request) -> float:
     return min(_MAX_WAIT_S, max(0.0, wanted))
 
 
-def _answer(status: int, body: msgspec.Struct) -> web.Response:
-    return web.Response(status=status, body=msgspec.json.encode(body), content_type="application/json")
+def _answer(status: int, body: msgspec.Struct, content_type: str = "application/json") -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(body), content_type=content_type)
 
 
-async def _unknown(request: web.Request) -> web.StreamResponse:
-    exc = NotFoundError(
+async def _describe(described: bytes, _request: web.Request) -> web.StreamResponse:
+    """To anybody: it is no secret, and tools that read it have no token."""
+    return web.Response(body=described, content_type="application/json")
+
+
+@web.middleware
+async def _explained(request: web.Request, handler: _Endpoint) -> web.StreamResponse:
+    """aiohttp's own refusals, in our words."""
+    try:
+        return await handler(request)
+    except web.HTTPMethodNotAllowed as exc:
+        allowed = ", ".join(sorted(exc.allowed_methods))
+        answer = _failed(exc.status, _nothing_there(request, f"at this path there is {allowed}"))
+        answer.headers["Allow"] = allowed
+        return answer
+    except web.HTTPNotFound as exc:
+        return _failed(exc.status, _nothing_there(request))
+
+
+def _nothing_there(request: web.Request, cause: str = "") -> NotFoundError:
+    return NotFoundError(
         f"There is no {request.method} {request.path[:200]!a} on the config server",
-        action="The API is described in shared/api/; the client may be of another version.",
+        cause=cause,
+        action="The API is described in docs/api.md, and by the server at /v1/openapi.json; the client may be of another version.",
     )
-    return _answer(404, Failure(**exc.as_dict(), exit_code=exc.exit_code))

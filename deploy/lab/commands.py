@@ -214,4 +214,4 @@ def _table(shown: LabStatus) -> Table:
         for name, daemon in shown.daemons.items()
     ]
     title = f"Lab {shown.dir}: {', '.join(shown.disks)} as machine '{shown.machine}', {shown.config_server}"
-    return grid(title, ("=daemon", "=state", ">pid", "ports", "log"), rows)
+    return grid(title, ("daemon", "state", ">pid", "ports", "log"), rows)

@@ -141,6 +141,24 @@ class Admission:
                     what = f"The session of {name} was closed"
                     session.fail(CopyRefusedError(what, cause=f"{_NOT_ANY_MORE}: {exc.cause}"))
 
+    def is_free(self, name: str) -> bool:
+        """Whether nobody is here who bears the name, or asks to."""
+        machine = self.machines.get(name)
+        there = () if machine is None else (machine.session, machine.newest)
+        return (
+            (machine is None or machine.holder is None)
+            and all(known is None or not (known.connected or known.waiting) for known in there)
+            and all(claim.machine != name for claim in self._claims.values())
+        )
+
+    def forget(self, name: str) -> bool:
+        """Whoever comes with the name is new here; False while somebody is here."""
+        if not self.is_free(name):
+            return False
+        for known in (self.machines, self.copies, self._boots):
+            known.pop(name, None)
+        return True
+
     # ---- for sessions (session.Host) ----
 
     async def claim(self, session: Session, hello: Hello) -> StreamLog:

@@ -16,6 +16,7 @@ import contextlib
 import enum
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +47,8 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     cause: str
     claim: str = UNKNOWN
     """Of the epoch."""
+    container: str = ""
+    """Of the machine; empty where that is not known."""
     kept_s: float = 0.0
     """How long it has been here, as far as that was noted."""
 
@@ -74,6 +77,11 @@ class Aside:
     @property
     def size_b(self) -> int:
         return sum(size_b for files in self._found.values() for size_b, _ in files)
+
+    @property
+    def containers(self) -> set[str]:
+        """Of which there is something; "" where that is not known."""
+        return {note.container for files in self._found.values() for _, note in files}
 
     def holds(self, epoch: EpochId) -> bool:
         """Whether there is something that is, or may be, of this epoch."""
@@ -123,6 +131,18 @@ class Aside:
             )
         self.look()
 
+    def drop(self, deleted: Collection[str]) -> None:
+        """Removes what is of these containers, and the folders where nothing else is in them. Raises OSError."""
+        for folder in (self._folder / kind for kind in Kind):
+            for path in _files(folder):
+                if _read_note(path).container in deleted:
+                    _log.warning("batches of a deleted machine dropped", path=str(path))
+                    durable.remove_file(path)
+                    durable.remove_file(_note_of(path))
+            with contextlib.suppress(OSError):  # it is not there, or not empty
+                folder.rmdir()
+        self.look()
+
     def look(self) -> None:
         """What is there now; drops what was kept long enough. Several threads may look at once. Raises OSError."""
         with self._looking:
@@ -133,12 +153,7 @@ class Aside:
         now = time.monotonic()
         since_s, self._looked_at = now - self._looked_at, now
         for kind in Kind:
-            folder = self._folder / kind
-            if not folder.is_dir():
-                continue
-            for path in sorted(folder.iterdir()):
-                if path.name.endswith(_NOTE) or path.name.startswith("."):
-                    continue
+            for path in _files(self._folder / kind):
                 with contextlib.suppress(FileNotFoundError):  # an operator deleted it, or another look did
                     status, note = path.stat(), _read_note(path)
                     if kind is Kind.UNLISTED and self._age_s(path, note, since_s) > KEEP_S:
@@ -167,6 +182,14 @@ _TOLD: Final = {
     Kind.UNLISTED: "Batches that were acknowledged and cannot be listed",
 }
 _DAMAGED_ACTION: Final = "Replace the cache disk. If batches were lost, a new epoch begins by itself with a resync. Delete the folder then."
+
+
+def _files(folder: Path) -> list[Path]:
+    """Without their notes."""
+    if not folder.is_dir():
+        return []
+    found = sorted(folder.iterdir())
+    return [path for path in found if not path.name.endswith(_NOTE) and not path.name.startswith(".")]
 
 
 def _note_of(path: Path) -> Path:

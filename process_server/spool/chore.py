@@ -53,6 +53,10 @@ class Chore:
 
     async def stop(self) -> None:
         self._stopped = True
+        await self.halt()
+
+    async def halt(self) -> None:
+        """Cuts off what is being done; `ask` begins anew."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])

@@ -98,6 +98,7 @@ class EpochLog:
         look: Look | None = None,
     ) -> None:
         self.machine: Final = index.machine
+        self.container: Final = store.container
         self.id: Final = index.id
         self.epoch: Final = index.epoch
         self.taken: Final = index.taken
@@ -197,7 +198,7 @@ class EpochLog:
         )
         found = await sort_files(opening, machine, epoch, recovered.runs, index.fold, shared.reading)
         await folder.clear(epoch, found.listed, found.unlisted)
-        mark = Watermark(index.term, index.fold.last, epoch.claim, index.taken.claim)
+        mark = Watermark(index.term, index.fold.last, epoch.claim, index.taken.claim, opening.container)
         failed = await in_thread(
             watermark.remember, folder.epoch(epoch.number), mark, executor=shared.reading
         )
@@ -226,6 +227,13 @@ class EpochLog:
         self._running.cancel()
         await asyncio.wait([self._running])
         await self._remember()
+
+    async def abandon(self, error: UnderstudyError) -> None:
+        """Closes it, and whoever waits for it is told `error`. Nothing of it is to be uploaded any more."""
+        self.failure = error
+        self._writer.fail(error)
+        self._announce()
+        await self.close()
 
     @property
     def trouble(self) -> UnderstudyError | None:
@@ -309,7 +317,9 @@ class EpochLog:
 
     async def _remember(self) -> None:
         """What was listed; not in the listing loop, since it costs a sync and only makes later checks stricter."""
-        mark = Watermark(self.taken.number, self.uploaded.number, self.id.claim, self.taken.claim)
+        mark = Watermark(
+            self.taken.number, self.uploaded.number, self.id.claim, self.taken.claim, self.container
+        )
         if mark != self._remembered:
             failed: UnderstudyError | None
             try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from collections.abc import Collection
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -10,12 +12,13 @@ from typing import Final, NamedTuple
 from process_server.spool import watermark
 from process_server.spool.aside import Aside, Kind, Note
 from process_server.spool.file import FULL, SUFFIX, SpooledSegment
-from process_server.spool.recovery import Damage, KeyWantedError, recover_folder
+from process_server.spool.recovery import Damage, KeyWantedError, claim_in, recover_folder
 from process_server.spool.watermark import Watermark
-from shared import durable
+from shared import durable, logging
+from shared.crashpoints import reach
 from shared.errors import SpoolError, SpoolFullError, cause_of
 from shared.log import names
-from shared.log.epoch_id import EpochId
+from shared.log.epoch_id import UNKNOWN, EpochId
 from shared.log.segment import FileHeader
 from shared.sealing import MachineKey
 from shared.threads import in_thread
@@ -24,6 +27,11 @@ from shared.vault import Vault, machine_key_of
 UNREADABLE_S: Final = 600.0
 """So long a file of an epoch that the disk does not give is waited for: no path that is cut, and no array that fails over, takes longer,
 and a new epoch costs a full resync."""
+_DROPPED: Final = ".deleted-"
+"""Before the name of an epoch's folder that goes."""
+
+_log = logging.get()
+
 Runs = list[list[SpooledSegment]]
 """Segments in order; each run's files continue each other."""
 
@@ -45,8 +53,14 @@ class MachineFolder:
         self._distrusted: set[int] = set()
         self._unreadable: dict[Path, float] = {}
         """Files that the disk did not give, and since when (monotonic)."""
+        self._containers: set[str] = set()
         self._keys: dict[tuple[str, str, str], MachineKey] = {}
         """Those that a recovery wanted; as a rule one, for ever."""
+
+    @property
+    def containers(self) -> set[str]:
+        """Of which there was something at the last look (`epochs`); "" where that is not known."""
+        return self._containers | self.aside.containers
 
     def epoch(self, epoch: int) -> Path:
         return self._path / f"{epoch:08d}"
@@ -85,17 +99,46 @@ class MachineFolder:
         """The folder of an epoch that is done with. It stays if a spool file is in it: nothing is deleted unseen."""
         await in_thread(self._remove, self.epoch(epoch), executor=self._threads)
 
+    async def drop(self, deleted: Collection[str]) -> None:
+        """All that is of these containers, whatever it holds: they were deleted with their machine (process_server/deletions.py). Nobody
+        may be at it. What does not say of which it is stays. Raises SpoolError.
+        """
+        await in_thread(self._drop, deleted, executor=self._threads)
+
     # ---- in threads ----
 
     def _epochs(self) -> list[int]:
         try:
             self.aside.look()
-            if not self._path.is_dir():
-                return []
-            numbers = (names.epoch_of(path.name) for path in self._path.iterdir())
-            return sorted(number for number in numbers if number is not None)
+            found: dict[int, Path] = {}
+            for path in self._path.iterdir() if self._path.is_dir() else ():
+                if (number := names.epoch_of(path.name)) is not None:
+                    found[number] = path
         except OSError as exc:
             raise SpoolError(f"The spool folder {self._path} could not be read", cause=cause_of(exc)) from exc
+        self._containers = {_container_in(path) for path in found.values()}
+        return sorted(found)
+
+    def _drop(self, deleted: Collection[str]) -> None:
+        try:
+            clear_dropped(self._path)
+            self.aside.drop(deleted)
+            reach("forget.aside-gone")
+            for number in self._epochs():
+                folder = self.epoch(number)
+                if _container_in(folder) in deleted:
+                    # At once with all that says of which container it is: what is left of it after a kill is nobody's.
+                    dropped = folder.with_name(f"{_DROPPED}{folder.name}")
+                    durable.move_folder(folder, dropped)
+                    reach("forget.epoch-moved")
+                    shutil.rmtree(dropped)
+                    reach("forget.epoch-gone")
+                    _log.warning("spool of a deleted machine dropped", machine=self.machine, epoch=number)
+        except OSError as exc:
+            raise SpoolError(
+                f"The spool folder {self._path} could not be tidied", cause=cause_of(exc)
+            ) from exc
+        self._epochs()
 
     def _recover(self, epoch: EpochId) -> Recovered:
         folder = self.epoch(epoch.number)
@@ -108,6 +151,7 @@ class MachineFolder:
                 last=damage.last,
                 cause=damage.cause,
                 claim=damage.claim,
+                container=_container_of(folder, damage.claim),
             )
             kind = Kind.UNLISTED if damage.foreign else Kind.DAMAGED
             self.aside.put(kind, damage.path, note, keep=not damage.whole)
@@ -159,6 +203,7 @@ class MachineFolder:
                     last=spooled.last.number,
                     cause=cause,
                     claim=epoch.claim,
+                    container=_container_of(folder, epoch.claim),
                 )
                 self.aside.put(Kind.UNLISTED, spooled.path, note)
             for spooled in listed:
@@ -177,6 +222,34 @@ class MachineFolder:
             return
         except OSError as exc:
             raise SpoolError(f"The spool folder {folder} could not be removed", cause=cause_of(exc)) from exc
+
+
+def clear_dropped(path: Path) -> None:
+    """What a kill left in a machine's folder of what was dropped. Raises OSError."""
+    for dropped in path.glob(f"{_DROPPED}*"):
+        shutil.rmtree(dropped)
+
+
+def _container_in(folder: Path) -> str:
+    """With which container the epoch went; empty where that is not certain. Its state says so; but where that could not be written since,
+    as of a full disk, the files are those of a later epoch with its number, and say that."""
+    mark = watermark.any_in(folder)
+    if mark is None or not mark.container:
+        return ""
+    try:
+        claims = (claim_in(path) for path in folder.glob(f"*{SUFFIX}"))
+        said = next(
+            (claim for claim in claims if claim != UNKNOWN), mark.claim
+        )  # all are of one (recovery.py)
+    except OSError:
+        return ""
+    return mark.container if said == mark.claim else ""
+
+
+def _container_of(folder: Path, claim: str) -> str:
+    """Of the epoch with this claim, whose folder that is or was; empty where it does not tell."""
+    mark = watermark.any_in(folder)
+    return mark.container if mark is not None and mark.claim == claim else ""
 
 
 def _wrapping(header: FileHeader) -> tuple[str, str, str]:

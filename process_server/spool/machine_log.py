@@ -29,7 +29,7 @@ has the machine.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +45,7 @@ from process_server.standing import Standing
 from shared import logging
 from shared.batch import Batch, Buffer
 from shared.blob import BlobStore, Retry
+from shared.crashpoints import reach
 from shared.errors import (
     EpochRefusedError,
     FencedError,
@@ -147,6 +148,11 @@ class MachineLog:
         return self._folder.aside.size_b
 
     @property
+    def containers(self) -> set[str]:
+        """Of which there is something here, as of the last look; "" where that is not known."""
+        return self._folder.containers | {log.container for log in self._logs()}
+
+    @property
     def last_indexed(self) -> Point | None:
         """The newest batch that is listed; its `captured_ns` is what the RPO counts from."""
         return self._current.uploaded if self._current is not None else None
@@ -202,6 +208,34 @@ class MachineLog:
     def resume(self) -> None:
         """After a restart: uploads what the spool holds, in the background, waiting as long as it takes."""
         self._resuming.ask()
+
+    async def look(self) -> None:
+        """At what is here, for `containers`. Raises SpoolError."""
+        async with self._lock:
+            await self._folder.epochs()
+
+    async def forget(self, deleted: Collection[str]) -> None:
+        """Drops what is here of these containers (process_server/deletions.py): their logs end, and their files go, listed or not. All else
+        goes on. Raises SpoolError: then some of it is left.
+        """
+        error = StorageForgotError(f"Machine {self.machine} was deleted", cause="somebody wanted it deleted")
+        async with self._lock:
+            if self._current is not None and self._current.container in deleted:
+                log, self._current = self._current, None
+                await log.abandon(error)
+            # What the next look finds anew, of what is left.
+            self._watch = self._ended = self._forgot = None
+            await self._older.forget(deleted, error)
+            reach("forget.logs-closed")
+            try:
+                await self._folder.drop(deleted)
+            finally:
+                self._older.resume()
+                if self.containers:
+                    self._resuming.ask()
+                else:
+                    self._resuming.report(None)
+                self._change()
 
     async def close(self) -> None:
         """Everything taken is made durable; uploads stop."""

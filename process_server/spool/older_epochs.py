@@ -8,7 +8,7 @@ while the document is gone nothing is done with the files; those of another epoc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from process_server.spool.chore import Chore
@@ -69,6 +69,23 @@ class OlderEpochs:
     def take(self, log: EpochLog) -> None:
         """The log was the current one; `drain` follows."""
         self.logs[log.epoch] = log
+
+    async def forget(self, deleted: Collection[str], error: UnderstudyError) -> None:
+        """Closes all that is of these containers, and is at nothing until `resume`."""
+        await self._chore.halt()
+        self._watches.clear()
+        for epoch, log in list(self.logs.items()):
+            if log.container in deleted:
+                await log.abandon(error)
+                del self.logs[epoch]
+
+    def resume(self) -> None:
+        """After `forget`: looks after what is left."""
+        if not self._folder.containers:
+            self._newest = 0
+            self._chore.report(None)
+        elif self._newest:
+            self._chore.ask()
 
     async def close(self) -> None:
         await self._chore.stop()

@@ -163,6 +163,15 @@ def recover_folder(
     return runs
 
 
+def claim_in(path: Path) -> str:
+    """Of the epoch that the file says it is of; UNKNOWN where its header cannot be read. Raises OSError."""
+    with path.open("rb", buffering=0) as file:
+        try:
+            return segment.decode_file_header(file.read(_END_B), path.name)[0].claim
+        except IntegrityError:
+            return UNKNOWN
+
+
 def _recover(path: Path, epoch: EpochId, key_of: KeyOf, give_up: GiveUp, *, thorough: bool) -> _Found | None:
     try:
         closed = None if thorough else _read_ends(path)

@@ -54,6 +54,11 @@ class Sides:
             side.check(identity)
         return side is not None and side.identity == identity != active_side.UNKNOWN
 
+    async def forget(self, machine: str) -> None:
+        """It was deleted: whoever has the name next is another one."""
+        self._known.forget(machine)
+        await self.files.keep(machine, None)
+
     async def _current(self, machine: str, identity: str, claim: bool, surely: bool) -> ActiveSide | None:
         asked = self._known.asking()
         try:

@@ -2,7 +2,7 @@
 machine and epoch.
 
     <folder>/<machine>/<epoch>/<first batch>.seg     spool files = segments (shared/log/FORMAT.md)
-    <folder>/<machine>/<epoch>/state.json            our term, and the last batch that we know was listed
+    <folder>/<machine>/<epoch>/state.json            our term, the last batch that we know was listed, and in which container
     <folder>/<machine>/damaged|unlisted/…            what was set aside (aside.py)
     <folder>/<machine>/side.json, boot.json          which copy of the machine is it (sides.py; reception/boots.py)
     <folder>/.keys/, .lock                           data keys, sealed (shared/key_cache.py); one process at a time
@@ -21,13 +21,14 @@ from typing import Final
 
 from process_server.spool.epoch_log import LogSettings, Resources
 from process_server.spool.level import idle_part, next_level
+from process_server.spool.machine_folder import clear_dropped
 from process_server.spool.machine_log import MachineLog
 from process_server.spool.writer import Compression, SegmentLimits
 from shared import durable, logging
 from shared.errors import SpoolError, UsageError, cause_of
 from shared.log import names
 from shared.machine_storage import MachineStorage
-from shared.threads import Threads
+from shared.threads import Threads, in_thread
 from shared.vault import Vault
 from shared.wire.messages import Hello
 
@@ -81,6 +82,13 @@ class Spool:
         """The log of the machine that says hello; `begin` it."""
         return self._machine(names.check_machine(hello.machine))
 
+    async def leave(self, machine: str) -> None:
+        """Nothing of it is here, and nobody has its log."""
+        log = self.machines.pop(machine)
+        await log.close()
+        with contextlib.suppress(OSError):  # somebody has just come who bears the name
+            await in_thread((self._folder / machine).rmdir, executor=self._disk)
+
     async def adapt_compression(self) -> None:
         """Compresses as hard as the uplink asks for and idle cores allow. Never returns."""
         compression, before = self._resources.compression, _stat()
@@ -120,6 +128,11 @@ class Spool:
             durable.make_folder(self._folder)
             self._lock_fd = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for path in self._folder.iterdir():
+                if path.is_dir() and names.is_machine(path.name):
+                    with contextlib.suppress(OSError):  # there is something in it
+                        clear_dropped(path)
+                        path.rmdir()
         except BlockingIOError as exc:
             raise UsageError(
                 f"The spool folder {self._folder} is in use",

@@ -33,6 +33,8 @@ class Watermark(msgspec.Struct, frozen=True):
     claim: str
     term_claim: str = UNKNOWN
     """Of our term. Without one (an older document) no term counts as ours but by the owner's name."""
+    container: str = ""
+    """Of the machine, when the log was opened. Empty in an older document: nobody can tell with which container such an epoch went."""
 
     @property
     def taken(self) -> Term:
@@ -72,3 +74,11 @@ def remember(folder: Path, mark: Watermark, *, durably: bool = True) -> SpoolSta
     except OSError as exc:
         return SpoolStateError(f"{folder / _NAME} could not be written", cause=cause_of(exc))
     return None
+
+
+def any_in(folder: Path) -> Watermark | None:
+    """What lies there, of whichever epoch; None where it does not tell, or the disk does not give it."""
+    try:
+        return decoding.decode(path_in(folder).read_bytes(), type=Watermark)
+    except (OSError, *UNDECODABLE):
+        return None

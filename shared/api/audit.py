@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from shared.api.permissions import Permission
 from shared.api.route import Access, Limit, Route
 
 
@@ -22,5 +23,12 @@ class AuditList(msgspec.Struct):
 
 
 AUDIT = Route(
-    "audit", "GET", "/v1/audit", Access.OPERATOR, Limit, AuditList, "Who changed what, newest first"
+    "audit",
+    "GET",
+    "/v1/audit",
+    Access.OPERATOR,
+    Limit,
+    AuditList,
+    "Who changed what, newest first",
+    needs=Permission.AUDIT_READ,
 )

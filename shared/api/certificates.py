@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Annotated
 
 import msgspec
 
+from shared.api.permissions import Permission
 from shared.api.route import Access, Limit, Nothing, Route
 from shared.vocabulary import Role
 
@@ -108,7 +110,15 @@ RENEW = Route(
     "renew", "POST", "/v1/certificates/renew", Access.DAEMON, RenewRequest, Certificate, "A new certificate"
 )
 TOKEN_CREATE = Route(
-    "token_create", "POST", "/v1/tokens", Access.OPERATOR, TokenRequest, Token, "Create an enrolment token"
+    "token_create",
+    "POST",
+    "/v1/tokens",
+    Access.OPERATOR,
+    TokenRequest,
+    Token,
+    "Create an enrolment token",
+    needs=Permission.DAEMON_ENROL,
+    status=HTTPStatus.CREATED,
 )
 CERTIFICATES = Route(
     "certificates",
@@ -118,6 +128,7 @@ CERTIFICATES = Route(
     Limit,
     CertificateList,
     "Certificates, newest first",
+    needs=Permission.DAEMON_READ,
 )
 CERTIFICATE_REVOKE = Route(
     "certificate_revoke",
@@ -127,4 +138,5 @@ CERTIFICATE_REVOKE = Route(
     RevokeRequest,
     CertificateList,
     "Refuse a certificate, or all of a daemon",
+    needs=Permission.DAEMON_REVOKE,
 )

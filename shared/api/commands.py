@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from shared.api.permissions import Permission
 from shared.api.route import Access, Nothing, Route
 
 
@@ -46,5 +47,12 @@ class CommandView(msgspec.Struct):
 
 
 COMMAND = Route(
-    "command", "GET", "/v1/commands/{id}", Access.OPERATOR, Nothing, CommandView, "A command and its result"
+    "command",
+    "GET",
+    "/v1/commands/{id}",
+    Access.OPERATOR,
+    Nothing,
+    CommandView,
+    "A command and its result",
+    needs=Permission.MACHINE_READ,
 )

@@ -7,6 +7,7 @@ from typing import Annotated, Final
 import msgspec
 
 from shared.api.machines import ErrorView
+from shared.api.permissions import Permission
 from shared.api.route import Access, Nothing, Route
 
 IDENTITY_LENGTH: Final = 255
@@ -65,6 +66,7 @@ REBIND = Route(
     RebindRequest,
     SideView,
     "Make another machine the one of this name",
+    needs=Permission.MACHINE_REBIND,
 )
 COPIES = Route(
     "copies",
@@ -74,4 +76,5 @@ COPIES = Route(
     Nothing,
     CopyList,
     "Copies of a machine that were refused lately",
+    needs=Permission.MACHINE_READ,
 )

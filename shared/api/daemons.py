@@ -8,6 +8,7 @@ import msgspec
 
 from shared.api.certificates import Revocations
 from shared.api.commands import Command
+from shared.api.permissions import Permission
 from shared.api.route import Access, Nothing, Route
 from shared.desired import Desired
 from shared.vocabulary import Health, Role
@@ -25,6 +26,9 @@ class StatusReply(msgspec.Struct):
     """For agents: what they are to do. None: no opinion."""
     kept: bool = True
     """Whether what the report said is remembered: else its results are to be sent again."""
+    deleted: list[str] = []
+    """Of the containers that a process server or a master target named in its report: those that were deleted with their machines, because
+    somebody wanted that. Of a container that is not among them nothing is said."""
 
 
 class DaemonView(msgspec.Struct, kw_only=True):
@@ -54,5 +58,12 @@ STATUS = Route(
     (Role.AGENT, Role.PROCESS_SERVER, Role.MASTER_TARGET),
 )
 DAEMONS = Route(
-    "daemons", "GET", "/v1/daemons", Access.OPERATOR, Nothing, DaemonList, "Daemons that reported"
+    "daemons",
+    "GET",
+    "/v1/daemons",
+    Access.OPERATOR,
+    Nothing,
+    DaemonList,
+    "Daemons that reported",
+    needs=Permission.DAEMON_READ,
 )

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from shared.api.machines import DeletionView, MachineView
+from shared.api.permissions import Permission
 from shared.api.route import Access, Nothing, Route
 
 
@@ -25,7 +26,9 @@ class Kept(msgspec.Struct, kw_only=True):
     taken_back: bool
     """False: nobody wanted it deleted."""
     revoked: bool = False
-    """Its agent's certificates were revoked for the deletion: it has to be enrolled anew."""
+    """Its agent's certificates are revoked, for the deletion or before: it has to be enrolled anew."""
+    gone: bool = False
+    """Storage has its container no more: the deletion was done, or somebody else did it. There was nothing left to keep."""
 
 
 DELETION = Route(
@@ -36,6 +39,7 @@ DELETION = Route(
     Nothing,
     DeletionView,
     "What is lost when a machine is deleted, and when it is",
+    needs=Permission.MACHINE_READ,
 )
 DELETE = Route(
     "delete",
@@ -45,6 +49,7 @@ DELETE = Route(
     DeletionRequest,
     MachineView,
     "Stop a machine, and delete it after a delay",
+    needs=Permission.MACHINE_DELETE,
 )
 KEEP = Route(
     "keep",
@@ -54,4 +59,5 @@ KEEP = Route(
     Nothing,
     Kept,
     "Take a machine's deletion back",
+    needs=Permission.MACHINE_DELETE,
 )

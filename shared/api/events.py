@@ -6,6 +6,7 @@ import enum
 
 import msgspec
 
+from shared.api.permissions import Permission
 from shared.api.route import Access, Count, Route
 from shared.vocabulary import Severity
 
@@ -51,4 +52,13 @@ class EventList(msgspec.Struct):
     events: list[EventView]
 
 
-EVENTS = Route("events", "GET", "/v1/events", Access.OPERATOR, EventQuery, EventList, "Events, newest first")
+EVENTS = Route(
+    "events",
+    "GET",
+    "/v1/events",
+    Access.OPERATOR,
+    EventQuery,
+    EventList,
+    "Events, newest first",
+    needs=Permission.EVENT_READ,
+)

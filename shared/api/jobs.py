@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from shared.api.permissions import Permission
 from shared.api.route import Access, Failure, Limit, Nothing, Route
 
 
@@ -46,8 +47,26 @@ class JobList(msgspec.Struct):
     jobs: list[JobView]
 
 
-JOBS = Route("jobs", "GET", "/v1/jobs", Access.OPERATOR, Limit, JobList, "Jobs, newest first")
-JOB = Route("job", "GET", "/v1/jobs/{id}", Access.OPERATOR, Nothing, JobView, "One job")
+JOBS = Route(
+    "jobs",
+    "GET",
+    "/v1/jobs",
+    Access.OPERATOR,
+    Limit,
+    JobList,
+    "Jobs, newest first",
+    needs=Permission.JOB_READ,
+)
+JOB = Route(
+    "job", "GET", "/v1/jobs/{id}", Access.OPERATOR, Nothing, JobView, "One job", needs=Permission.JOB_READ
+)
 JOB_UPDATE = Route(
-    "job_update", "PUT", "/v1/jobs/{id}", Access.OPERATOR, JobProgress, JobView, "Report a job's progress"
+    "job_update",
+    "PUT",
+    "/v1/jobs/{id}",
+    Access.OPERATOR,
+    JobProgress,
+    JobView,
+    "Report a job's progress",
+    needs=Permission.RESTORE_RUN,
 )

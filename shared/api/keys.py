@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 
+from shared.api.permissions import Permission
 from shared.api.route import Access, Nothing, Route
 from shared.vocabulary import Role
 
@@ -36,6 +37,7 @@ RESTORE_KEY = Route(
     KeyRequest,
     MachineKeyGrant,
     "A key that a segment of the machine names, to restore it",
+    needs=Permission.RESTORE_RUN,
 )
 KEY_UNWRAP = Route(
     "key_unwrap",

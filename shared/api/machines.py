@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from shared.api.permissions import Permission
 from shared.api.points import PointView
 from shared.api.policies import POLICY_NAME_LENGTH, Policy
 from shared.api.route import Access, Nothing, Route
@@ -92,6 +93,8 @@ class DeletionView(msgspec.Struct, kw_only=True):
     """What is not deleted with it, a line each, where that is asked for."""
     due: str | None = None
     """Not before then, as things are; null where nobody has asked for it, or somebody has to say it again."""
+    is_due: bool = False
+    """That was before now, as this server counts the delay."""
     after_s: float = 0.0
     """The delay, of which each second counts in which the config server runs."""
     asked: str | None = None
@@ -147,8 +150,25 @@ POLICY_ASSIGN = Route(
     PolicyChoice,
     MachineView,
     "Have a policy hold for a machine",
+    needs=Permission.MACHINE_PROTECT,
 )
-MACHINES = Route("machines", "GET", "/v1/machines", Access.OPERATOR, Nothing, MachineList, "All machines")
+MACHINES = Route(
+    "machines",
+    "GET",
+    "/v1/machines",
+    Access.OPERATOR,
+    Nothing,
+    MachineList,
+    "All machines",
+    needs=Permission.MACHINE_READ,
+)
 MACHINE = Route(
-    "machine", "GET", "/v1/machines/{machine}", Access.OPERATOR, Nothing, MachineView, "One machine"
+    "machine",
+    "GET",
+    "/v1/machines/{machine}",
+    Access.OPERATOR,
+    Nothing,
+    MachineView,
+    "One machine",
+    needs=Permission.MACHINE_READ,
 )

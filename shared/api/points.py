@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Annotated
 
 import msgspec
 
 from shared.api.commands import CommandView
+from shared.api.permissions import Permission
 from shared.api.route import Access, Nothing, Route
 from shared.vocabulary import Consistency, PointState
 
@@ -73,9 +75,18 @@ RESYNC = Route(
     Nothing,
     CommandView,
     "Replicate a machine anew, in a new epoch",
+    needs=Permission.MACHINE_PROTECT,
+    status=HTTPStatus.ACCEPTED,
 )
 POINTS = Route(
-    "points", "GET", "/v1/machines/{machine}/points", Access.OPERATOR, Nothing, PointList, "Recovery points"
+    "points",
+    "GET",
+    "/v1/machines/{machine}/points",
+    Access.OPERATOR,
+    Nothing,
+    PointList,
+    "Recovery points",
+    needs=Permission.POINT_READ,
 )
 POINT_CREATE = Route(
     "point_create",
@@ -85,6 +96,8 @@ POINT_CREATE = Route(
     PointRequest,
     CommandView,
     "Ask for a point of now",
+    needs=Permission.POINT_CREATE,
+    status=HTTPStatus.ACCEPTED,
 )
 FLUSH = Route(
     "flush",
@@ -94,4 +107,5 @@ FLUSH = Route(
     FlushRequest,
     FlushReply,
     "Have everything spooled uploaded",
+    needs=Permission.POINT_CREATE,
 )

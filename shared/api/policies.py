@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 
+from shared.api.permissions import Permission
 from shared.api.route import Access, Nothing, Route
 from shared.desired import Interval
 
@@ -35,9 +36,25 @@ class PolicyList(msgspec.Struct):
     policies: list[PolicyView]
 
 
-POLICY = Route("policy", "GET", "/v1/policy", Access.OPERATOR, Nothing, Policy, "The default policy")
+POLICY = Route(
+    "policy",
+    "GET",
+    "/v1/policy",
+    Access.OPERATOR,
+    Nothing,
+    Policy,
+    "The default policy",
+    needs=Permission.POLICY_READ,
+)
 POLICY_SET = Route(
-    "policy_set", "PUT", "/v1/policy", Access.OPERATOR, Policy, Policy, "Change the default policy"
+    "policy_set",
+    "PUT",
+    "/v1/policy",
+    Access.OPERATOR,
+    Policy,
+    Policy,
+    "Change the default policy",
+    needs=Permission.POLICY_CHANGE,
 )
 POLICIES = Route(
     "policies",
@@ -47,9 +64,17 @@ POLICIES = Route(
     Nothing,
     PolicyList,
     "All policies, the default one first",
+    needs=Permission.POLICY_READ,
 )
 POLICY_GET = Route(
-    "policy_get", "GET", "/v1/policies/{policy}", Access.OPERATOR, Nothing, PolicyView, "One policy"
+    "policy_get",
+    "GET",
+    "/v1/policies/{policy}",
+    Access.OPERATOR,
+    Nothing,
+    PolicyView,
+    "One policy",
+    needs=Permission.POLICY_READ,
 )
 POLICY_PUT = Route(
     "policy_put",
@@ -59,6 +84,7 @@ POLICY_PUT = Route(
     Policy,
     PolicyView,
     "Create or change a policy",
+    needs=Permission.POLICY_CHANGE,
 )
 POLICY_DELETE = Route(
     "policy_delete",
@@ -68,4 +94,5 @@ POLICY_DELETE = Route(
     Nothing,
     PolicyView,
     "Delete a policy that is assigned to no machine",
+    needs=Permission.POLICY_CHANGE,
 )

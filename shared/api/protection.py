@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from shared.api.machines import MachineView
+from shared.api.permissions import Permission
 from shared.api.policies import POLICY_NAME_LENGTH, Policy
 from shared.api.route import Access, Nothing, Route
 
@@ -51,6 +52,8 @@ class DiskCandidate(msgspec.Struct, kw_only=True):
     """Why it cannot be; empty: it can."""
     name: str
     """What means it in a request, wherever it stands: its id, else what it alone bears; its path where it has neither."""
+    until: str = ""
+    """When its protection ended with that of the machine, which has not been protected since; else empty."""
 
 
 class DiskCandidates(msgspec.Struct, kw_only=True):
@@ -70,6 +73,7 @@ PROTECT = Route(
     Protection,
     MachineView,
     "Protect disks of a machine",
+    needs=Permission.MACHINE_PROTECT,
 )
 UNPROTECT = Route(
     "unprotect",
@@ -79,6 +83,7 @@ UNPROTECT = Route(
     Nothing,
     MachineView,
     "Stop protecting a machine",
+    needs=Permission.MACHINE_PROTECT,
 )
 DISKS = Route(
     "disks",
@@ -88,4 +93,5 @@ DISKS = Route(
     Nothing,
     DiskCandidates,
     "Which disks of a machine could be protected",
+    needs=Permission.MACHINE_READ,
 )

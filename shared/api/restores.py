@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
+from http import HTTPStatus
 from typing import Annotated
 
 import msgspec
 
 from shared.api.keys import MachineKeyGrant
+from shared.api.permissions import Permission
 from shared.api.route import Access, Limit, Nothing, Route
 
 
@@ -92,6 +94,8 @@ RESTORE = Route(
     RestoreRequest,
     RestoreGrant,
     "Open a restore job, get access to the storage",
+    needs=Permission.RESTORE_RUN,
+    status=HTTPStatus.CREATED,
 )
 GRANTS = Route(
     "grants",
@@ -101,6 +105,7 @@ GRANTS = Route(
     Limit,
     GrantList,
     "Who may read it, newest first",
+    needs=Permission.RESTORE_READ,
 )
 GRANT_RENEW = Route(
     "grant_renew",
@@ -110,6 +115,7 @@ GRANT_RENEW = Route(
     Nothing,
     GrantView,
     "Let a grant live on",
+    needs=Permission.RESTORE_RUN,
 )
 GRANT_END = Route(
     "grant_end",
@@ -119,4 +125,5 @@ GRANT_END = Route(
     GrantEnd,
     GrantView,
     "End a grant at once",
+    needs=Permission.RESTORE_RUN,
 )

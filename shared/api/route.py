@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Annotated, Final, Generic, TypeVar
 
 import msgspec
 
+from shared.api.permissions import Permission
 from shared.vocabulary import Role
 
 PORT: Final = 443
@@ -26,13 +28,25 @@ class Nothing(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Failure(msgspec.Struct):
-    """The body of every answer that is not a success."""
+    """What failed, why, and what to do about it: the body of every answer that is not a success."""
 
     code: str
     what: str
     cause: str = ""
     action: str = ""
     exit_code: int = 1
+
+
+class FailureAnswer(Failure, kw_only=True):
+    """The same as RFC 9457 has it."""
+
+    type: str
+    """`urn:understudy:` and the code."""
+    title: str
+    """`what`."""
+    status: int
+    detail: str
+    """Cause and action."""
 
 
 class Limit(msgspec.Struct, forbid_unknown_fields=True):
@@ -62,3 +76,13 @@ class Route(Generic[Q, R]):
     summary: str
     roles: tuple[Role, ...] = ()
     """For DAEMON: the roles that may call it; empty means all."""
+    needs: Permission | None = None
+    """For OPERATOR: what the caller must be allowed."""
+    status: HTTPStatus = HTTPStatus.OK
+    """Of a success. CREATED: there is something new, by its own name. ACCEPTED: it is asked for, and done later."""
+
+    def __post_init__(self) -> None:
+        if (self.needs is None) is (self.access is Access.OPERATOR):
+            raise TypeError(
+                f"{self.name}: a route for operators names what they must be allowed, and no other does"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import datetime as dt
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -16,7 +17,13 @@ from shared.blob.pages import PageBlobs
 from shared.blob.policies import Policies
 from shared.blob.reading import download
 from shared.blob.retried import Retried
-from shared.errors import BlobExistsError, BlobNotFoundError, PreconditionError, RangeError
+from shared.errors import (
+    BlobExistsError,
+    BlobNotFoundError,
+    PreconditionError,
+    RangeError,
+    TransientError,
+)
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobProperties
@@ -24,6 +31,9 @@ if TYPE_CHECKING:
 
 _PER_PAGE: Final = 5000
 """The most that storage lists in one answer."""
+_PAUSE_S: Final = 0.25
+_CHANGES: Final = 20
+"""In a second that takes one."""
 
 
 class BlobInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +129,24 @@ class BlobStore(Retried):
         await self._core.call(
             f"delete container {self.container}",
             lambda: self._core.container.delete_container(if_unmodified_since=unmodified_since),
+        )
+
+    async def change_container(self, metadata: Mapping[str, str]) -> None:
+        """Adds to the container's metadata, so that it `changed`. From then on storage refuses what was sent before on the condition that
+        the container is as it was (`delete_container`, a write of policies), whenever that arrives. It counts these times in whole
+        seconds, so this goes on until the time is a later one. Raises ContainerMissingError where there is none."""
+        before = await self.container_info()
+        for _ in range(_CHANGES):
+            await self._core.call(
+                f"change the metadata of container {self.container}",
+                lambda: self._core.container.set_container_metadata({**before.metadata, **metadata}),
+            )
+            if (await self.container_info()).changed > before.changed:
+                return
+            await asyncio.sleep(_PAUSE_S)
+        raise TransientError(
+            f"Could not change the metadata of container {self.container}",
+            cause=f"storage's clock does not go on: the last change is of {before.changed} still",
         )
 
     async def date(self) -> dt.datetime:

@@ -99,7 +99,7 @@ class WishInDoubtError(UnhealthyError):
 
 
 class WishWithheldError(UnhealthyError):
-    """An agent reports from hardware of which nobody knows that it is the machine: it hears no opinion."""
+    """An agent reports, and hears no opinion: nobody knows that its hardware is the machine, or which of its disks are meant."""
 
     code = "US644"
     default_action = (
@@ -180,8 +180,8 @@ class DeletionStorageError(UnhealthyError):
 
     code = "US632"
     default_action = (
-        "See that this server reaches storage, and may delete containers there (no legal hold, no lease, no immutability): it is tried"
-        " again every minute. To take it back: understudy machine keep NAME."
+        "See that this server reaches storage, and may delete and change containers there (no legal hold, no lease, no immutability): it is"
+        " tried again every minute; what storage refuses, within ten."
     )
 
 

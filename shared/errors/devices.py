@@ -16,8 +16,10 @@ class BindingDamagedError(ConfigError):
 
     code = "US151"
     default_action = (
-        "Put it back from a backup. Without it (delete it) each disk is bound to what stands under its path now: check "
-        "that before, since a disk that is taken for another overwrites its replica."
+        "Put it back from a backup. Without it (delete it) the disks that are captured since the machine booted go on as what they are. Of"
+        " the others, each that agent.toml names is bound to what stands under its path now: check that before, since a disk that is taken"
+        " for another overwrites its replica. One that the config server wants by its id is refused, and says how to go on"
+        " (US405)."
     )
 
 

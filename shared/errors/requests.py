@@ -48,7 +48,9 @@ class RequestError(UsageError):
     """A request to the config server's API that it does not understand."""
 
     code = "US125"
-    default_action = "Correct the request; the API is described in shared/api/."
+    default_action = (
+        "Correct the request; the API is described in docs/api.md, and by the server at /v1/openapi.json."
+    )
 
 
 class FewerDisksError(RequestError):
@@ -77,6 +79,13 @@ class AccessError(UsageError):
 
     code = "US126"
     default_action = "Use the operator token of this config server (option --token-file)."
+
+
+class ForbiddenError(UsageError):
+    """Who asks is known, and is not allowed this."""
+
+    code = "US132"
+    default_action = "Ask somebody who is, or to be allowed it."
 
 
 class LabError(UsageError):

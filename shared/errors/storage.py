@@ -89,7 +89,8 @@ class StorageIdentityError(StorageRefusedError):
 
     code = "US446"
     default_action = (
-        "Give this host a managed identity with a role on the account, or configure account_key_file."
+        "Give this host a managed identity with a role on the account, or give the account's key: --blob-key-file FILE; in a configuration"
+        " account_key_file."
     )
 
 
@@ -122,7 +123,8 @@ class StorageClockError(StorageRefusedError):
 class StorageCertificateError(StorageRefusedError):
     code = "US488"
     default_action = (
-        "Configure the CA that signed it (ca_file), or find out what answers in the account's place."
+        "Give the CA that signed it (--blob-ca-file FILE; in a configuration ca_file), or find out what answers in the account's"
+        " place."
     )
 
 

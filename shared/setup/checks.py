@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 import ssl
 import time
 from collections.abc import Callable
@@ -221,8 +222,7 @@ class StorageFit(Check):
                 raise StorageUnfitError(
                     f"The storage account {report.account} cannot be used as it is",
                     cause=f"{finding.name}: {finding.detail}",
-                    action=f"{finding.action} All that was found: understudy storage check --blob-url {report.url}, with the "
-                    "--blob- options of this command.".strip(),
+                    action=f"{finding.action} All that was found: {_storage_check(self.config)}".strip(),
                 )
         warnings = [finding for finding in report.findings if finding.state is State.WARNING]
         return Done(
@@ -233,6 +233,18 @@ class StorageFit(Check):
             or "it can be reached, and does what it must",
             action=" ".join(finding.action for finding in warnings),
         )
+
+
+def _storage_check(config: BlobConfig) -> str:
+    """The command, for a shell, that looks at the same account by the same key and CA."""
+    options = [
+        ("--blob-url", config.url),
+        ("--blob-container", config.container),
+        ("--blob-key-file", config.account_key_file),
+        ("--blob-ca-file", config.ca_file),
+    ]
+    given = [str(word) for name, value in options if value is not None for word in (name, value)]
+    return shlex.join(["understudy", "storage", "check", *given])
 
 
 @dataclass(frozen=True)

@@ -135,15 +135,19 @@ def run(
     role: str,
     options: argparse.Namespace,
     begin: Callable[[Show], Iterable[Step]],
-    after: Callable[[], Sequence[str]] = tuple,
+    after: Callable[[Sequence[Done]], Sequence[str]] = lambda _done: (),
 ) -> int:
-    """Carries the steps out; the exit code. `begin` makes them, and may ask; it is given what shows progress. `after`: what to do next."""
+    """Carries the steps out; the exit code. `begin` makes them, and may ask; it is given what shows progress. `after`: what is left to do
+    when these are done, in words; it is not asked after a dry run, nor for JSON."""
     screen = _Screen(as_json=options.output == "json")
     logging.configure(role, level=logging.Level.WARNING)
     error: UnderstudyError | None = None
+    left: Sequence[str] = ()
     try:
         with alone(options.etc, options.state), _private():
             asyncio.run(_cancellable(begin(screen.progress), screen.tell, dry_run=options.dry_run))
+        if not (options.dry_run or screen.as_json):
+            left = after(screen.done)
     except UnderstudyError as exc:
         error = exc
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -160,10 +164,8 @@ def run(
         screen.say(f"{error.code}: {error}")
         return error.exit_code
     if not screen.as_json:
-        _write(
-            sys.stdout,
-            "".join(f"{_shown(line)}\n" for line in (_summary(screen.done, options.dry_run), *after())),
-        )
+        lines = (_summary(screen.done, options.dry_run), *left)
+        _write(sys.stdout, "".join(f"{_shown(line)}\n" for line in lines))
     return 0
 
 

@@ -9,7 +9,13 @@ from cryptography import x509
 
 from shared import durable, enrol, identity
 from shared.crashpoints import reach
-from shared.errors import CertificateExpiredError, ConfigError, OthersFolderError, UsageError
+from shared.errors import (
+    CertificateExpiredError,
+    ConfigError,
+    OthersFolderError,
+    TokenUsedError,
+    UsageError,
+)
 from shared.owner import as_owner
 from shared.setup.access import Access
 from shared.setup.checks import ConfigServer
@@ -69,7 +75,17 @@ class Enrolment:
             with durable.named(f"The folder {self._folder} could not be used"):
                 for key in (self.files.key, self._folder / enrol.NEW_KEY):
                     durable.remove_leftovers(key)  # of a run that was killed; no daemon writes a key
-            await enrol.enrol(self._server.url, self._token, self._folder, role=self._role)
+            try:
+                await enrol.enrol(self._server.url, self._token, self._folder, role=self._role)
+            except TokenUsedError:
+                if not (self._again and self.name and await self._has_this_key()):
+                    raise
+                self.made = True  # by a run that was killed, perhaps before it restarted the daemon
+                return self._done(
+                    Outcome.WARNING,
+                    f"{self._role}:{self.name}; this token was used for the key that is here, which stays",
+                    f"Is another key wanted than that: understudy token create {self._role} {self.name}, and the same command.",
+                )
         reach("setup.step")
         self.made = True
         self._take_name()
@@ -83,6 +99,10 @@ class Enrolment:
             return self._certificate().public_key() == identity.key_of(self.files).public_key()
         except (ConfigError, ValueError):
             return False
+
+    async def _has_this_key(self) -> bool:
+        """From this token, in a run that was killed behind it."""
+        return await enrol.was_for_this_key(self._server.url, self._token, self._folder)
 
     def _key(self) -> Access:
         with durable.named(f"The folder {self._folder} could not be used"):

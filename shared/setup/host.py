@@ -131,38 +131,49 @@ def alone(*folders: Path) -> Iterator[None]:
     that is root's, or this user's, alone, named by the folders' paths. Raises UsageError, StateFileError."""
     with contextlib.ExitStack() as held:
         with durable.named("Whether another set-up is at work could not be found out"):
-            place = _locks()
+            places = _locks()
             for folder in sorted({folder.resolve() for folder in folders}):
-                _lock(held, place, folder)
+                for place in places:
+                    _lock(held, place, folder)
         yield
 
 
-def _locks() -> Path:
-    """The folder of the locks. Raises OSError, UsageError."""
+def _locks() -> list[Path]:
+    """The folders of the locks: all that there can be now. A user's /run/user/UID comes and goes with his sessions, and a home may be
+    mounted with one; what two of his set-ups find for certain is that of /tmp, and where somebody took the name there, of his home.
+    Raises OSError, UsageError."""
     uid = os.geteuid()
-    place = _ROOTS_LOCKS if uid == 0 else _users_locks(uid)
-    with contextlib.suppress(FileExistsError):
-        place.mkdir(0o700)
-    found = place.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or found.st_mode & 0o022:
-        raise UsageError(
-            "Nothing was set up",
-            cause=f"{place}, in which the locks of this user's set-ups lie, is not a folder of his alone",
-            action=f"See who made it (ls -ld {place}), remove it, and run the command again. If it is another user's, root can; or has a"
-            f" folder made that is this user's alone: install -d -m 700 -o {uid} {_RUNTIME / str(uid)}.",
-        )
-    return place
+    places = [_ROOTS_LOCKS] if uid == 0 else [*_below(uid), Path(f"/tmp/understudy-setup-{uid}")]
+    if found := [place for place in places if _is_mine(place, uid)]:
+        return found
+    raise UsageError(
+        "Nothing was set up",
+        cause=f"{places[-1]}, in which the locks of this user's set-ups lie, is not a folder of his alone",
+        action=f"See who made it (ls -ld {places[-1]}), remove it, and run the command again. If it is another user's, root can; or has a"
+        f" folder made that is this user's alone: install -d -m 700 -o {uid} {_RUNTIME / str(uid)}.",
+    )
 
 
-def _users_locks(uid: int) -> Path:
-    """Below a folder in which nobody else can take the name; where this user has none, below /tmp. By what all his set-ups find the same,
-    whatever their environment. Raises OSError."""
+def _is_mine(place: Path, uid: int) -> bool:
+    """It is there, or made now, and nobody else's. Raises OSError for root's."""
+    try:
+        with contextlib.suppress(FileExistsError):
+            place.mkdir(0o700)
+        found = place.lstat()
+    except OSError:
+        if place == _ROOTS_LOCKS:
+            raise
+        return False  # a home that is full, or mounted read-only
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == uid and not found.st_mode & 0o022
+
+
+def _below(uid: int) -> Iterator[Path]:
+    """In folders in which nobody else can take the name; by what all set-ups of this user can find, whatever their environment."""
     for mine, name in ((_RUNTIME / str(uid), "understudy-setup"), (_home(uid), ".understudy-setup")):
-        with contextlib.suppress(FileNotFoundError, PermissionError):
+        with contextlib.suppress(OSError):
             found = mine.stat()
             if stat.S_ISDIR(found.st_mode) and found.st_uid == uid and not found.st_mode & 0o022:
-                return mine / name
-    return Path(f"/tmp/understudy-setup-{uid}")
+                yield mine / name
 
 
 def _home(uid: int) -> Path:
@@ -173,7 +184,9 @@ def _home(uid: int) -> Path:
 
 
 def _lock(held: contextlib.ExitStack, place: Path, folder: Path) -> None:
-    name = hashlib.sha256(os.fsencode(folder)).hexdigest()
+    name = hashlib.sha256(
+        os.fsencode(f"{os.uname().nodename}:{folder}")
+    ).hexdigest()  # hosts may share a home
     fd = os.open(place / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     held.callback(os.close, fd)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,14 @@ class Joining:
     @property
     def tls(self) -> dict[str, str]:
         return {name: str(getattr(self.files, name)) for name in ("cert", "key", "ca")}
+
+
+def where_it_shows(host: Host) -> Sequence[str]:
+    """What is left to do where a server was set up: to see that it came. Raises ConfigError."""
+    name = identity.loaded_name(identity.files_in(host.folder)).partition(":")[2]
+    return (
+        f"Next, on the config server: understudy daemon list shows {host.role} {name} as soon as it reports.",
+    )
 
 
 def _token(file: Path | None, *, asks: bool) -> str:

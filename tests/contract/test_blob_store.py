@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import datetime as dt
 import secrets
 import uuid
 from pathlib import Path
@@ -309,3 +310,19 @@ async def test_a_delete_of_one_version_leaves_another(store: BlobStore) -> None:
     assert await store.read("x") == b"2"
     assert await store.delete("x", if_match=new)
     assert [found.name async for found in store.list("")] == []
+
+
+async def test_what_was_sent_before_a_container_was_changed_does_nothing_whenever_it_arrives(
+    store: BlobStore,
+) -> None:
+    seen = await store.container_info()
+    await store.change_container({"a": "1"})
+    await store.change_container({"b": "2"})  # (in one second, if it can)
+    now = await store.container_info()
+    assert now.metadata == {**seen.metadata, "a": "1", "b": "2"}
+    for earlier in (seen.changed, now.changed - dt.timedelta(seconds=1)):
+        with pytest.raises(PreconditionError):
+            await store.delete_container(earlier)
+    await store.delete_container(now.changed)
+    with pytest.raises((ContainerMissingError, TransientError)):
+        await store.with_retry(Retry(deadline_s=0.0)).change_container({})

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection
 
-from config_server.rules.certificates import fingerprint_of
+from config_server.rules.certificates import BACKDATED, fingerprint_of
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.revocations import Record
 from config_server.store import (
@@ -100,6 +100,21 @@ def test_a_name_that_is_readmitted_keeps_what_it_had_refused(db: Connection) -> 
     revocation.admit_from(db, Role.AGENT, "web1", START_S + 7)
     assert revocation.current(db).before == {"agent:web1": START_S + 5}
     assert {record.begins_s for record in revocation.rows(db)} == {None, START_S + 5}
+
+
+def test_a_name_is_refused_that_has_no_certificate_which_is_not(db: Connection) -> None:
+    assert not revocation.is_refused(db, "agent", "web1"), "nobody has said so"
+    for one in (issued(0xA), issued(0xB, "key-2", NOW + SECOND_NS)):
+        certificates.note_certificate(db, one)
+    begins = START_S - int(BACKDATED.total_seconds())
+    assert sorted(certificates.begins_of(db, "agent", "web1")) == [(0xA, begins), (0xB, begins + 1)]
+    assert certificates.begins_of(db, "agent", "web2") == []
+    revocation.revoke(db, "a", "stolen", NOW)
+    assert not revocation.is_refused(db, "agent", "web1"), "one may come"
+    revocation.revoke(db, "b", "stolen", NOW)
+    assert revocation.is_refused(db, "agent", "web1")
+    revocation.revoke(db, "agent:web2", "lost", NOW)
+    assert revocation.is_refused(db, "agent", "web2"), "with all that are not known here"
 
 
 def test_of_a_name_that_stands_revoked_what_is_known_is_refused_up_to_a_time(db: Connection) -> None:

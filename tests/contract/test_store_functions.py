@@ -13,15 +13,13 @@ from msgspec.structs import replace
 from sqlalchemy import Connection
 
 from config_server.rules.clock import SECOND_NS
-from config_server.rules.deletion import Deletion, Stage
+from config_server.rules.lasting import Lasted
 from config_server.rules.machine import Machine
 from config_server.store import (
     audit,
     commands,
-    deletions,
     events,
     grants,
-    incarnations,
     inventory,
     jobs,
     lasting_record,
@@ -35,9 +33,9 @@ from shared.api.commands import CommandKind, CommandState
 from shared.api.events import EventKind
 from shared.api.jobs import JobProgress, JobState
 from shared.api.policies import Policy
-from shared.desired import Mark, Verb, WantedDisk, Wish
+from shared.api.route import Failure
+from shared.desired import Mark, Verb, WantedDisk
 from shared.errors import (
-    BeingDeletedError,
     CommandNotFoundError,
     JobNotFoundError,
     MachineNotFoundError,
@@ -53,6 +51,7 @@ MODULES: Final = (
     "audit",
     "certificates",
     "commands",
+    "deleted",
     "deletions",
     "events",
     "grants",
@@ -132,8 +131,11 @@ def test_a_setting_is_a_word_by_its_name(db: Connection) -> None:
     settings.forget(db, "x")
     assert settings.get(db, "x") is None
     assert lasting_record.load(db) == {}
-    lasting_record.save(db, {})
+    lasted = {"web1": {"without-session": Lasted((), SECOND_NS, 0)}}
+    lasting_record.save(db, lasted)
     assert settings.get(db, "lasting") is not None
+    assert lasting_record.load(db) == lasted
+    lasting_record.forget(db)
     assert lasting_record.load(db) == {}
 
 
@@ -171,6 +173,12 @@ def test_jobs_are_found(db: Connection) -> None:
     assert [job.id for job in jobs.newest(db, 2)] == ["j2", "j1"]
     assert jobs.running(db, "web1") == [("j1", "restore"), ("j2", "restore")]
     assert jobs.running(db, "web2") == []
+    jobs.update(db, "j1", JobProgress(state=JobState.FAILED, error=Failure("US1", "x")), NOW)
+    assert jobs.given_up(db, "web1") == [], "it failed by its own word"
+    jobs.fail_silent(db, {"j2": 0}, 10**15, NOW)
+    assert (jobs.given_up(db, "web1"), jobs.given_up(db, "web2")) == (["j2"], [])
+    jobs.update(db, "j2", JobProgress(state=JobState.RUNNING), NOW)
+    assert jobs.given_up(db, "web1") == [], "it was heard again"
     done = jobs.get(db, "j0")
     assert (done.args, done.result, done.progress) == ({"to": "/x"}, {"n": 1}, 0.25)
     with pytest.raises(JobNotFoundError):
@@ -274,6 +282,16 @@ def test_reports_are_the_last_of_each_daemon_and_machines_are_in_the_order_of_th
     assert inventory.find(db, "web") is None
 
 
+def test_what_is_known_of_a_machine_s_disks_since_is_put_in_all_its_lines(db: Connection) -> None:
+    inventory.act(db, "web1", Verb.PROTECT, NOW, disks=(SDA, SDB))
+    before = inventory.act(db, "web1", Verb.PROTECT, NOW, disks=(WantedDisk("/dev/sda"),))
+    assert before.wish is not None
+    assert inventory.settle(db, before, before) is before
+    wish = replace(before.wish, disks=(SDA,))
+    after = replace(before, disks=(SDA, SDA), dropped=(SDB, WantedDisk("/dev/sdc", "sdc")), wish=wish)
+    assert inventory.settle(db, before, after) == machine(db) == replace(after, disks=(SDA,))
+
+
 def test_policies_are_found_by_name_and_the_default_one_always(db: Connection) -> None:
     inventory.ensure_machine(db, "web2", NOW)
     inventory.ensure_machine(db, "web1", NOW)
@@ -289,66 +307,6 @@ def test_policies_are_found_by_name_and_the_default_one_always(db: Connection) -
     assert policies.view(db, "gold").machines == ["web1"]
 
 
-def asked(db: Connection) -> Deletion:
-    """As operations/deleting.py."""
-    wish: Wish | None = inventory.act(db, "web1", Verb.STOP, NOW).wish
-    assert wish is not None
-    deletion = Deletion(
-        id="d1", incarnation=incarnations.history(db)[-1], who="operator:admin", asked_ns=NOW, after_ns=10, counted_ns=NOW,
-        act=wish.mark.act, container="c1", identity="hw",
-    )  # fmt: skip
-    deletions.put(db, "web1", deletion)
-    return deletion
-
-
-def test_a_deletion_is_counted_goes_on_from_where_it_was_seen_and_past_recall_nobody_is_given_access(
-    db: Connection,
-) -> None:
-    inventory.act(db, "web1", Verb.PROTECT, NOW, disks=(SDA,))
-    seen = asked(db)
-    assert [found.id for _, found in deletions.all_(db)] == ["d1"]
-    assert deletions.current(db, "web1", "d2") is None
-    for passed in (5, 10):
-        counted = deletions.count(db, "web1", "d1", 5, NOW + passed)
-        assert counted is not None
-        assert counted.passed_ns == passed
-    jobs.create(db, "j1", "restore", "web1", {}, NOW)
-    grants.add(
-        db,
-        Grant(id="g1", machine="web1", container="c1", who="a", host="h", given_ns=NOW, expires_ns=NOW + 10),
-    )
-    assert len(deletions.running(db, "web1", NOW)) == 2
-    assert deletions.advance(db, "web1", seen, Stage.CLOSING, NOW) == deletions.running(db, "web1", NOW)
-    jobs.update(db, "j1", JobProgress(state=JobState.DONE), NOW)
-    assert deletions.advance(db, "web1", seen, Stage.CLOSING, NOW + 10, said_ns=3) == []
-    assert deletions.advance(db, "web1", seen, Stage.CLOSING, NOW + 10) is None, "it is not as it was seen"
-    closing = machine(db).deletion
-    assert closing is not None
-    assert (closing.stage, closing.said_ns) == (Stage.CLOSING, 3)
-    deletions.check_readable(db, "web1")
-    deletions.advance(db, "web1", closing, Stage.REMOVING, NOW + 10)
-    assert deletions.is_past_recall(db, machine(db))
-    with pytest.raises(BeingDeletedError):
-        deletions.check_readable(db, "web1")
-    commands.add(db, "c1", WEB1, CommandKind.MARK, {}, NOW)
-    inventory.save_report(db, StoredReport(Role.AGENT, "web1", NOW, b"{}"))
-    deletions.remove(db, "web1")
-    assert (deletions.all_(db), inventory.reports(db), commands.pending(db, WEB1, NOW)) == ([], [], [])
-    assert jobs.get(db, "j1").state is JobState.DONE, "what happened stays"
-
-
-def test_a_stop_that_is_said_again_keeps_the_deletion_and_another_act_does_not(db: Connection) -> None:
-    inventory.act(db, "web1", Verb.PROTECT, NOW, disks=(SDA,))
-    asked(db)
-    before = machine(db)
-    deletions.follow(db, before, inventory.act(db, "web1", Verb.STOP, NOW + 1))
-    assert deletions.current(db, "web1", "d1") is not None
-    inventory.act(db, "web1", Verb.PROTECT, NOW + 2, disks=(SDA,))
-    assert deletions.current(db, "web1", "d1") is None
-    assert deletions.count(db, "web1", "d1", 5, NOW) is None
-    inventory.put_deletion(db, "web1", None)
-    assert deletions.all_(db) == []
-    deletions.note(db, "web1", "it stays", "", NOW)
-    assert [event.what for event in events.find(db, "web1", False, 9)] == ["it stays"]
+def test_the_audit_log_keeps_every_letter(db: Connection) -> None:
     audit.add(db, "operator:admin", "machine.keep", "web1", {"a": ["\0"]}, NOW)
     assert audit.newest(db, 1)[0].detail == {"a": ["\0"]}

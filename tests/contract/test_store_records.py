@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection
 
 from config_server.rules.clock import SECOND_NS
-from config_server.rules.disks import Offer
 from config_server.store import (
     audit,
     certificates,
@@ -19,7 +18,6 @@ from config_server.store import (
     policies,
     restored,
     revocation,
-    schema,
     tokens,
 )
 from shared.api.commands import CommandKind
@@ -37,7 +35,7 @@ from shared.errors import (
     TokenUnknownError,
     TokenUsedError,
 )
-from shared.status import AgentReport, AvailableDisk, BoundDisk, Problem
+from shared.status import Problem
 from shared.vocabulary import Role, Severity
 
 NOW = 1_700_000_000 * SECOND_NS
@@ -367,68 +365,26 @@ def test_on_other_hardware_what_was_noted_of_disks_is_void_and_the_act_is_later_
     assert moved.wish.mark.number == 8
     inventory.ensure_machine(db, "web2", NOW)
     inventory.note_identity(db, "web2", "old")
-    inventory.note_bound(db, inventory.machine(db, "web2"), "new", [WantedDisk("/dev/sdz")], None)
-    assert inventory.machine(db, "web2").disks == ()
-    inventory.note_bound(db, inventory.machine(db, "web2"), "old", [WantedDisk("/dev/sda")], None)
+    known = inventory.machine(db, "web2")
+    inventory.settle(db, known, msgspec.structs.replace(known, disks=(WantedDisk("/dev/sda"),)))
     moved = inventory.begin_anew(db, "web2", "new", NOW, None, [])
     assert (moved.identity, moved.disks, moved.wish) == ("new", (), None)
 
 
-def test_a_report_that_names_fewer_disks_forgets_none_and_is_nothing_beside_what_is_wanted(
-    db: Connection,
-) -> None:
-    def noted(name: str, *disks: WantedDisk, told: Wish | None = None) -> tuple[WantedDisk, ...]:
-        inventory.note_bound(db, inventory.machine(db, name), "", disks, told)
-        return inventory.machine(db, name).disks
-
-    a, b, c = (WantedDisk(f"/dev/sd{letter}", f"sd{letter}") for letter in "abc")
-    inventory.ensure_machine(db, "web1", NOW)
-    for captured in ([a, b], [b], []):
-        assert noted("web1", *captured) == (a, b)
-    moved = WantedDisk("/dev/sdz", "sdb")
-    assert noted("web1", moved) == (a, moved), "it is called otherwise"
-    act = inventory.act(db, "web1", Verb.PROTECT, NOW, disks=(b, WantedDisk("/dev/sdc"))).wish
-    assert noted("web1", a, c) == (b, WantedDisk("/dev/sdc")), "its agent does not go by that yet"
-    assert noted("web1", a, b, c, told=act) == (b, c), "and which id it has"
-    inventory.ensure_machine(db, "web2", NOW)
-    assert len(noted("web2", *(WantedDisk(f"/dev/{number}") for number in range(1000)))) == 256
-    record(db, "web2", "/dev/sda")
-    assert noted("web2", b, a) == (a, b), "recorded before there were wishes"
-
-
-def record(db: Connection, machine: str, device: str) -> None:
-    """As what was protected before there were wishes."""
-    now = {"disks": f'[{{"device": "{device}"}}]', "protected": True}
-    db.execute(update(schema.machines).where(schema.machines.c.name == machine).values(now))
-
-
-@pytest.mark.parametrize(("recorded", "configured"), [("by link", "sda"), ("sda", "by link")])
-def test_a_disk_that_was_recorded_by_another_name_than_its_agent_has_for_it_is_one_disk(
-    db: Connection, recorded: str, configured: str
-) -> None:
-    """Before there were wishes. The agent has not looked yet when it reports first."""
-    paths = {"by link": "/dev/disk/by-id/wwn-A", "sda": "/dev/sda"}
-    inventory.ensure_machine(db, "web1", NOW)
-    record(db, "web1", paths[recorded])
-    there = AvailableDisk(device="/dev/sda", identity="wwid:A", id="sda", links=[paths["by link"]])
-    report = AgentReport(bound=[BoundDisk(id="sda", device=paths[configured])])
-    for available in ([], [there]):
-        offer = Offer.of(msgspec.structs.replace(report, available=available))
-        inventory.note_bound(
-            db, inventory.machine(db, "web1"), "", offer.bound, None, settle=offer.settled, is_whole=True
-        )
-    assert inventory.machine(db, "web1").disks == (WantedDisk(paths[configured], "sda"),)
-
-
-def test_what_was_taken_out_of_a_configuration_is_not_what_shall_be_protected(db: Connection) -> None:
-    a, b = (WantedDisk(f"/dev/sd{letter}", f"sd{letter}") for letter in "ab")
-    inventory.ensure_machine(db, "web1", NOW)
-    for said, noted in (([a, b], (a, b)), ([b], (b,))):
-        inventory.note_bound(db, inventory.machine(db, "web1"), "", said, None, is_whole=True)
-        assert inventory.machine(db, "web1").disks == noted
-    record(db, "web1", "/dev/sdz")
-    inventory.note_bound(db, inventory.machine(db, "web1"), "", [b], None, is_whole=True)
-    assert inventory.machine(db, "web1").disks == (WantedDisk("/dev/sdz"), b), "an operator named it"
+def test_no_disk_has_two_lines_whatever_is_asked_for_and_said(db: Connection) -> None:
+    a, bare = WantedDisk("/dev/sda", "sda"), WantedDisk("/dev/sda")
+    twice = (a, bare, bare, WantedDisk("/dev/sdz", "sda"))
+    made = inventory.act(db, "web1", Verb.PROTECT, NOW, disks=twice)
+    assert made.wish is not None
+    assert made.disks == made.wish.disks == (a, bare), "a path may be another disk's by now"
+    kept = inventory.keep(db, "web1", [a, WantedDisk("/dev/sdb", "sdb")], (), None)
+    assert kept.disks == inventory.machine(db, "web1").disks == (a, bare, WantedDisk("/dev/sdb", "sdb"))
+    settled = msgspec.structs.replace(inventory.machine(db, "web1"), disks=(a, a))
+    assert inventory.settle(db, inventory.machine(db, "web1"), settled).disks == (a,)
+    assert inventory.machine(db, "web1").wish == kept
+    many = tuple(WantedDisk(f"/dev/{number}") for number in range(1000))
+    known = inventory.machine(db, "web1")
+    assert len(inventory.settle(db, known, msgspec.structs.replace(known, disks=many)).disks) == 256
 
 
 def test_an_act_drops_what_was_known_until_its_agent_has_heard_of_it(db: Connection) -> None:

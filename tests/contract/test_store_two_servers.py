@@ -26,6 +26,7 @@ from config_server.store import (
     audit,
     certificates,
     commands,
+    deleted,
     deletions,
     events,
     grants,
@@ -113,9 +114,11 @@ def begin_anew(db: Connection) -> Any:
     return inventory.begin_anew(db, "web1", "new", NOW, replace(before, disks=()), [before.mark])
 
 
-def note_bound(db: Connection) -> None:
+def settle(db: Connection) -> None:
+    """As operations/desired_state.py."""
     inventory.ensure_machine(db, "web1", NOW)
-    inventory.note_bound(db, inventory.machine(db, "web1"), "hw", [SDB], None)
+    known = inventory.machine(db, "web1")
+    inventory.settle(db, known, replace(known, disks=(*known.disks, SDB)))
 
 
 def to_be_deleted(stage: Stage) -> Work:
@@ -149,15 +152,26 @@ def advance(stage: Stage, to: Stage) -> Work:
 
 def keep(db: Connection) -> None:
     """As operations/deleting.py."""
-    machine = inventory.machine(db, "web1")
-    if deletions.is_past_recall(db, machine):
-        raise RequestError("too late")
+    deletions.check_not_removed(db, "web1", "vault", "too late")
     deletions.put(db, "web1", None)
+
+
+def finish(db: Connection) -> None:
+    """As operations/deletion_sweep.py."""
+    deletion = inventory.machine(db, "web1").deletion
+    if deletion is not None:
+        audit.add(db, "config-server", deletions.DONE, "web1", {"act": "x"}, NOW)
+        deleted.note(db, deletion.container, "web1", NOW)
+        deletions.remove(db, "web1", NOW)
+
+
+def what_was_deleted(db: Connection) -> dict[str, str]:
+    return deleted.among(db, ["c1"])
 
 
 def give(db: Connection) -> None:
     """As operations/granting.py."""
-    deletions.check_readable(db, "web1")
+    deletions.check_readable(db, "web1", "vault")
     grants.add(db, GRANT)
 
 
@@ -211,6 +225,13 @@ def a_job(db: Connection) -> None:
     jobs.create(db, "j1", "restore", "web1", {}, NOW)
 
 
+def silent(db: Connection) -> None:
+    """A job that was given up, over a machine that is to be deleted."""
+    to_be_deleted(Stage.CLOSED)(db)
+    a_job(db)
+    jobs.fail_silent(db, {"j1": 0}, 10**15, NOW)
+
+
 def job(state: JobState) -> Work:
     return lambda db: jobs.update(db, "j1", JobProgress(state=state), NOW + 1)
 
@@ -221,7 +242,7 @@ def issued(serial: int, renews: int = 0) -> Issued:
 
 def restore(db: Connection) -> None:
     """As operations/restores.py."""
-    deletions.check_readable(db, "web1")
+    deletions.check_readable(db, "web1", "vault")
     a_job(db)
 
 
@@ -304,7 +325,7 @@ CASES: Final = {
     "an act, and disks that stay": Case(
         protected, stop, lambda db: inventory.keep(db, "web1", [SDB], ("ps1:9443",), None)
     ),
-    "an act, and a report of disks": Case(nothing, protect(1, SDA), note_bound),
+    "an act, and a report of disks": Case(nothing, protect(1, SDA), settle),
     "an act, and what was heard": Case(protected, protect(1, SDB), lambda db: inventory.heard(db, "web1")),
     "two reports": Case(nothing, report(b"{}"), report(b"[]")),
     "a grant that is asked for twice": Case(nothing, give_asked("g1"), give_asked("g2")),
@@ -325,6 +346,22 @@ CASES: Final = {
         advance(Stage.CLOSED, Stage.REMOVING),
     ),
     "kept, or deleted": Case(to_be_deleted(Stage.CLOSED), keep, advance(Stage.CLOSED, Stage.REMOVING)),
+    "deleted, and enrolled": Case(
+        to_be_deleted(Stage.REMOVING), finish, lambda db: deletions.note_enrolled(db, "web1")
+    ),
+    "deleted, and a report": Case(to_be_deleted(Stage.REMOVING), finish, reported(BROKE)),
+    "deleted, and asked which was": Case(to_be_deleted(Stage.REMOVING), finish, what_was_deleted),
+    "deleted, and there again": Case(
+        to_be_deleted(Stage.REMOVING), finish, lambda db: deleted.forget(db, "c1")
+    ),
+    "deleted, and its agent asks whether it was": Case(
+        to_be_deleted(Stage.REMOVING), finish, lambda db: deletions.was_done(db, "web1", "x")
+    ),
+    "removed, or a job goes on": Case(
+        silent,
+        lambda db: deletions.advance(db, "web1", seen(db), Stage.REMOVING, NOW, {"j1"}),
+        job(JobState.RUNNING),
+    ),
     "two looks at a deletion": Case(
         to_be_deleted(Stage.WAITING),
         lambda db: deletions.count(db, "web1", "d1", 5, NOW),

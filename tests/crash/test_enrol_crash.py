@@ -63,3 +63,4 @@ async def test_an_enrolment_that_fails_leaves_the_identity_as_it_was(tmp_path: P
         with pytest.raises(TokenUsedError):
             await enrol.enrol(server.url, used, tmp_path / "agent")
         assert [path.read_bytes() for path in (files.key, files.cert, files.ca)] == before
+        assert not (tmp_path / "agent" / enrol.NEW_KEY).exists(), "a key that nobody will certify"

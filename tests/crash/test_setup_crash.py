@@ -126,6 +126,29 @@ async def test_init_killed_over_a_configuration_that_was_written_by_hand_is_comp
     await check_config_server(tmp_path)
 
 
+@pytest.mark.parametrize("step", some(range(8, 26), short=(15, 16, 17)))
+@pytest.mark.parametrize("left", ["nothing", "a CA without a database"])
+async def test_a_new_ca_killed_once_is_completed_as_the_next_run_says(
+    tmp_path: Path, blob_config: BlobConfig, left: str, step: int
+) -> None:
+    """Until its CA is noted a run that was not asked for a new one refuses it, and says how it is asked for."""
+    arguments = init_arguments(tmp_path, blob_config)
+    assert (await set_up("config-server", *arguments)).exit_code == 0
+    data = tmp_path / "state/config-server"
+    before = (data / "ca.pem").read_bytes()
+    for path in data.iterdir():
+        if left == "nothing" or not path.name.startswith("ca."):
+            path.unlink()
+    await killed("config-server", [*arguments, "--new-ca"], step)
+    done = await set_up("config-server", *arguments)
+    if done.exit_code != 0:
+        assert "--new-ca" in done.stderr
+        done = await set_up("config-server", *arguments, "--new-ca")
+    assert done.exit_code == 0, done.stderr
+    assert (data / "ca.pem").read_bytes() != before
+    await check_config_server(tmp_path)
+
+
 @pytest.mark.parametrize("role", some(("master-target", "process-server"), short=("master-target",)))
 async def test_a_server_s_set_up_killed_at_each_step_in_turn_is_completed_with_one_token(
     tmp_path: Path, blob_config: BlobConfig, role: str
@@ -163,6 +186,40 @@ async def test_a_server_s_set_up_killed_once_is_completed_with_the_same_token(
         after = tree(tmp_path / "etc")
         assert {path: after[path] for path in before} == before, "what was there was made anew"
         identity.check_name(identity.files_in(tmp_path / "etc/master-target"), "master-target:one")
+
+
+async def test_a_host_that_enrols_again_killed_at_each_step_goes_on_with_the_same_command(
+    tmp_path: Path, blob_config: BlobConfig
+) -> None:
+    """Killed behind the certificate, its token is used, and for the key that is there."""
+    async with running(config_for(tmp_path)) as server:
+        token, files = tmp_path / "token", identity.files_in(tmp_path / "etc/master-target")
+        arguments = ["--config-server", server.url, "--token-file", str(token), *storage(blob_config)]
+        arguments += places(tmp_path)
+        token.write_text((await server.token("master-target", "one")).token)
+        assert (await set_up("master-target", *arguments)).exit_code == 0
+        told = set()
+        for step in range(6, _MOST):
+            token.write_text((await server.token("master-target", "one")).token)
+            before = files.key.read_bytes()
+            if not await killed("master-target", [*arguments, "--enrol-again"], step):
+                break
+            has_another = files.key.read_bytes() != before
+            done = await set_up("master-target", *arguments, "--enrol-again", "--output", "json")
+            assert done.exit_code == 0, f"killed at {step}: {done.stderr}"
+            assert files.key.read_bytes() != before
+            assert sorted(path.name for path in files.key.parent.iterdir()) == [
+                "ca.pem",
+                "cert.pem",
+                "key.pem",
+            ]
+            key = identity.only_certificate(files.cert.read_text()).public_key()
+            assert key == identity.key_of(files).public_key()
+            told.add((has_another, outcomes(done.json["steps"])["certificate"]))
+        assert told == {(False, "created"), (True, "warning")}
+        await server.revoke("master-target:one")  # whoever stole the key could ask for it, too
+        done = await set_up("master-target", *arguments, "--enrol-again")
+        assert (done.exit_code, "The enrolment was refused" in done.stderr) == (2, True), done.stderr
 
 
 async def test_killed_between_certificate_and_key_the_same_token_mends_it(

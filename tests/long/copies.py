@@ -22,12 +22,13 @@ from agent.capture import bindings
 from agent.capture.bindings import Bound
 from agent.capture.look import standing_now
 from agent.capture.maps import detach
+from config_server.storage import removal
 from deploy.lab.files import blob_config
 from deploy.lab.state import Lab as LabState
 from shared import enrol
 from shared.control_client import ControlClient
 from shared.errors import CopyRefusedError
-from shared.machine_storage import REGISTRY, MachineStorage
+from shared.machine_storage import MachineStorage
 from shared.status import AgentReport
 from shared.tls import TlsFiles
 from shared.toml import to_toml
@@ -187,11 +188,15 @@ def enrolled(site: Lab, folder: Path) -> TlsFiles:
 
 
 async def delete(site: Lab) -> None:
-    """The machine is taken out of storage: its container and what the registry says of it."""
+    """The machine is taken out of storage, as at the end of `machine delete`. That itself waits for an hour at least, and revokes the
+    certificates: then these would be why the old machine is refused, and not that another has its name."""
     async with MachineStorage.connect(blob_config(LabState.open(site.folder))) as storage:
-        container = await storage.find("lab")
-        await storage.vault.delete(f"{REGISTRY}lab.json")
-        await storage.vault._core.service.delete_container(container.container)
+        container = await storage.named("lab") or ""
+        found = await removal.look(storage, "lab", container)
+        if found.changed is None:
+            raise AssertionError(f"the machine has no container to delete: {found}")
+        await removal.remove_container(storage, container, found.changed)
+        await storage.unregister("lab", container)
 
 
 async def poll(site: Lab) -> str:

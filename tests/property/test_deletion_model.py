@@ -1,7 +1,7 @@
 """Machines are to be deleted, kept, protected, moved to other hardware and enrolled anew; their server is killed at any moment, its
 database put back, its clock set; agents are away and come back, somebody reads. Never is a container deleted of which nobody has said so
 in this incarnation of the database, at least the delay earlier, nor one that is another machine's by now, or while something of it runs;
-and what was said is done.
+and what was said is done. A request to delete may get no answer, and arrive whenever it likes.
 
 The tables, the judgement and the handlers are the real ones. Storage is a model, and so are the agent and who revokes. Each rule is taken
 away in turn, and is missed.
@@ -69,7 +69,7 @@ PASSING: Final = st.tuples(st.just("pass"), st.integers(0, 9))
 KINDS: Final = (
     "delete", "keep", "unprotect", "protect", "kill", "kill", "back up", "restore",
     "set the clock", "agent away", "agent back", "rebind", "deleted by hand", "enrol anew", "read", "storage away", "stand still",
-    "cut off",
+    "cut off", "hold", "hold", "lands",
 )  # fmt: skip
 HAPPENING: Final = st.tuples(st.sampled_from(KINDS), st.integers(0, 9))
 LIVES: Final = st.builds(
@@ -96,6 +96,7 @@ class Container:
     identity: str
     changed_s: int
     written_s: int
+    noted: str = ""
     granted_s: int = 0
     """Until when somebody may read it."""
 
@@ -137,6 +138,12 @@ class World:
     copies: list[Connection] = field(default_factory=list)
     kill_in: int | None = None
     is_storage_away: bool = False
+    is_held: bool = False
+    """A request to delete gets no answer, and arrives later."""
+    on_the_way: list[tuple[str, dt.datetime, Said | None]] = field(default_factory=list)
+    """Such: which container, if it was not changed since, and by whose word."""
+    has_spoken: bool = True
+    """Somebody, since the database was put back or set back."""
     is_cut_off: bool = False
     """Nobody's reports arrive, and nobody learns who was revoked."""
     made: int = 0
@@ -167,13 +174,12 @@ class World:
         self.looks = DeletionSweep(control, _Sides(self), _Revoking(self))  # type: ignore[arg-type]
 
     def call(self, work: Callable[[Any], Any]) -> None:
-        """What an operator asks; of refusals he is told. (One transaction: a kill does it or does not, as anywhere.)"""
-        call: Any = SimpleNamespace(path={"machine": "web1"}, who="operator:admin")
-        kill_in, self.kill_in = self.kill_in, None
+        """What an operator asks; of refusals he is told. Was it killed meanwhile, it may be done."""
+        call: Any = SimpleNamespace(path={"machine": "web1"}, who="operator:admin", is_there=lambda: True)
         try:
             asyncio.run(work(call))
-        finally:
-            self.kill_in = kill_in
+        except Killed:
+            self.start()
 
     def point(self) -> None:
         if self.kill_in is not None:
@@ -184,6 +190,7 @@ class World:
 
     def sweep(self) -> None:
         try:
+            asyncio.run(self.looks.count())
             asyncio.run(self.looks.sweep())
         except Killed:
             self.start()
@@ -268,22 +275,23 @@ class World:
             case "delete":
                 self.delete(AFTER_S[number % 2])
             case "keep":
-                with contextlib.suppress(BeingDeletedError):
-                    self.call(lambda call: self.keep(call))
+                self.keep()
             case "unprotect":
                 if self.is_known():
                     self.call(lambda call: self.protecting.unprotect(call, Nothing()))
             case "protect":
                 wanted = Protection(disks=["/dev/sda"], offline=True, force=True, fewer=True)
-                with contextlib.suppress(ToBeDeletedError):
+                with contextlib.suppress(ToBeDeletedError, BeingDeletedError):
                     self.call(lambda call: self.protecting.protect(call, wanted))
-                    self.said = None
+                machine = inventory.find(self.db, "web1")
+                if machine is not None and machine.protected:
+                    self.has_spoken, self.said = True, None
             case "kill":
                 self.kill_in = number
             case "back up":
                 self.copies.append(self.copied())
             case "restore":
-                self.db = self.copies[-1 - number % len(self.copies)]
+                self.put_back(self.copies[-1 - number % len(self.copies)])
                 self.db = self.copied()
                 restored.prepare(self.db, self.control.now_ns())
                 self.said = None
@@ -296,10 +304,7 @@ class World:
                 self.agent.is_there = True
                 self.write()
             case "rebind":
-                self.agent = Agent(f"hw{number % 3}")
-                if self.registry in self.containers:
-                    self.containers[self.registry].identity = self.agent.identity
-                self.write()
+                self.rebind(f"hw{number % 3}")
             case "deleted by hand":
                 self.containers.pop(self.registry, None)
                 if number % 2:
@@ -309,20 +314,44 @@ class World:
                     self.begin_container()
                 self.write()
             case "enrol anew":
-                if self.is_refused:
-                    self.say()
-                    self.said = None  # whose agent was refused is wanted again
+                self.say()
+                deletions.note_enrolled(self.db, "web1")
+                self.said = None  # it is wanted again
                 self.agent = Agent(self.agent.identity)
                 self.write()
+            case "hold":
+                self.is_held = True
+            case "lands":
+                self.land()
             case "cut off":
                 self.is_cut_off = not self.is_cut_off
             case "set back":
-                self.db = self.copies[-1]
+                self.put_back(self.copies[-1])
+                self.db = self.copied()
                 self.start()
             case "read":
                 self.read()
             case "storage away":
                 self.is_storage_away = not self.is_storage_away
+
+    def land(self) -> None:
+        """What is on its way arrives."""
+        on_the_way, self.on_the_way = self.on_the_way, []
+        for name, changed, said in on_the_way:
+            life = self.containers.get(name)
+            if life is not None and _at(life.changed_s) <= changed:
+                self.go(name, self.said if self.has_spoken else said, is_late=True)
+
+    def put_back(self, db: Connection) -> None:
+        """Another state of the database. One that knows nothing of the deletion comes too late for what is on its way."""
+        if inventory.find(db, "web1") is None or not self.standing_in(db):
+            self.land()
+        self.db, self.has_spoken = db, False
+
+    def go(self, name: str, said: Said | None, *, is_late: bool = False) -> None:
+        self.check_may_go(name, said, is_late=is_late)
+        del self.containers[name]
+        self.deleted += 1
 
     def is_known(self) -> bool:
         return inventory.find(self.db, "web1") is not None
@@ -332,14 +361,43 @@ class World:
             return
         life = self.containers.get(self.registry)
         identity = life.identity if life is not None else ""
-        with contextlib.suppress(BeingDeletedError, TransientError):
+        before = self.standing
+        with contextlib.suppress(BeingDeletedError, TransientError, ContainerMissingError):
             self.call(lambda call: self.deleting.delete(call, DeletionRequest(after_s=after_s)))
+        if self.standing not in (before, ""):
+            self.has_spoken = True
             self.said = Said(self.now_s, after_s, life, identity)
 
-    async def keep(self, call: Any) -> None:
-        if self.is_known():
-            await self.deleting.keep(call, Nothing())
+    def keep(self) -> None:
+        if not self.is_known():
+            return
+        with contextlib.suppress(BeingDeletedError, TransientError):
+            self.call(lambda call: self.deleting.keep(call, Nothing()))
+        if not self.standing:
+            self.has_spoken = True
             self.said = None
+
+    def rebind(self, identity: str) -> None:
+        """As sides.py does: what is to be deleted is fenced."""
+        life = self.containers.get(self.registry)
+        try:
+            deletions.check_not_removed(self.db, "web1", VAULT, "")
+        except BeingDeletedError:
+            return
+        self.agent = Agent(identity)
+        if life is not None:
+            life.identity = identity
+            life.changed_s += bool(self.standing)
+        self.write()
+
+    @property
+    def standing(self) -> str:
+        return self.standing_in(self.db)
+
+    @staticmethod
+    def standing_in(db: Connection) -> str:
+        machine = inventory.find(db, "web1")
+        return "" if machine is None or machine.deletion is None else machine.deletion.id
 
     def read(self) -> None:
         """By a grant: the row, then the policy."""
@@ -353,7 +411,7 @@ class World:
             given_ns=now_ns, expires_ns=end_ns,
         )  # fmt: skip
         try:
-            deletions.check_readable(self.db, "web1")
+            deletions.check_readable(self.db, "web1", VAULT)
         except BeingDeletedError:
             return
         with contextlib.suppress(IntegrityError):  # twice in one moment
@@ -361,15 +419,16 @@ class World:
         life.granted_s = self.now_s + GRANT_S
         life.changed_s = self.now_s
 
-    def check_may_go(self, name: str) -> None:
-        life, said = self.containers[name], self.said
+    def check_may_go(self, name: str, said: Said | None, *, is_late: bool) -> None:
+        """`is_late`: who comes back in the meantime, cut off so that nobody tells him, comes too late."""
+        life = self.containers[name]
         if name == VAULT or said is None:
             raise Violated(f"{name} was deleted, and nobody has said so")
         if self.now_s - said.at_s < said.after_s:
             raise Violated(f"{name} was deleted {self.now_s - said.at_s} s after somebody said so")
         if life is not said.life or life.identity != said.identity:
             raise Violated(f"{name} is {life}, and that was said of {said.life}")
-        if self.replicates or life.granted_s > self.now_s:
+        if (self.replicates and not is_late) or life.granted_s > self.now_s:
             raise Violated(f"{name} was deleted while something of it runs: {life}, {self.agent}")
 
 
@@ -429,6 +488,7 @@ class _Storage:
     """What config_server/storage/account.py, shared/machine_storage.py and removal.py give."""
 
     vault = SimpleNamespace(container=VAULT)
+    place = VAULT
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -449,13 +509,14 @@ class _Storage:
         self._check_there()
         return self._world.registry or next(iter(self._world.containers), None)
 
-    async def unregister(self, _machine: str, container: str) -> None:
+    async def unregister(self, _machine: str, container: str) -> str:
         self._world.point()
         if self._world.registry == container:
             if container in self._world.containers:
                 raise Violated(f"the entry of {container} goes before it")
             self._world.registry = ""
         self._world.point()
+        return self._world.registry
 
     def _check_there(self) -> None:
         self._world.point()
@@ -478,7 +539,7 @@ class _Removal:
         return Found(
             named=named,
             vault=VAULT,
-            metadata={"machine": life.machine, "vault": VAULT},
+            metadata={"machine": life.machine, "vault": VAULT, "deletion": life.noted},
             changed=_at(life.changed_s),
             identity=life.identity,
             date=_at(now_s),
@@ -491,12 +552,26 @@ class _Removal:
         life = self._world.containers.get(container)
         if life is None:
             raise ContainerMissingError("Could not delete it")
+        if self._world.is_held:
+            self._world.is_held = False
+            self._world.on_the_way.append((container, changed, self._world.said))
+            raise TransientError("No answer")
         if _at(life.changed_s) > changed:
             raise PreconditionError("Could not delete it")
-        self._world.check_may_go(container)
-        del self._world.containers[container]
-        self._world.deleted += 1
+        self._world.go(container, self._world.said)
         self._world.point()
+
+    async def fence(self, storage: _Storage, container: str, noted: str | None = None) -> None:
+        storage._check_there()
+        life = self._world.containers.get(container)
+        if life is None:
+            raise ContainerMissingError("Could not change it")
+        life.changed_s = max(self._world.now_s, life.changed_s + 1)
+        life.noted = life.noted if noted is None else noted
+        self._world.point()
+
+    async def others(self, storage: _Storage, machine: str, container: str) -> list[str]:
+        return []
 
     async def is_gone(self, storage: _Storage, container: str) -> bool:
         storage._check_there()
@@ -574,11 +649,11 @@ def no_new_incarnation(_real: Callable[..., Any]) -> Callable[..., Any]:
     return lambda db: incarnations.history(db)[-1]
 
 
-def by_the_clock(_real: Callable[..., Any]) -> Callable[..., Any]:
-    async def count(self: Any, name: str, one: Any) -> Any:
-        now_ns = self._control.now_ns()
-        passed_ns = now_ns - one.counted_ns
-        return await self._control.db.run(lambda db: deletions.count(db, name, one.id, passed_ns, now_ns))
+def by_the_clock(real: Callable[..., Any]) -> Callable[..., Any]:
+    def count(db: Any, name: str, id_: str, _passed_ns: int, now_ns: int) -> Any:
+        before = inventory.machine(db, name).deletion
+        assert before is not None
+        return real(db, name, id_, now_ns - before.counted_ns, now_ns)
 
     return count
 
@@ -602,6 +677,21 @@ def no_look_into_the_log(real: Callable[..., Any]) -> Callable[..., Any]:
     return lambda name, one, found: real(name, one, replace(found, written=None))
 
 
+def no_fence(real: Callable[..., Any]) -> Callable[..., Any]:
+    async def fence(self: Any, storage: Any, container: str, noted: str | None = None) -> None:
+        life = self._world.containers.get(container)
+        changed_s = None if life is None else life.changed_s
+        await real(self, storage, container, noted)
+        if life is not None and changed_s is not None:
+            life.changed_s = changed_s
+
+    return fence
+
+
+def no_note(real: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda name, one, found: real(name, replace(one, place=""), found)
+
+
 AWAY: Final = [("pass", 0), ("agent away", 0)]
 DUE: Final = [("pass", 9), ("pass", 1)]
 RESTORED: Final = [*AWAY, ("delete", 0), ("back up", 0), ("restore", 0), *DUE]
@@ -610,11 +700,18 @@ READ: Final = [*AWAY, ("back up", 0), ("read", 0), ("restore", 0), ("delete", 0)
 MOVED: Final = [*AWAY, ("delete", 0), ("rebind", 1), ("agent away", 0), *DUE]
 CUT_OFF: Final = [("pass", 0), ("cut off", 0), ("delete", 0), *DUE]
 ENROLLED: Final = [*AWAY, ("delete", 0), ("pass", 6), ("enrol anew", 0), ("agent away", 0), *DUE]
-BROUGHT: Final = [
-    ("pass", 0), ("delete", 0), ("back up", 0), ("keep", 0), ("protect", 0), ("pass", 0), ("set back", 0), ("pass", 0),
-    ("agent away", 0), *DUE,
+LATE: Final = [*AWAY, ("hold", 0), ("delete", 0), ("pass", 8), ("keep", 0), ("lands", 0)]
+"""Its request was on its way when the deletion was taken back."""
+LATE_AND_RESTORED: Final = [
+    *AWAY, ("hold", 0), ("delete", 0), ("back up", 0), ("pass", 7), ("restore", 0), ("keep", 0), ("lands", 0),
 ]  # fmt: skip
-"""Its database was set back, and nobody noticed; but its agent knows of the later act."""
+SET_BACK: Final = [*AWAY, ("delete", 0), ("back up", 0), ("pass", 0), ("keep", 0), ("set back", 0), *DUE]
+"""Nobody noticed."""
+BROUGHT: Final = [
+    ("pass", 0), ("delete", 0), ("back up", 0), ("storage away", 0), ("keep", 0), ("storage away", 0), ("protect", 0),
+    ("pass", 0), ("set back", 0), ("pass", 0), ("agent away", 0), *DUE,
+]  # fmt: skip
+"""Its database was set back, and nobody noticed, nor is it in storage; but its agent knows of the later act."""
 
 
 @pytest.mark.parametrize(
@@ -622,7 +719,7 @@ BROUGHT: Final = [
     [
         ([(incarnations, "begin")], no_new_incarnation, RESTORED),
         (
-            [(DeletionSweep, "_count")],
+            [(deletions, "count")],
             by_the_clock,
             [*AWAY, ("delete", 0), ("set the clock", 9), ("pass", 2)],
         ),
@@ -631,7 +728,10 @@ BROUGHT: Final = [
         ([(deletion, "of_storage")], no_grants, READ),
         ([(deletion, "of_storage")], no_identity, MOVED),
         ([(deletion, "of_storage")], no_look_into_the_log, CUT_OFF),
-        ([(deletion, "of_enrolment")], nothing, ENROLLED),
+        ([(deletions, "note_enrolled")], nothing, ENROLLED),
+        ([(_Removal, "fence")], no_fence, LATE),
+        ([(_Removal, "fence")], no_fence, LATE_AND_RESTORED),
+        ([(deletion, "of_storage")], no_note, SET_BACK),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

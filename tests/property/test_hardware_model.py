@@ -16,12 +16,16 @@ from sqlalchemy import Connection
 
 from config_server.operations import desired_state
 from config_server.rules.clock import SECOND_NS
+from config_server.rules.disks import Offer
 from config_server.rules.machine import Machine
 from config_server.store import inventory, restored, sqlite
 from shared.desired import Verb, WantedDisk, Wish
+from shared.status import AgentReport, AvailableDisk
 from tests.databases import copied
 
 NAME: Final = "web1"
+OFFER: Final = Offer.of(AgentReport(available=[AvailableDisk(device="/dev/sda", sectors=8)]))
+"""The agent has looked which disks there are: here none has an id, or bears anything."""
 Step = tuple[str, int]
 STEPS: Final = st.lists(
     st.tuples(
@@ -83,7 +87,7 @@ class Site:
         inventory.ensure_machine(self.db, NAME, self.now_ns)
         before = self.agents.get(self.bound)
         said = desired_state.answer(
-            self.db, NAME, before, self.now_ns, identity=self.bound, is_the_machine=True
+            self.db, NAME, before, self.now_ns, offer=OFFER, identity=self.bound, is_the_machine=True
         ).desired.wish
         after = said or before
         if after is None:

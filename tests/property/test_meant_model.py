@@ -8,33 +8,43 @@ missed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.capture import binding, bindings
-from agent.capture.binding import Identity, Standing
+from agent.capture.binding import Identity, Known, Standing
 from agent.capture.bindings import Bound, Seen
+from agent.desired import check
+from agent.status import to_protect
 from config_server.operations import desired_state
 from config_server.rules import wishes
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
 from config_server.store import inventory, sqlite
 from shared.desired import Verb, WantedDisk, Wish
-from shared.errors import RequestError
+from shared.errors import ConfigError, RequestError
 from shared.status import AgentDisk, AgentReport, AvailableDisk, BoundDisk
 
 NAME: Final = "web1"
 DISKS: Final = ("A", "B", "C", "D")
 Step = tuple[str, int]
-KINDS: Final = ("boot", "boot", "plug", "report", "report", "again", "same words", "add", "only", "by ids")
+KINDS: Final = (
+    "boot", "boot", "plug", "report", "report", "kill", "again", "same words", "add", "only", "by ids", "begin anew",
+)  # fmt: skip
 STEPS: Final = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 23)), max_size=25)
 
 
 class Violated(AssertionError):
     pass
+
+
+def link_of(disk: str) -> str:
+    return f"/dev/disk/by-id/wwn-{disk}"
 
 
 class Host:
@@ -46,6 +56,7 @@ class Host:
         self.wish: Wish | None = None
         self.lines: list[Bound] = []
         self.captured: dict[str, Standing] = {}
+        self.left_out: list[Known] = []
         self.whose: dict[str, str] = {}
         """Which disk each id was given to."""
 
@@ -80,9 +91,19 @@ class Host:
     def wanted(self) -> tuple[WantedDisk, ...]:
         return self.wish.disks if self.wish is not None else (WantedDisk("/dev/sda"),)
 
+    def protects(self) -> set[str]:
+        """Which disks it is to capture, there or away."""
+        found = set()
+        for disk in self.wanted:
+            line = bindings.line_of(disk, self.lines, ())
+            bears = (disk.identity or "").partition(":")[2]
+            found.add(self.whose[line.id] if line is not None else bears)
+        return found - {""}
+
     def fit(self) -> None:
         """As look.py and protection.py do."""
         at, boot = {disk.path: disk for disk in self.standing}, str(self.number)
+        at |= {link_of(disk.identities[0].value): disk for disk in self.standing}
         pinned = [
             binding.Pinned(slot=slot, dev=disk.dev, diskseq=disk.diskseq, sectors=8)
             for slot, disk in enumerate(self.captured.values())
@@ -90,7 +111,9 @@ class Host:
         slots = {(pin.dev, pin.diskseq) for pin in pinned}
         under = {disk.device: at[disk.device] for disk in self.wanted if disk.device in at}
         known = bindings.all_known(self.wanted, self.lines, under, boot, slots)
-        chosen = [verdict for verdict in binding.decide(known, self.standing, pinned) if verdict.is_chosen]
+        verdicts = binding.decide(known, self.standing, pinned)
+        chosen = [verdict for verdict in verdicts if verdict.is_chosen]
+        self.left_out = [verdict.known for verdict in verdicts if not verdict.is_chosen]
         now = []
         self.captured = {}
         for verdict in chosen:
@@ -117,10 +140,13 @@ class Host:
         by_id = {disk.id: disk for disk in self.wanted if disk.id}
         by_path = {disk.device: disk for disk in self.wanted if not disk.id}
 
-        def configured(line: Bound) -> str:
-            wanted = by_id.get(line.id) or by_path.get(line.device)
-            return (wanted.identity if wanted is not None else None) or ""
+        def bound(id_: str, device: str, *, is_known: bool) -> BoundDisk:
+            wanted = by_id.get(id_) or by_path.get(device) or WantedDisk(device)
+            return BoundDisk(
+                id=id_ if is_known else wanted.id or "", device=device, identity=wanted.identity or ""
+            )
 
+        known, out = {line.id for line in self.lines}, {disk.id for disk in self.left_out}
         return AgentReport(
             machine=NAME,
             wish=self.wish,
@@ -130,14 +156,14 @@ class Host:
             ],
             available=[
                 AvailableDisk(
-                    device=disk.path, sectors=8, identity=str(disk.identities[0]), id=ids.get((disk.dev, disk.diskseq), "")
+                    device=disk.path, sectors=8, identity=str(disk.identities[0]), id=ids.get((disk.dev, disk.diskseq), ""),
+                    links=[link_of(disk.identities[0].value)],
                 )
                 for disk in self.standing
             ],
-            bound=[
-                BoundDisk(id=line.id, device=line.device, identity=configured(line))
-                for line in self.lines
-                if line.id in by_id or line.id in self.captured
+            bound=to_protect(self.wanted, self.lines) if not self.captured else [
+                *(bound(line.id, line.device, is_known=True) for line in self.lines if line.id in {*self.captured, *out}),
+                *(bound(disk.id, disk.path, is_known=False) for disk in self.left_out if disk.id not in known),
             ],
         )  # fmt: skip
 
@@ -163,7 +189,12 @@ class Site:
             case "plug":
                 self.host.plug(number)
             case "report":
-                self.report()
+                self.report(is_young=number % 3 == 2)
+            case "kill":
+                self.report(is_killed=True)
+                self.host.boot(number)
+            case "begin anew" if self.host.there:
+                self.begin_anew(number)
             case "again":
                 self.act(self.default())
             case "same words" if self.words:
@@ -181,6 +212,26 @@ class Site:
                 if ids and self.act(ids[: 1 + number % len(ids)], fewer=True):
                     self.meant = {self.host.whose[id_] for id_ in ids[: 1 + number % len(ids)]}
 
+    def begin_anew(self, number: int) -> None:
+        """Another database, whose operator names a disk before its agent ever reported, by where it stands or by a link, and the agent
+        comes before names change. Nobody spoke of the others."""
+        self.db = sqlite.connect(":memory:")
+        inventory.ensure_machine(self.db, NAME, self.now_ns)
+        self.heard = AgentReport()
+        place = number % len(self.host.there)
+        disk = self.host.there[place]
+        word = f"/dev/sd{'abcd'[place]}"
+        if number % 2 or any(one.id is None and one.device == word for one in self.host.wanted):
+            word = link_of(disk)  # no agent takes two new disks of one path
+        self.meant = {*self.host.protects()} | {disk}
+        offer = Offer.of(None)
+        inventory.act(self.db, NAME, Verb.PROTECT, self.now_ns, disks=offer.meant("No", [word], ()))
+        self.words = [word]
+        self.report(is_young=True)
+        self.report(is_killed=number > 11)
+        if number > 11:
+            self.host.boot(number)
+
     def default(self) -> list[str]:
         """Of the command line, where nobody names a disk."""
         machine = inventory.find(self.db, NAME)
@@ -192,6 +243,7 @@ class Site:
         """As protecting.py does; whether it was taken."""
         offer, machine = Offer.of(self.heard), inventory.find(self.db, NAME)
         assert machine is not None
+        machine = desired_state.settle(self.db, machine, offer, self.heard.wish)
         try:
             disks = offer.meant("No", list(dict.fromkeys(words)), machine.disks)
             offer.check("No", disks, machine.disks)
@@ -204,24 +256,34 @@ class Site:
         self.words = words
         return True
 
-    def report(self) -> None:
-        """As reporting.py does; what is told is done."""
-        self.heard = said = self.host.report()
+    def report(self, *, is_young: bool = False, is_killed: bool = False) -> None:
+        """As reporting.py does; what is told is done. `is_young`: its agent has not looked yet which disks there are; `is_killed`: it ends
+        between the writing of a wish and the doing."""
+        said = self.host.report()
+        if is_young:
+            said = msgspec.structs.replace(said, available=[])
+        self.heard = said
         inventory.ensure_machine(self.db, NAME, self.now_ns)
         offer = Offer.of(said)
         told = desired_state.answer(self.db, NAME, said.wish, self.now_ns, offer=offer).desired.wish
-        inventory.note_bound(self.db, inventory.machine(self.db, NAME), "", offer.bound, said.wish)
         if told is not None and told != self.host.wish:
-            paths = [disk.device for disk in told.disks if disk.id is None]
-            if len({*paths}) < len(paths):
-                raise Violated(f"no agent takes {told}: a path is said twice")
+            try:
+                check(told)
+            except ConfigError as exc:
+                raise Violated(f"no agent takes {told}: {exc}") from exc
             self.host.wish = told
-            self.host.fit()
+            if not is_killed:
+                self.host.fit()
 
     def settle(self) -> None:
         for _ in range(3):
             self.report()
             self.host.boot(0)
+        machine = inventory.find(self.db, NAME)
+        assert machine is not None
+        ids = [disk.id or disk.identity or disk.device for disk in machine.disks]
+        if len({*ids}) < len(ids):
+            raise Violated(f"the database has one disk twice: {machine.disks}")
         captured = {disk.identities[0].value for disk in self.host.captured.values()}
         if captured != self.meant & {*self.host.there}:
             raise Violated(
@@ -244,26 +306,27 @@ def test_what_is_captured_is_what_was_meant(steps: list[Step]) -> None:
 
 # ---- each rule is needed
 
-TWICE_NAMED: Final = [
-    ("add", 13), ("boot", 2), ("report", 9), ("again", 0), ("boot", 2), ("report", 0), ("only", 0), ("report", 0), ("add", 0),
-]  # fmt: skip
 ONLY_A_STRANGER: Final = [("boot", 2), ("report", 0), ("only", 0), ("report", 0)]
+NAMES_TURN: Final = [("begin anew", 20), ("begin anew", 6)]
+"""Between what is told and the doing."""
+NOT_LOOKED: Final = [("begin anew", 16), ("by ids", 22), ("kill", 3), ("begin anew", 10)]
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "answer", "story"),
+    ("module", "name", "mutant", "story"),
     [
-        (bindings, "_line_bearing", None, TWICE_NAMED),
-        (bindings, "_is_another", False, ONLY_A_STRANGER),
-        (Offer, "_proof", None, [("add", 13), ("boot", 2), ("report", 0)]),
-        (Offer, "_is_anothers", False, ONLY_A_STRANGER),
+        (bindings, "_is_another", lambda *_: False, ONLY_A_STRANGER),
+        (Offer, "_proof", lambda *_: None, [("add", 13), ("boot", 2), ("report", 0)]),
+        (Offer, "_is_anothers", lambda *_: False, ONLY_A_STRANGER),
+        (Offer, "_settled", lambda _offer, disk, _said: disk, NAMES_TURN),
+        (Offer, "is_unsettled", lambda *_: False, NOT_LOOKED),
     ],
 )
 def test_each_rule_is_needed(
-    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, answer: object, story: list[Step]
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, mutant: Callable[..., Any], story: list[Step]
 ) -> None:
     """Stories that random ones were cut down to."""
     run(story)
-    monkeypatch.setattr(module, name, lambda *_: answer)
+    monkeypatch.setattr(module, name, mutant)
     with pytest.raises(Violated):
         run(story)

@@ -1,5 +1,5 @@
 """Lives of machines whose disks are known by number here, whatever they bear and wherever they stand: links are exchanged, labels copied,
-disks pulled and put back, machines rebooted, a line is written once more, an older agent ran before.
+disks pulled and put back, machines rebooted, a line is written once more, an older agent ran before, the file is lost.
 
 Where a disk is away, nothing tells it from an unprotected clone that stands, nor one that is bound or configured by a serial number from
 another that bears the same: that is not lived here.
@@ -38,6 +38,7 @@ STEP = st.one_of(
     st.tuples(st.just("away"), NUMBER, NUMBER),
     st.tuples(st.just("reboot"), NUMBER, NUMBER),
     st.tuples(st.just("older agent"), NUMBER, NUMBER),
+    st.tuples(st.just("lost file"), NUMBER, NUMBER),
 )
 
 
@@ -132,6 +133,13 @@ class Machine:
             case "older agent":
                 self.bound = [Bound(b.id, b.device, b.identity, b.last) for b in self.bound]
                 self.has_forgotten = True
+            case "lost file" if self.is_all_captured():
+                self.bound, self.has_forgotten = [], True
+
+    def is_all_captured(self) -> bool:
+        """Whether the pins say all that the file does. Where a path leads elsewhere, it means what it leads to once the file is lost."""
+        leads = all(self.links.get(self.path(disk)) == disk for disk in range(self.protected))
+        return leads and {bound.id for bound in self.bound} <= self.captured.keys()
 
     def may_go(self, disk: int) -> bool:
         """Whether nothing that is not protected can be taken for it. A disk is bound by a serial number that others bear where an older
@@ -146,18 +154,21 @@ class Machine:
         standing = [self.standing(disk) for disk in range(DISKS) if disk != self.away]
         there = {(one.dev, one.diskseq): one for one in standing}
         pins = [
-            Pinned(slot=slot, dev=dev, diskseq=seq, sectors=SECTORS)
-            for slot, (dev, seq) in enumerate(self.captured.values())
+            Pinned(slot=slot, dev=dev, diskseq=seq, sectors=SECTORS, id=id_)
+            for slot, (id_, (dev, seq)) in enumerate(self.captured.items())
         ]
         boot = f"boot-{self.boot}"
         noted = {there[at].path: there[at] for at in self.captured.values() if at in there}
         remembered = bindings.with_notes(self.bound, noted, boot)
+        whose = {pin.id: there[pin.dev, pin.diskseq] for pin in pins if (pin.dev, pin.diskseq) in there}
+        remembered = bindings.with_pins(remembered, whose, boot)
         at = {path: self.standing(disk) for path, disk in self.links.items() if disk != self.away}
         known = bindings.all_known(self.lines, remembered, at, boot, {*self.captured.values()})
         verdicts = decide(known, standing, pins)
         is_noted = {bound.id for bound in remembered if bound.seen and bound.seen.boot == boot}
         configured = {disk.id for disk in known}
         now, captured = [], {}
+        owner = {at: id_ for id_, at in self.captured.items()}
         for verdict in verdicts:
             id_, disk = verdict.known.id, verdict.standing
             if disk is None:
@@ -169,6 +180,7 @@ class Machine:
                 assert not owners & configured, f"{id_} is given the disk of {owners}"
             assert self.truth.setdefault(id_, number) == number, f"{id_} is given another's disk"
             assert (verdict.action is Action.CONTINUE) == self.is_captured(number)
+            assert owner.get((disk.dev, disk.diskseq), id_) == id_, "a captured disk has another id"
             assert verdict.identity is not None
             now.append(bindings.bind(verdict, verdict.identity, remembered, boot))
             captured[id_] = disk.dev, disk.diskseq
@@ -199,6 +211,7 @@ KINDS = st.lists(st.integers(WORLD_WIDE, PORTED_TWIN), min_size=DISKS, max_size=
 @example([TWIN, TWIN, TABLE], 2, [("link", 1, 0)])
 @example([TWIN, TWIN, TABLE], 2, [("away", 0, 1), ("reboot", 1, 0)])
 @example([SERIAL] * 3, 2, [("restart", 0, 0), ("reboot", 1, 0)])
+@example([TABLE] * 3, 2, [("label", 0, 0), ("lost file", 0, 0), ("link", 0, 1), ("link", 1, 0)])
 @example([SERIAL, WORLD_WIDE, SERIAL], 1, [("away", 0, 1), ("line", 0, 2), ("away", 2, 0)])
 @example([SERIAL, WORLD_WIDE, SERIAL], 1, [("away", 0, 1), ("line", 0, 2), ("no line", 0, 0), ("away", 2, 0)])
 @settings(max_examples=150)

@@ -23,13 +23,14 @@ from config_server.rules.disks import Offer
 from config_server.rules.wishes import Adopt, Tell
 from config_server.store import incarnations, inventory, restored, sqlite
 from shared.desired import Mark, Verb, WantedDisk, Wish
-from shared.status import AgentReport
+from shared.status import AgentReport, AvailableDisk
 from tests.databases import copied
 
 START_NS: Final = 1_800_000_000 * SECOND_NS
 MACHINES: Final = ("web1", "web2")
 DISKS: Final = ((), ("sda",), ("sdb",), ("sda", "sdb"), ("sda", "sdb", "sdc"))
 """What is asked for; nothing: that it stops."""
+AVAILABLE: Final = [AvailableDisk(device=f"/dev/{disk}", sectors=8) for disk in DISKS[-1]]
 
 COVERS: Final = wishes.covers
 """What counts here, whatever a mutant makes of it."""
@@ -53,10 +54,11 @@ class Site:
 
     def __init__(self) -> None:
         self.db = sqlite.connect(":memory:")
-        self.copies = [self.copied()]
-        self.agents: dict[str, Wish] = {}
         self.said: set[tuple[str, str]] = set()
         """Machines and disks of which an operator has said that they shall go, and its agent has not heard of that."""
+        self.copies: list[tuple[Connection, set[tuple[str, str]]]] = [(self.copied(), set())]
+        """With what was said of disks by the acts that each has."""
+        self.agents: dict[str, Wish] = {}
         self.order: dict[str, int] = {}
         """Of each act: the how many-eth it really was."""
         self.now_ns = START_NS
@@ -72,21 +74,22 @@ class Site:
 
     def do(self, what: str, number: int) -> None:
         self.now_ns += SECOND_NS
-        machine, older = MACHINES[number % 2], self.copies[-1 - number % len(self.copies)]
+        machine, (older, said) = MACHINES[number % 2], self.copies[-1 - number % len(self.copies)]
         match what:
             case "act":
                 self.act(machine, DISKS[number // 2])
             case "report":
                 self.report(machine)
             case "back up":
-                self.copies.append(self.copied())
+                self.copies.append((self.copied(), {*self.said}))
             case "restore":
                 self.put(older)
                 restored.prepare(self.db, self.now_ns)
                 self.said.clear()  # it may have been taken back behind the backup
             case "set back":
-                self.copies.append(self.copied())  # the other one may come back, too
+                self.copies.append((self.copied(), {*self.said}))  # the other one may come back, too
                 self.put(older)
+                self.said |= said
                 self.is_certain = self.is_noticed = False
             case "begin anew":
                 self.put(sqlite.connect(":memory:"))
@@ -115,7 +118,7 @@ class Site:
     def report(self, machine: str) -> None:
         before = self.agents.get(machine)
         own = inventory.find(self.db, machine)
-        offer = Offer.of(AgentReport(wish=before))
+        offer = Offer.of(AgentReport(wish=before, available=AVAILABLE))
         said = desired_state.answer(self.db, machine, before, self.now_ns, offer=offer).desired.wish
         after = said or before
         if after is None:

@@ -17,7 +17,7 @@ from agent.capture.maps import detach
 from agent.stream import sender as sender_module
 from agent.stream import servers
 from agent.stream.sender import Sender
-from agent.stream.state import Reason, Suspicion, Word
+from agent.stream.state import AgentState, Reason, Suspicion, Word
 from shared.api.certificates import Revocations
 from shared.errors import (
     CertificateRevokedError,
@@ -259,45 +259,56 @@ async def test_it_goes_back_only_when_all_that_the_ring_does_not_hold_is_in_stor
     flushes: list[int] = []
 
     def flush() -> None:
-        flushes.append(sending.uploaded)
-        sending.uploaded += comes
+        flushes.append(len(flushes))
+        sending._state.is_freed_too_early = not (comes and len(flushes) > 100)
 
-    sending: Any = SimpleNamespace(_state={Word.EPOCH: 1, Word.FREED: 5}, uploaded=3, flush=flush)
-    assert await Sender._nothing_is_freed_too_early(sending) is comes
-    assert flushes == ([3, 4] if comes else [3] * sender_module.UPLOAD_LOOKS)
+    sending: Any = SimpleNamespace(_state=SimpleNamespace(is_freed_too_early=True), flush=flush)
+    seconds = 60.0 if comes else 0.01
+    assert await Sender._nothing_is_freed_too_early(sending, seconds) is comes
+    assert flushes
 
 
-@pytest.mark.parametrize(
-    ("who", "waits"),
-    [
-        ("is there, and takes its time", True),
-        ("was just now restarted", True),
-        ("has not been tried yet", True),
-        ("is there, and never uploads", False),
-        ("is away for longer than a restart takes", False),
-        ("refuses this agent", False),
-    ],
-)
-async def test_one_that_is_named_no_more_is_left_when_all_is_in_storage_or_waiting_helps_no_more(
-    monkeypatch: pytest.MonkeyPatch, who: str, waits: bool
+@pytest.mark.parametrize("who", ["uploads when it is asked", "never uploads", "is away"])
+async def test_one_that_is_named_no_more_has_the_stream_until_all_is_in_storage_or_waiting_helps_no_more(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
-    monkeypatch.setattr(sender_module, "UPLOAD_LOOK_S", 0.0)
-    if who == "is there, and never uploads":
-        monkeypatch.setattr(sender_module, "LEAVE_S", 0.0)
-    flushes: list[int] = []
+    """What the ring does not hold any more lies there alone: the next one could not go on with the epoch."""
+    monkeypatch.setattr(sender_module, "UPLOAD_LOOK_S", 0.01)
+    monkeypatch.setattr(sender_module, "RESTARTS_S", 0.5)
+    monkeypatch.setattr(servers, "PATIENCE_S", 0.5)
+    if who == "never uploads":
+        monkeypatch.setattr(sender_module, "LEAVE_S", 1.0)
+    pin_dir = Path("/sys/fs/bpf/understudy-test") / secrets.token_hex(4)
+    address = "127.0.0.1", free_port()
+    lies_there = replace(welcome(1), spooled=5, spooled_digest=b"d" * 16, spooled_seq=0)
 
-    def flush() -> None:
-        flushes.append(sending.uploaded)
-        if len(flushes) == 100:  # as long as it may take
-            sending.uploaded = 5
+    async def take(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        writer.writelines(wire.send_welcome(lies_there))
 
-    sending: Any = SimpleNamespace(
-        _state={Word.EPOCH: 1, Word.FREED: 5}, uploaded=3, flush=flush, server="ps1:9443", connected="is there" in who,
-        may_restart=who == "was just now restarted", _away_since=None if "tried" in who else 0.0,
-    )  # fmt: skip
-    async with asyncio.timeout(10):
-        await Sender.leave(sending)
-    assert flushes == ([3] * 100 if waits else [])
+    def upload(wire: Connection, writer: asyncio.StreamWriter) -> None:
+        if who == "uploads when it is asked":
+            writer.writelines(
+                wire.send_ack(Ack(spooled=5, spooled_seq=0, uploaded=5, uploaded_seq=0, credit_b=0))
+            )
+
+    def begin(state: AgentState) -> None:
+        state.begin_epoch(eid(1))
+        state.cut(5, b"d" * 16, 0)
+        state[Word.FREED] = 5
+        state.uploaded(3)
+
+    async with serving(device, tmp_path, pin_dir, [address], is_named=False, begin=begin) as left:
+        left.script = hang_up if who == "is away" else take
+        left.on_flush = upload
+        new = Site(left.state, left.ring)
+        new.script, new.sessions = take, left.sessions
+        async with await asyncio.start_server(new.serve, *address, ssl=left.context):
+            hello = await next_hello(new)
+        assert (hello.epoch, new.state.is_freed_too_early) == (1, who != "uploads when it is asked")
+        assert left.sender.server == "{}:{}".format(*address)
+        assert left.sender._servers.is_elsewhere is False, "it is come back to"
+        assert left.hellos.qsize() >= 1, "the new one had the stream first"
+    detach(pin_dir)
 
 
 @pytest.mark.parametrize("lies_there_alone", [True, False])
@@ -306,7 +317,7 @@ async def test_one_that_may_be_restarted_is_waited_for_where_another_could_not_g
 ) -> None:
     monkeypatch.setattr(servers, "PATIENCE_S", 0.0)
     turning: Any = SimpleNamespace(
-        _state={Word.EPOCH: 1, Word.FREED: 5}, uploaded=3 if lies_there_alone else 5, may_restart=True, connected=False,
+        _state=SimpleNamespace(is_freed_too_early=lies_there_alone), may_restart=True, connected=False,
         _servers=servers.ProcessServers([("a", 1), ("b", 1)], 0.0), server="", _opened_at=0.0,
     )  # fmt: skip
     for turning.may_restart in (True, False):
@@ -328,7 +339,10 @@ async def test_an_agent_that_ran_before_has_left_word_with_which_process_server(
     async with asyncio.timeout(10):
         await site.batches.get()
     assert site.state.last_server([("another", 9443), here]) == here
-    assert site.state.last_server([("another", 9443)]) is None
+    assert site.state.last_server([("another", 9443)]) == here, "it may be named no more by now"
+    assert AgentState(site.state._words).last_server([("another", 9443)]) is None, (
+        "an older agent had no words for it"
+    )
     site.state.forget_older_declared()
     assert site.state.last_server([here]) == here
     site.state.want_epoch(Reason.MANUAL)

@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent import attachment, desired, idle, service
-from agent.capture import attach, libbpf, pins
-from agent.config import AgentConfig
+from agent.capture import attach, bindings, libbpf, pins
+from agent.config import AgentConfig, ProtectedDisk
 from agent.stream.state import AgentState, Reason, Word
 from shared import protected
 from shared.api.commands import Command
@@ -126,6 +127,37 @@ async def test_an_agent_that_is_restarted_goes_on_with_whom_the_stream_was_and_a
         agent.state.want_epoch(Reason.MANUAL)
     async with attachment.running(config, attachment.Kept()) as agent:
         assert agent.sender.server == first
+
+
+async def test_who_is_named_no_more_keeps_the_stream_over_restarts_while_the_epoch_needs_it(
+    ca: TestCa, r: Rig
+) -> None:
+    """Whether a wish or agent.toml names another: both are the configuration of the next session."""
+    first, second = (f"127.0.0.1:{port}" for port in (1, 2))
+    a, b, _ = paths(r)
+
+    def config(server: str, *disks: str) -> AgentConfig:
+        return agent_of(r, ca, "https://127.0.0.1:1", *disks, process_server=server)
+
+    async def server_of(config: AgentConfig) -> str:
+        async with attachment.running(config, attachment.Kept()) as agent:
+            return agent.sender.server
+
+    config(first).state_dir.mkdir()
+    async with attachment.running(config(first, a), attachment.Kept()) as agent:
+        agent.state.begin_epoch(eid(1))
+        agent.state.goes_on_with(("127.0.0.1", 1))
+        agent.state[Word.FREED] = 5
+        agent.state.uploaded(3)
+    for _ in range(2):
+        assert await server_of(config(second, a)) == first
+    assert await server_of(config(second, a, b)) == second, "the epoch is over: nothing is waited for"
+    state_of(r).begin_epoch(eid(2))
+    assert await server_of(config(second, a, b)) == second, "nothing was freed"
+    state_of(r)[Word.FREED] = 5
+    assert await server_of(config(second, a, b)) == first
+    state_of(r).uploaded(5)
+    assert await server_of(config(second, a, b)) == second
 
 
 async def test_a_wish_that_changes_neither_disks_nor_servers_is_only_noted(
@@ -382,6 +414,43 @@ async def test_what_is_captured_stays_so_also_when_no_file_says_which_disk_is_wh
     async with running(agent_of(r, ca, says.url, b)):
         report = await says.hears(lambda report: report.disks, "it does not go on")
         assert (devices(report), state_of(r).epoch) == ([a, b], eid(7))
+
+
+async def test_disks_that_are_wanted_by_their_ids_go_on_when_the_file_of_these_is_lost(
+    r: Rig, ca: TestCa, says: Teller
+) -> None:
+    """What capture is pinned to is proof, wherever it stands and whatever it is called."""
+    a, b, c = paths(r)
+    config = agent_of(r, ca, says.url)
+    says.wish(Verb.PROTECT, a, c)
+    async with running(config):
+        report = await says.hears(lambda report: devices(report) == [a, c], "it does not begin")
+        first, second = (disk.name for disk in report.disks)
+        wish = says.wish(Verb.PROTECT, WantedDisk(b, first), WantedDisk(c, second))  # it was called so once
+        await says.hears(
+            lambda report: report.wish == wish and devices(report) == [a, c], "it is not gone by"
+        )
+    state_of(r).begin_epoch(eid(7))
+    file = config.state_dir / "disks.json"
+    before = bindings.read(config.state_dir)
+    file.unlink()
+    async with running(config):
+        report = await says.hears(lambda report: report.disks, "it does not go on")
+        assert [(disk.name, disk.device) for disk in report.disks] == [(first, a), (second, c)]
+        assert state_of(r).epoch == eid(7)
+    assert [(line.id, line.last) for line in bindings.read(config.state_dir) or []] == [
+        (line.id, line.last) for line in before or []
+    ]
+    file.unlink()
+    pins.detach(r.pin_dir)
+    async with running(config):
+        report = await says.hears(lambda report: report.state == "failed", "they are taken by their paths")
+        assert codes(report) == ["US418"]
+        assert "a [[disk]] of this id with its device" in report.errors[0].action
+    named = [ProtectedDisk(a, first), ProtectedDisk(b, second)]
+    async with running(msgspec.structs.replace(config, disk=named)):
+        report = await says.hears(lambda report: report.disks, "what agent.toml says is not believed")
+        assert [(disk.name, disk.device) for disk in report.disks] == [(first, a), (second, b)]
 
 
 async def test_a_damaged_file_where_nothing_is_captured_leaves_what_the_configuration_names(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,9 @@ import pytest
 from shared.control_client import ControlClient
 from shared.rest import RestClient
 from shared.tls import TlsFiles
+from tests.command_line import Line
 from tests.config_parts import ConfigServer, config_for, daemon, running
+from tests.obedient_agent import ObedientAgent
 
 
 @pytest.fixture
@@ -35,3 +37,11 @@ async def files(server: ConfigServer, tmp_path: Path) -> TlsFiles:
 async def agent(server: ConfigServer, files: TlsFiles) -> AsyncIterator[ControlClient]:
     async with daemon(server, files) as client:
         yield client
+
+
+@pytest.fixture
+def line(server: ConfigServer, web1: ObedientAgent) -> Iterator[Line]:
+    """The command line, of somebody whose file has a `web1`."""
+    made = Line(server, web1)
+    yield made
+    made.close()

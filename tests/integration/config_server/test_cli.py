@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import resource
 import signal
 from collections.abc import AsyncIterator
@@ -26,6 +27,7 @@ from shared.machine_storage import MachineStorage
 from shared.status import AgentDisk, AgentReport, ProcessServerReport, StreamReport
 from shared.vault import FileVault
 from tests.cli import Done, begun, ended, understudy
+from tests.command_line import Line
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.dispositions import inherited
 from tests.machine_log import ModelMachine
@@ -165,7 +167,8 @@ async def test_completion_scripts_and_completions_of_commands() -> None:
     assert "machine" in done.stdout
 
 
-async def test_names_of_machines_are_completed(site: Site) -> None:
+@pytest.mark.parametrize("command", ["machine show", "event list"])
+async def test_names_of_machines_are_completed(site: Site, command: str) -> None:
     folder = site.server.config.data_dir
     env = {
         "_UNDERSTUDY_COMPLETE": "bash_complete",
@@ -173,10 +176,10 @@ async def test_names_of_machines_are_completed(site: Site) -> None:
         "UNDERSTUDY_CA_FILE": str(folder / "ca.pem"),
     }
     by_environment = await understudy(
-        **env, UNDERSTUDY_SERVER=site.server.url, COMP_WORDS="understudy machine show w", COMP_CWORD="3"
+        **env, UNDERSTUDY_SERVER=site.server.url, COMP_WORDS=f"understudy {command} w", COMP_CWORD="3"
     )
     by_option = await understudy(
-        **env, COMP_WORDS=f"understudy --server {site.server.url} machine show w", COMP_CWORD="5"
+        **env, COMP_WORDS=f"understudy --server {site.server.url} {command} w", COMP_CWORD="5"
     )
     for done in (by_environment, by_option):
         assert (done.stdout.split(), done.stderr) == (["plain,web1"], "")
@@ -275,6 +278,37 @@ async def test_wait_that_is_over_ends_with_4_and_says_what_held_it_up(
     done = await site.run("machine", "wait", "web1", "--for", "ordered", "--timeout", "0.2")
     assert done.exit_code == 4
     assert "the ring was full" in done.stderr
+
+
+async def test_wait_that_is_over_says_that_the_server_has_gone_and_what_was_so_before(
+    tmp_path: Path,
+) -> None:
+    async with running(config_for(tmp_path)) as server, server.operator() as operator:
+        wanted = Protection(disks=["/dev/loop0", "/dev/loop1"], offline=True)
+        await operator.call(api.PROTECT, wanted, machine="web1")
+        files = await server.enrolled("agent", "web1", tmp_path / "agent")
+        async with daemon(server, files) as client:
+            await client.report(report("bitmap", cause="the ring was full"))
+            process = await Line(server, None).begun(
+                *["machine", "wait", "web1", "--for", "ordered", "--timeout", "4"]
+            )
+            assert process.stderr is not None
+            assert b"the ring was full" in await process.stderr.readline()
+    done = await ended(process)
+    assert done.exit_code == 4
+    why = re.search(r"Why: the config server has not answered for \S+ s \((.+)\); (.+)", done.stderr)
+    assert why is not None, done.stderr
+    assert "connection refused" in why[1]
+    assert why[2].startswith("it was bitmap (the ring was full)")
+
+
+async def test_wait_for_what_was_so_before_says_that_it_is_old(site: Site, agent: ControlClient) -> None:
+    await agent.report(report("ordered"))
+    done = await site.run("machine", "wait", "web1", "--for", "ordered", "--timeout", "0.2")
+    assert (done.exit_code, "it is ordered, as its agent said before the waiting began" in done.stderr) == (
+        4,
+        True,
+    ), done.stderr
 
 
 async def test_waiting_for_an_unknown_machine_ends_at_once_with_3(site: Site) -> None:
@@ -539,6 +573,12 @@ async def test_tokens_policies_events_daemons_and_audit(site: Site, agent: Contr
     await agent.report({"machine": "web1", "state": "bitmap", "errors": [problem]})
     events = (await site.run("event", "list", "--object", "web1", "--open", "--output", "json")).json
     assert [event["object"] for event in events if event["code"] == "US410"] == ["web1/loop0"]
+    assert (await site.run("event", "list", "web1", "--open", "--output", "json")).json == events
+    assert (await site.run("event", "list", "web")).exit_code == 3
+    twice = await site.run("event", "list", "web1", "--object", "web1/loop0")
+    assert (twice.exit_code, "NAME and --object exclude each other" in twice.stderr) == (2, True)
+    wrong = await site.run("event", "list", "web 1")
+    assert (wrong.exit_code, "'web 1'" in wrong.stderr) == (2, True)
     (listed,) = (await site.run("daemon", "list", "--output", "json")).json
     assert (listed["role"], listed["connected"]) == ("agent", True)
     entries = (await site.run("audit", "list", "--limit", "1", "--output", "json")).json

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -46,13 +46,6 @@ async def web1(server: ConfigServer, files: TlsFiles, operator: RestClient) -> A
         yield agent
 
 
-@pytest.fixture
-def line(server: ConfigServer, web1: ObedientAgent) -> Iterator[Line]:
-    made = Line(server, web1)
-    yield made
-    made.close()
-
-
 async def test_it_is_shown_what_is_lost_and_without_a_terminal_it_has_to_be_said(
     line: Line, web1: ObedientAgent, machine: ModelMachine
 ) -> None:
@@ -63,7 +56,7 @@ async def test_it_is_shown_what_is_lost_and_without_a_terminal_it_has_to_be_said
     assert "the agent and its folder" in refused.stderr, "what stays"
     asked = await line.run("machine", "delete", "web1", "--after", "36h", typed="n\n")
     assert asked.exit_code == 130
-    assert "Stop 'web1' now, and delete all of this in 1 day and 12 hours?" in asked.stderr
+    assert "Stop replicating 'web1' now, and delete all of this in 1 day and 12 hours?" in asked.stderr
     await web1.report()
     assert web1.wish is not None
     assert web1.wish.verb is Verb.PROTECT

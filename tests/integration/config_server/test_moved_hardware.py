@@ -161,7 +161,7 @@ async def test_who_acts_before_the_new_hardware_has_reported_speaks_of_it(
     await protect(operator, "vda", offline=True)
     await other.report(**NEW)
     assert other.wish is not None
-    assert other.wish.disks == (WantedDisk("/dev/vda"),)
+    assert other.wish.disks == (WantedDisk("/dev/vda", id="vda"),)
     assert len(await moves(operator)) == 1
 
 

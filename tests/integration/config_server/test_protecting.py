@@ -184,7 +184,7 @@ async def test_what_was_recorded_before_its_agent_came_is_told_when_it_comes(
     await protect(operator, "sda", offline=True)
     await web1.report()
     assert web1.wish is not None
-    assert web1.wish.disks == (WantedDisk("/dev/sda"),)
+    assert web1.wish.disks == (WantedDisk("/dev/sda", id="sda"),)
 
 
 async def test_disks_that_the_agent_does_not_offer_are_refused_unless_forced(
@@ -367,6 +367,26 @@ async def test_an_agent_that_reports_and_does_not_do_it_is_a_warning_with_its_ca
     assert "its configuration alone" in event.cause
     assert "its version is 0.1" in event.cause
     web1.obeys = True
+    await web1.report()
+    await web1.report()
+    while (await events(operator, WishUntakenError.code))[0].resolved is None:
+        await web1.report()
+
+
+async def test_an_act_that_waits_for_its_agent_to_look_which_disks_there_are_is_a_warning(
+    operator: RestClient, web1: ObedientAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot, say. To tell it the path all the same may drop the disk that it has by another name."""
+    monkeypatch.setattr(wish_view, "UNTAKEN_S", 0.0)
+    monkeypatch.setattr(service, "_SWEEP_S", 0.05)
+    available, web1.available = web1.available, []
+    await web1.report()
+    await protect(operator, "sda", "sdb", force=True)
+    while not (found := await events(operator, WishUntakenError.code)):
+        await web1.report()
+    assert web1.wish is None
+    assert ", once it has said which disks there are" in found[0].cause
+    web1.available = available
     await web1.report()
     await web1.report()
     while (await events(operator, WishUntakenError.code))[0].resolved is None:

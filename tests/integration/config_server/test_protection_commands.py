@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import signal
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -16,6 +17,7 @@ from shared.tls import TlsFiles
 from tests.cli import ended, understudy
 from tests.command_line import Line
 from tests.config_parts import ConfigServer
+from tests.dispositions import inherited
 from tests.obedient_agent import ObedientAgent, obedient_agent
 
 
@@ -33,13 +35,6 @@ async def web1(
         agent.captured = captured
         await agent.report()
         yield agent
-
-
-@pytest.fixture
-def line(server: ConfigServer, web1: ObedientAgent) -> Iterator[Line]:
-    made = Line(server, web1)
-    yield made
-    made.close()
 
 
 async def test_protect_waits_until_the_agent_goes_by_it(
@@ -84,12 +79,47 @@ async def test_protect_waits_for_the_first_report_of_an_agent_that_was_just_set_
     assert (await done).json["wish"]["disks"] == ["/dev/sda"]
 
 
-async def test_without_disks_those_are_meant_that_are_captured_else_all_that_are_offered_if_that_is_said(
-    line: Line, web1: ObedientAgent
-) -> None:
+async def test_without_disks_those_are_meant_that_are_captured(line: Line) -> None:
     assert (await line.json("machine", "protect", "web1"))["wish"]["disks"] == ["/dev/sda"]
+
+
+async def test_after_an_end_those_are_meant_that_were_protected_until_then(
+    line: Line, web1: ObedientAgent, operator: RestClient
+) -> None:
+    await line.json("machine", "protect", "web1", "--disk", "/dev/sda")
     await line.json("machine", "unprotect", "web1", "--yes")
     web1.captured = ()
+    web1.available[0].id = "sda"
+    await web1.report()
+    stopped = await operator.call(api.MACHINE, Nothing(), machine="web1")
+    assert stopped.wish is not None
+    until = f"until {stopped.wish.since[:16].replace('T', ' ')} UTC"
+    table = (await line.run("machine", "disks", "web1", "--output", "table")).stdout
+    assert (table.count("until"), until in table) == (1, True), table
+    back = await line.run("machine", "protect", "web1", "--output", "json")
+    assert back.json["wish"]["disks"] == ["/dev/sda"]
+    assert f"taken are those that were protected {until}: /dev/sda." in back.stderr
+    assert web1.wish is not None
+    assert web1.wish.disks == (WantedDisk("/dev/sda", id="sda"),)
+
+
+async def test_after_an_end_a_disk_that_is_away_is_not_left_out_without_a_word(
+    line: Line, web1: ObedientAgent
+) -> None:
+    await line.json("machine", "protect", "web1", "--disk", "/dev/sda", "--disk", "/dev/sdb")
+    await line.json("machine", "unprotect", "web1", "--yes")
+    web1.captured = ()
+    del web1.available[1]
+    await web1.report()
+    back = await line.run("machine", "protect", "web1", "--output", "json")
+    assert back.json["wish"]["disks"] == ["/dev/sda", "/dev/sdb"]
+    assert "/dev/sdb (its agent does not name it)." in back.stderr
+
+
+@pytest.mark.parametrize("captured", [()])
+async def test_without_disks_all_that_are_offered_are_meant_if_that_is_said(
+    line: Line, web1: ObedientAgent
+) -> None:
     web1.available.append(AvailableDisk(device="/dev/sdc", why_not="it is read-only"))
     await web1.report()
     asked = await line.run("machine", "protect", "web1")
@@ -152,6 +182,28 @@ async def test_at_a_terminal_fewer_disks_and_all_that_there_are_are_asked_for(
     assert refused.exit_code == 130
     assert "It leaves out what is protected now: /dev/sdb." in refused.stderr
     assert (await line.run(*fewer, typed="y\n")).json["wish"]["disks"] == ["/dev/sda"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["unprotect web1 --yes", "protect web1 --disk /dev/sda"])
+async def test_who_ends_the_waiting_is_told_that_what_he_asked_for_goes_on(
+    line: Line, web1: ObedientAgent, operator: RestClient, command: str, number: signal.Signals
+) -> None:
+    web1.obeys = False
+    with inherited(signal.SIG_DFL, number):
+        process = await line.begun("machine", *command.split())
+    assert process.stderr is not None
+    reading = asyncio.create_task(process.stderr.readline())
+    while not reading.done():
+        await web1.report(wait_s=0.2)
+    assert b"waiting for its agent" in await reading
+    process.send_signal(number)
+    done = await ended(process)
+    assert (done.exit_code, done.stdout) == (128 + number, "")
+    assert "It is recorded, and the agent of web1 is told" in done.stderr
+    assert "Aborted" not in done.stderr
+    shown = await operator.call(api.MACHINE, Nothing(), machine="web1")
+    assert shown.wish is not None, "it is recorded"
 
 
 async def test_of_an_agent_that_does_not_report_it_is_said_that_it_is_told_when_it_does(
@@ -221,6 +273,7 @@ async def test_policies_are_made_assigned_and_deleted(line: Line, web1: Obedient
         "machine disks",
         "machine delete",
         "machine keep",
+        "event list",
         *(f"policy {verb}" for verb in ("list", "show", "set", "assign", "delete")),
     ],
 )

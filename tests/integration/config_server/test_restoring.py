@@ -26,7 +26,18 @@ from sqlalchemy import Connection
 from config_server.config import ConfigServerConfig
 from config_server.data_folder import backup, belonging, restoring
 from config_server.identity.ca import CertificateAuthority
-from config_server.store import audit, commands, events, incarnations, restored, sqlite, tokens
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.lasting import Lasted
+from config_server.store import (
+    audit,
+    commands,
+    events,
+    incarnations,
+    lasting_record,
+    restored,
+    sqlite,
+    tokens,
+)
 from config_server.store.files import DATABASE_FILE
 from config_server.store.tokens import Grant
 from shared import durable, enrol
@@ -475,6 +486,7 @@ def test_what_a_backup_held_ready_is_void_in_the_restored_database_and_an_event_
         tokens.redeem(db, enrol.token_hash(b"used"), now_ns)
         commands.add(db, "c1", "agent:web1", CommandKind.RESYNC, {}, now_ns)
         was = incarnations.history(db)
+        lasting_record.save(db, {"web1": {"without-session": Lasted((), 280 * SECOND_NS, 0)}})
         db.commit()
         backup.backup(config, target)
         # Since then:
@@ -492,6 +504,7 @@ def test_what_a_backup_held_ready_is_void_in_the_restored_database_and_an_event_
         assert commands.get(db, "c1").state is CommandState.WITHDRAWN
         said = {entry.action: entry.object for entry in audit.newest(db, 10)}
         assert said | {"token.void": "agent:web-unused", "command.withdrawn": "agent:web1"} == said
+        assert lasting_record.load(db) == {}, "what was not well then was then"
         [event] = events.find(db, "", False, 10)
         assert "1970-01-01T00:00:01" in event.what
         assert restored.mark(db)

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -25,7 +26,9 @@ from config_server.cli import profile
 from config_server.config import ConfigServerConfig
 from config_server.data_folder import tools
 from config_server.data_folder.belonging import RESTORING
+from shared import enrol
 from shared.blob import BlobConfig, BlobStore
+from shared.control_client import ControlClient
 from shared.errors import ConfigError
 from shared.machine_storage import MachineStorage
 from shared.service import load_config
@@ -208,6 +211,26 @@ async def test_a_file_in_the_recovery_key_s_place_is_never_written_over(
     assert (done.exit_code, "US626" in done.stderr, key.read_text()) == (5, True, "somebody's")
 
 
+async def test_the_end_says_which_hosts_are_left(tmp_path: Path, arguments: list[str]) -> None:
+    """Also at an upgrade, which is the same command in an installation that is whole."""
+    first = await init(arguments)
+    assert "Next, for each host that is not part of it yet: understudy token create ROLE NAME" in first.stdout
+    file = tmp_path / "etc/profile.toml"
+    url = profile.load(file).server
+    roles = ("process-server", "master-target", "agent")
+    async with daemon(tmp_path / "etc/config-server.toml"):
+        for role, lacks in zip(roles, ("No master-target and no agent has", "No agent has", ""), strict=True):
+            words = ("token", "create", role, "one", "--host", "127.0.0.1")
+            token = (await understudy(*words, UNDERSTUDY_PROFILE=str(file))).json["token"]
+            client = ControlClient(url, await enrol.enrol(url, token, tmp_path / role))
+            await client.report({"state": "ordered"})
+            await client.close()
+            last = (await init(arguments)).stdout.splitlines()[-1]
+            assert (lacks in last) if lacks else last.startswith("Nothing is left to do here."), last
+        json_ = await init(arguments, "--output", "json")
+    assert "Nothing is left" not in json_.stdout + json_.stderr
+
+
 async def test_storage_is_checked_before_anything_is_made(tmp_path: Path, arguments: list[str]) -> None:
     other = tmp_path / "other.key"
     other.write_text(base64.b64encode(secrets.token_bytes(32)).decode())
@@ -219,6 +242,20 @@ async def test_storage_is_checked_before_anything_is_made(tmp_path: Path, argume
     assert (report["error"]["code"], report["steps"]) == ("US618", [])
     assert "credentials" in report["error"]["cause"]
     assert made(tmp_path) == {}
+    _, _, command = report["error"]["action"].partition("All that was found: ")
+    again = await understudy(*shlex.split(command)[1:], "--output", "json")
+    assert again.exit_code == 5, "the advised command asks the same account by the same key and CA"
+    found = {one["name"]: (one["state"], one["code"]) for one in json.loads(again.stdout)["findings"]}
+    assert (found["tls"], found["credentials"]) == (("ok", ""), ("error", "US495"))
+
+
+async def test_storage_with_a_ca_of_its_own_is_told_by_the_option_that_names_it(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    at = arguments.index("--blob-ca-file")
+    done = await init([*arguments[:at], *arguments[at + 2 :]])
+    assert (done.exit_code, "US618" in done.stderr, made(tmp_path)) == (5, True, {})
+    assert "Give the CA that signed it (--blob-ca-file FILE; in a configuration ca_file)" in done.stderr
 
 
 async def test_a_container_with_an_installation_gets_no_second_vault(

@@ -72,10 +72,14 @@ async def test_a_server_enrols_and_gets_the_configuration_by_which_it_can_start(
     identity.check_certificate(config.tls)
     assert config.tls.key.stat().st_mode & 0o777 == 0o600
     assert f"-m {role.replace('-', '_')} --config {tmp_path}/etc/{role}.toml" in done.stdout
+    shows = f"Next, on the config server: understudy daemon list shows {role} srv1 as soon as it reports."
+    assert done.stdout.splitlines()[-1] == shows
     before = made(tmp_path)
     again = (await set_up(role, *given, "--output", "json")).json  # the token is used up: it is not needed
     assert (again["changed"], outcomes(again["steps"])["certificate"]) == (False, "kept")
-    assert (await set_up(role, *places(tmp_path))).exit_code == 0, "what the file says needs no options"
+    without = await set_up(role, *places(tmp_path))
+    assert without.exit_code == 0, "what the file says needs no options"
+    assert without.stdout.splitlines()[-1] == shows
     assert made(tmp_path) == before
 
 
@@ -116,6 +120,7 @@ async def test_an_agent_is_told_which_disks_can_be_protected_and_that_nobody_lis
         assert (config.machine, config.disks, config.identity) == ("web1", [disk], "test:1")
         before = made(tmp_path)
         again = await set_up("agent", *given)
+        assert "Next, on the config server: understudy machine protect web1" in again.stdout
         assert (again.exit_code, "Nothing was changed" in again.stdout, made(tmp_path)) == (0, True, before)
 
 

@@ -18,6 +18,7 @@ from shared.desired import Desired, Mark, Settings, Verb, WantedDisk, Wish
 from shared.threads import Threads
 from shared.tls import TlsFiles
 from tests.no_threads import no_room
+from tests.setups import tree
 
 HARDWARE = "smbios:4c4c4544/1"
 SDB, SDC = WantedDisk("/dev/sdb"), WantedDisk("/dev/sdc", "data", "wwid:naa.1")
@@ -371,3 +372,17 @@ def test_an_id_that_the_configuration_does_not_say_is_one_that_an_agent_gave() -
     made = applied(own, Goal(disks=disks), disks, 60.0)
     assert [isinstance(disk, NotedDisk) for disk in made.protected] == [False, True, False]
     assert [(disk.device, disk.id) for disk in made.protected] == [(d.device, d.id) for d in disks]
+
+
+@pytest.mark.parametrize("verb", [None, Verb.PROTECT, Verb.STOP])
+async def test_others_hear_what_is_wanted_and_change_nothing(tmp_path: Path, verb: Verb | None) -> None:
+    assert desired.told(tmp_path, "web1", HARDWARE) is None
+    await told(loaded(tmp_path), None if verb is None else wish(1, verb, SDB), Settings(point_interval_s=60))
+    before = tree(tmp_path)
+    assert desired.told(tmp_path, "web1", HARDWARE) is verb
+    assert desired.told(tmp_path, "web2", HARDWARE) is None
+    assert desired.told(tmp_path, "web1", "smbios:other") is None
+    assert tree(tmp_path) == before
+    file = tmp_path / desired.NAME
+    file.write_bytes(file.read_bytes()[:-9])
+    assert desired.told(tmp_path, "web1", HARDWARE) is None

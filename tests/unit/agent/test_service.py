@@ -80,11 +80,13 @@ async def test_why_an_agent_ends_is_told_also_when_a_part_of_a_running_one_faile
     assert told == [failure]
 
 
-@pytest.mark.parametrize("is_mounted", [True, False])
+@pytest.mark.parametrize("state_dir", ["whole", "not mounted", "damaged"])
 async def test_last_words_say_what_is_to_be_protected_unless_nobody_has_read_that(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_mounted: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state_dir: str
 ) -> None:
-    """None of its disks is there yet, at a boot say: what it is told by somebody who knows fewer would drop the others."""
+    """None of its disks is there yet, at a boot say: what it is told by somebody who knows fewer would drop the others. Without its notes
+    it knows paths alone, and they would be taken for other disks than those that bear the ids."""
+    is_mounted = state_dir != "not mounted"
     told = []
 
     async def tell(*arguments: object) -> None:
@@ -109,6 +111,8 @@ async def test_last_words_say_what_is_to_be_protected_unless_nobody_has_read_tha
     state = tmp_path / "state"
     state.mkdir()
     bindings.write(state, [Bound("sda", "/dev/sda", "wwid:A"), Bound("former", "/dev/sdz", "wwid:Z")])
+    if state_dir == "damaged":
+        (state / bindings.NAME).write_bytes(b"{")
     config = AgentConfig(
         machine="m", disks=["/dev/sda", "/dev/late"], process_server="ps:9443", control_url="https://cs", tls=files,
         state_dir=state, pin_dir=tmp_path / "pins",
@@ -116,7 +120,7 @@ async def test_last_words_say_what_is_to_be_protected_unless_nobody_has_read_tha
     with pytest.raises(NoUsableDiskError if is_mounted else NotMountedError):
         await service.run(config, asyncio.Event())
     bound = [BoundDisk(id="sda", device="/dev/sda"), BoundDisk(id="", device="/dev/late")]
-    assert told == [bound if is_mounted else None]
+    assert told == [bound if state_dir == "whole" else None]
 
 
 async def test_the_client_of_the_config_server_is_closed_also_when_a_part_of_the_agent_fails(
@@ -271,36 +275,22 @@ def test_where_nobody_knows_what_is_wanted_what_is_captured_and_what_is_configur
     assert disks(False) == []
 
 
-@pytest.mark.parametrize("named", ["again", "no more", "no more, then it is to stop", "no more, then again"])
-async def test_a_process_server_that_is_named_no_more_is_left_when_others_can_go_on_with_the_stream(
-    tmp_path: Path, named: str
-) -> None:
+@pytest.mark.parametrize("verb", [Verb.PROTECT, Verb.STOP])
+async def test_a_session_is_over_as_soon_as_something_else_is_wanted(tmp_path: Path, verb: Verb) -> None:
+    """Who has the stream may have it in the next one, too: nobody waits for him here."""
     files = TlsFiles(cert=tmp_path / "c", key=tmp_path / "k", ca=tmp_path / "a")
     config = AgentConfig(
         machine="m", disks=["/dev/x"], process_server="ps1:9443", control_url="https://cs", tls=files,
         state_dir=tmp_path, pin_dir=tmp_path / "pins",
     )  # fmt: skip
-    wishes, uploaded, over = WishFile(tmp_path, "m", ""), asyncio.Event(), asyncio.Event()
-    sender = SimpleNamespace(address=("ps1", 9443), leave=uploaded.wait)
-    agent = cast(Any, SimpleNamespace(sender=sender, point_every=lambda seconds: None))
+    wishes, over = WishFile(tmp_path, "m", ""), asyncio.Event()
+    agent = cast(Any, SimpleNamespace(point_every=lambda seconds: None))
     wanted = service._Wanted(wishes.goal(config), wishes, config, cast(Any, None))
     following = asyncio.create_task(service._follow(wanted, agent, over))
-
-    async def told(number: int, verb: Verb, *servers: str) -> None:
-        mark = Mark(incarnation="i", number=number, act="a")
-        await wishes.take(Desired(wish=Wish(mark=mark, verb=verb, process_servers=servers)))
-        assert await wishes.written()
-
-    await told(1, Verb.PROTECT, "ps2:9443", *(["ps1:9443"] if named == "again" else []))
-    if named != "again":
-        await asyncio.wait({following}, timeout=0.1)
-        assert not over.is_set()
-    if named == "no more":
-        uploaded.set()
-    elif named == "no more, then again":
-        await told(2, Verb.PROTECT, "ps1:9443", "ps2:9443")
-    elif named != "again":
-        await told(2, Verb.STOP)
+    mark = Mark(incarnation="i", number=1, act="a")
+    servers = ("ps2:9443",) if verb is Verb.PROTECT else ()
+    await wishes.take(Desired(wish=Wish(mark=mark, verb=verb, process_servers=servers)))
+    assert await wishes.written()
     async with asyncio.timeout(10):
         await following
     assert over.is_set()

@@ -15,6 +15,7 @@ from deploy import systemd
 from process_server.config import PORT as STREAM_PORT
 from process_server.reception.credit import CreditPolicy
 from shared.api.route import PORT
+from shared.blob.check import State, judging
 from shared.setup import host
 
 DOCS: Final = Path(__file__).resolve().parents[3] / "docs"
@@ -75,6 +76,47 @@ def test_ports_and_limits_on_the_page_are_those_of_the_code() -> None:
         assert words in takes
     assert "JobRunningTimeoutSec=45\n" in units["understudy-agent"]
     assert "45 at most" in PARTS["Which disks come late"]
+
+
+def test_the_account_that_the_page_makes_is_one_that_the_check_calls_fit() -> None:
+    """Its lines are not run: of Azure there is no other to run them against."""
+    [lines] = (
+        block for block in PARTS["What it takes"].split("```")[1::2] if "az storage account create" in block
+    )
+
+    def is_on(option: str) -> bool:
+        return {"true": True, "false": False}[said(option)]
+
+    def said(option: str) -> str:
+        found = re.search(rf"{option} (\S+)", lines)
+        assert found, option
+        return found[1]
+
+    skus = {said("--sku"), *re.findall(r"`(Standard_\w+)`", PARTS["What it takes"])}
+    assert len(skus) > 1
+    findings = [
+        judging.blob_soft_delete(is_on("--enable-delete-retention"), None),
+        *judging.account(said("--kind"), said("--sku"), is_on("--enable-hierarchical-namespace")),
+        *(judging.account(said("--kind"), sku, hierarchical=False)[0] for sku in skus),
+    ]
+    assert {finding.state for finding in findings} == {State.OK}
+    assert not is_on("--enable-versioning")
+    assert not is_on("--allow-blob-public-access")
+    assert lines.startswith("\n"), "no test takes it for a host's"
+
+
+def test_without_the_key_the_commands_are_those_without_its_option() -> None:
+    assert "`--blob-key-file /root/account.key` of `init` and of both set-ups" in PARTS["What it takes"]
+    with_key = [line for line in PAGE.splitlines() if line.lstrip().startswith("--blob-url")]
+    assert len(with_key) == 3
+    assert all(line.count(" --blob-key-file /root/account.key") == 1 for line in with_key)
+
+
+def test_the_backup_before_an_upgrade_is_the_command_of_the_manual() -> None:
+    [command] = re.findall(
+        r"`(/opt/understudy/bin/python -m config_server backup [^`]*)`", PARTS["Upgrading"]
+    )
+    assert command in (DOCS / "operations.md").read_text().splitlines()
 
 
 def test_every_link_of_the_page_leads_somewhere() -> None:

@@ -82,6 +82,20 @@ def test_a_command_that_is_not_understood_costs_that_one() -> None:
     assert reply.desired.wish is not None
 
 
+def test_of_deletions_that_are_not_understood_nothing_is_said_and_of_an_older_server_neither() -> None:
+    """A daemon then keeps all that it has."""
+    reply, lost = read(None, deleted={"c1": "web1"})
+    assert ([c.id for c in reply.commands], reply.deleted, [part for part, _ in lost]) == (
+        ["c1"],
+        [],
+        ["deleted"],
+    )
+    reply, lost = read(None)
+    assert (reply.deleted, lost) == ([], [])
+    reply, lost = read([], deleted=["c1"])
+    assert reply.deleted == ["c1"]
+
+
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"received_ns": "now"}', b'{"revoked": 5}'])
 def test_what_is_no_answer_is_refused(content: bytes) -> None:
     with pytest.raises(UNDECODABLE):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
-from shared.waiting import first_of, wait_for
+from shared.waiting import wait_for
 
 
 async def test_an_event_ends_the_wait_however_long_it_would_be() -> None:
@@ -30,22 +28,3 @@ async def test_whoever_waits_can_be_cancelled() -> None:
     waiting.cancel()
     await asyncio.wait([waiting])
     assert waiting.cancelled()
-
-
-async def test_of_several_ways_the_first_that_is_over_counts_and_the_others_are_ended() -> None:
-    ended: list[str] = []
-
-    async def endless() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.append("endless")
-
-    async def fails() -> None:
-        await asyncio.sleep(0)
-        raise ValueError("this one")
-
-    await first_of(endless(), asyncio.sleep(0))
-    with pytest.raises(ValueError, match="this one"):
-        await first_of(fails(), endless())
-    assert ended == ["endless", "endless"]

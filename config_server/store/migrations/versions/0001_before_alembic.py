@@ -14,7 +14,7 @@ down_revision = None
 
 NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 FLAG = sa.Boolean().with_variant(sa.Integer(), "sqlite")
-_STEPS = 18
+_STEPS = 19
 
 
 def upgrade() -> None:
@@ -57,6 +57,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     _index("commands_pending", "commands", ["target"], "state = 'pending'")
+    op.create_table(
+        "deleted",
+        _word("container"),
+        _word("machine"),
+        _word("incarnation"),
+        _number("deleted_ns"),
+        sa.PrimaryKeyConstraint("container"),
+    )
     op.create_table(
         "events",
         _number("id"),

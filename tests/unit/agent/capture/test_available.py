@@ -188,10 +188,15 @@ def test_a_disk_is_told_with_the_links_that_lead_to_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     Host(monkeypatch)
-    folder = tmp_path / "by-id"
-    folder.mkdir()
-    for link, leads_to in (("wwn-A", "/dev/sda"), ("wwn-A-part1", "/dev/sda1"), ("scsi-A", "/dev/sda")):
-        (folder / link).symlink_to(leads_to)
-    monkeypatch.setattr(identify, "LINKS", (folder, tmp_path / "nothing"))
+    for link, leads_to in (
+        ("disk/by-id/wwn-A", "/dev/sda"), ("disk/by-id/wwn-A-part1", "/dev/sda1"), ("disk/by-label/DATA", "/dev/sda"),
+        ("vg0/data", "/dev/sda"), ("block/8:0", "/dev/sda"), ("oracle", "/dev/sdb"), ("sdb", "/dev/null"),
+    ):  # fmt: skip
+        (tmp_path / link).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / link).symlink_to(leads_to)
+    monkeypatch.setattr(identify, "DEV", tmp_path)
     found = {disk.device: disk.links for disk in Available(tmp_path).look()}
-    assert found == {"/dev/sda": [str(folder / "scsi-A"), str(folder / "wwn-A")], "/dev/sdb": []}
+    assert found == {
+        "/dev/sda": [str(tmp_path / name) for name in ("disk/by-id/wwn-A", "disk/by-label/DATA", "vg0/data")],
+        "/dev/sdb": [str(tmp_path / "oracle")],
+    }

@@ -22,6 +22,7 @@ from agent.capture.bindings import (
     all_known,
     known,
     with_notes,
+    with_pins,
 )
 from shared.desired import WantedDisk
 from shared.errors import BindingDamagedError, StateFileError
@@ -365,3 +366,17 @@ def test_an_id_that_an_agent_gave_and_of_which_nothing_is_noted_any_more_is_no_d
     assert action(WantedDisk("/dev/sdb", "sdb")) is Action.ATTACH, "who configures it gives it that id"
     assert action(NotedDisk("/dev/sdb", "sdb", "wwid:C")) is Action.ATTACH, "what it bears proves it"
     assert action(NotedDisk("/dev/sdb", "sdb"), structs.replace(BOUND, identity="wwid:C")) is Action.ATTACH
+
+
+def test_what_the_file_does_not_say_of_captured_disks_the_pins_do() -> None:
+    disk = standing("gpt:1")
+    made = Bound("sdb", "/dev/sdb", "gpt:1", "/dev/sdb", SEEN)
+    assert with_pins([], {"sdb": disk}, "this") == [made]
+    elsewhere = structs.replace(BOUND, last="/dev/sdc", seen=Seen("this", 32, 4))
+    assert with_pins([elsewhere], {"sdb": disk}, "this") == [BOUND], "where it stands now was not written"
+    before = structs.replace(BOUND, seen=Seen("before", 16, 5))
+    assert with_pins([before], {"sdb": disk}, "this") == [BOUND]
+    renamed = structs.replace(BOUND, id="root")
+    for lines in ([BOUND], [renamed], [elsewhere, renamed]):
+        assert with_pins(lines, {"sdb": disk}, "this") == lines, "the file is newer"
+    assert with_pins([], {"sdb": replace(disk, diskseq=0)}, "this") == [], "before Linux 5.15"

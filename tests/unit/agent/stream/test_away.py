@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,6 @@ import pytest
 from agent.stream import sender as module
 from agent.stream.sender import Sender
 from agent.stream.servers import ProcessServers
-from agent.stream.state import Word
 from shared.errors import CertificateRevokedError, UnreachableError
 from tests.pki import TestCa
 
@@ -23,7 +23,7 @@ async def test_a_process_server_that_is_away_is_no_error_before_an_upgrade_takes
     nothing: Any = None
     files = TestCa(tmp_path).issue("agent:web1")
     servers = ProcessServers([("127.0.0.1", 1)], time.monotonic())
-    state: Any = {Word.EPOCH: 0}
+    state: Any = SimpleNamespace(is_freed_too_early=False)
     sender = Sender(nothing, state, lambda: nothing, servers, files, lambda _reason: None)
     assert not sender.may_restart
     stop = asyncio.Event()

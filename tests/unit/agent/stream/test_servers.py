@@ -93,3 +93,23 @@ def test_whoever_had_the_session_before_has_the_next_and_the_first_is_asked_at_o
         chosen = ProcessServers([A, B, C], 1000.0, former=former)
         assert (chosen.current, chosen.is_elsewhere) == (A, False)
     assert ProcessServers([], 0.0, former=A).current is None
+
+
+@pytest.mark.parametrize("how", ["all is uploaded", "it is away"])
+def test_one_that_is_named_no_more_and_is_needed_comes_before_all_others_and_never_again(how: str) -> None:
+    chosen = ProcessServers([A, B], 0.0, former=B, left=C)
+    assert (chosen.current, chosen.first, chosen.is_elsewhere, chosen.is_leaving) == (C, A, True, True)
+    if how == "it is away":
+        assert not chosen.ended(PATIENCE_S - 1, open_s=0.0)
+        assert chosen.ended(PATIENCE_S, open_s=0.0)
+    else:
+        chosen.go_back(PATIENCE_S)
+    assert (chosen.current, chosen.is_elsewhere, chosen.is_leaving) == (A, False, False)
+    found = [chosen.current]
+    for n in range(2, 5):
+        chosen.ended(n * PATIENCE_S, open_s=0.0)
+        found.append(chosen.current)
+        if n == 2:
+            assert chosen.ask_first_in_s(n * PATIENCE_S) == BACK_S, "it was no return in vain"
+    assert found == [A, B, A, B]
+    assert ProcessServers([], 0.0, left=C).current is None, "the stream is to go nowhere"

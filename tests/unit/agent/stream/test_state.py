@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xxhash
 
+from agent.capture.layout import SERVER_WORDS
 from agent.stream.state import AgentState, Reason, Suspicion, Word, move
 from shared.log.epoch_id import NO_EPOCH, EpochId, new_claim
 from shared.recovery.position import Position
@@ -217,3 +218,44 @@ def test_disks_under_other_ids_are_another_epochs() -> None:
     state.want_epoch(Reason.DISK_LEFT)
     state.has_disks(["sdb"])
     assert state.reason == Reason.DISK_LEFT
+
+
+def test_what_was_freed_and_not_uploaded_is_known_after_a_restart_and_of_each_epoch_by_itself(
+    words: np.ndarray,
+) -> None:
+    state = AgentState(words)
+    assert not state.is_freed_too_early
+    state[Word.UPLOADED] = 1_790_000_000_000_000_000  # an older agent's time
+    state.begin_epoch(eid(1))
+    assert not state.is_freed_too_early
+    for freed, uploaded, too_early in ((5, 3, True), (5, 5, False), (6, 5, True), (6, 9, False)):
+        state[Word.FREED] = freed
+        state.uploaded(uploaded)
+        assert AgentState(words).is_freed_too_early is too_early
+    state.want_epoch(Reason.MANUAL)
+    assert not state.is_freed_too_early
+    state.uploaded(9)  # late, of the epoch that is over
+    state.begin_epoch(eid(2))
+    assert not state.is_freed_too_early
+    state[Word.FREED] = 1
+    assert state.is_freed_too_early
+
+
+@pytest.mark.parametrize("server", [("ps1.example.com", 9443), ("fd00::1", 9443), ("h" * 253, 65535)])
+def test_who_had_the_last_session_is_known_whoever_is_named_now(
+    words: np.ndarray, server: tuple[str, int]
+) -> None:
+    text = np.zeros(SERVER_WORDS, np.uint64)
+    state = AgentState(words, text)
+    state.begin_epoch(eid(1))
+    assert state.last_server([server]) is None
+    state.goes_on_with(server)
+    again = AgentState(words, text)
+    assert again.last_server([]) == server
+    other = ("another", 1)
+    again._server[0] = b"another:1"  # a kill before the digest
+    assert (again.last_server([server, other]), again.last_server([other])) == (server, None)
+    again.goes_on_with(other)
+    assert again.last_server([server]) == other
+    again.want_epoch(Reason.MANUAL)
+    assert again.last_server([other]) is None, "whoever is preferred can have the new epoch"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from config_server.cli import (
     certificate_commands,
     machine_pages,
     output,
+    point_commands,
+    rebinding,
     record_commands,
     restore_command,
 )
@@ -28,10 +31,13 @@ from config_server.rules.machine import Machine
 from config_server.rules.presence import Presence
 from shared.api.audit import AuditView
 from shared.api.certificates import CertificateView
+from shared.api.copies import CopyList, CopyView
 from shared.api.events import EventView
 from shared.api.jobs import JobState, JobView
-from shared.api.machines import MachineView
+from shared.api.machines import DeletionView, MachineView
+from shared.api.points import GapView, PointList
 from shared.api.policies import Policy
+from shared.api.protection import DiskCandidate, DiskCandidates
 from shared.api.route import Failure
 from shared.errors import NotFoundError, UnhealthyError
 from shared.recovery.folder import Manifest, ManifestDisk
@@ -154,11 +160,94 @@ def test_times_and_ids_stay_in_one_piece_and_long_words_are_folded() -> None:
     assert "".join(line[len(TIME) + 20 :] for line in shown[2:]) == path
 
 
-def test_what_must_stay_in_one_piece_and_has_no_room_shows_that_it_is_cut() -> None:
-    shown = lines_of(output.grid(None, ("=time", "=id"), [(TIME, "0123456789abcdef")]), width=40)
-    for column in shown[2].split():
-        assert column.endswith("…") or column in (TIME, "0123456789abcdef")
-    assert "…" in shown[2]
+def test_where_folding_does_not_do_each_row_stands_by_itself() -> None:
+    table = output.grid(
+        "Two", ("=time", "=id", "why"), [(TIME, "0123456789abcdef", ""), (TIME, "1", "it is so")]
+    )
+    table.caption = "That is all."
+    assert lines_of(table, width=40) == [
+        "Two",
+        f"time  {TIME}",
+        "id    0123456789abcdef",
+        "",
+        f"time  {TIME}",
+        "id    1",
+        "why   it is so",
+        "That is all.",
+    ]
+
+
+ALIKE = [f"production-database-server-{number:02}" for number in range(3)]
+OTHER = "smbios:4c4c4544-0043-3510-8052-b9c04f4a4d33"
+SERIAL = "7c4f38cf29ddf180" + "a" * 24
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120])
+def test_nothing_is_cut_or_folded_letter_by_letter_on_a_narrow_screen(width: int) -> None:
+    disks = [
+        DiskCandidate(
+            device=f"/dev/disk/by-id/wwn-0x5000c500a1b2c3d{number}", size_b=1 << 40, identity=f"wwid:naa.5000c500a1b2c3d{number}",
+            id="", captured=False, wanted=False, why_not="read-only", name="",
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    certificate = CertificateView(
+        serial=SERIAL, name="agent:web1", issued=TIME, expires=TIME, revoked=TIME, reason="stolen"
+    )
+    jobs = [
+        JobView(id=str(number) * 16, kind="restore", machine=name, state=JobState.FAILED, progress=0.1, detail="", args={},
+                result=None, error=None, created=TIME, updated=TIME)
+        for number, name in enumerate(ALIKE)
+    ]  # fmt: skip
+    copies = [
+        CopyView(
+            identity=OTHER, address="10.0.0.17", refused_s=10, since_s=3000, cause="it is another machine"
+        )
+    ]
+    pages: dict[str, tuple[RenderableType, list[str]]] = {
+        "machine list": (machine_pages.list_page([_machine("resync", name) for name in ALIKE]), [*ALIKE, "resync"]),
+        "machine disks": (
+            machine_pages.candidates_page(DiskCandidates(machine="web1", seen_s=1.0, disks=disks)),
+            [*(disk.device for disk in disks), *(disk.identity for disk in disks), "read-only"],
+        ),
+        "certificate list": (certificate_commands._table([certificate]), [SERIAL, TIME[:19], "agent:web1", "stolen"]),
+        "machine copies": (rebinding.page(CopyList(machine="web1", identity="", generation=1, copies=copies, meant="")), [OTHER]),
+        "job list": (record_commands._jobs_page(jobs), [*ALIKE, "failed", TIME[:19]]),
+    }  # fmt: skip
+    for name, (page, words) in pages.items():
+        shown = lines_of(page, width)
+        assert "…" not in "".join(shown), name
+        # A word that is folded is so at ten letters or more: its beginning says which one it is.
+        for word in words:
+            is_copied = word in (OTHER, SERIAL) and width >= 60
+            least = word if is_copied else word[:10]
+            assert any(least in line for line in shown), f"{word} in {name}"
+        if width == 40:
+            joined = re.sub(r"\s+", "", "".join(shown))
+            assert all(re.sub(r"\s+", "", word) in joined for word in words), name
+
+
+@pytest.mark.parametrize(
+    ("is_stored", "says"), [(False, "understudy machine show web1"), (True, "with the same options")]
+)
+def test_a_machine_without_points_says_so_and_why_there_are_none(is_stored: bool, says: str) -> None:
+    gap = GapView(None, None, None, None, cause="it is being copied")
+    lone, *rest = lines_of(point_commands._page(PointList("web1", []), is_stored=is_stored), width=120)
+    assert (says in lone, rest) == (True, [])
+    shown = lines_of(point_commands._page(PointList("web1", [], [gap]), is_stored=is_stored), width=120)
+    assert shown == [lone, "no points between the beginning and now: it is being copied"]
+
+
+@pytest.mark.parametrize(("seen_s", "says"), [(None, "has never reported"), (2.0, "ask again")])
+def test_an_agent_that_names_no_disk_is_said_to(seen_s: float | None, says: str) -> None:
+    found = DiskCandidates(machine="web1", seen_s=seen_s, disks=[])
+    assert says in " ".join(lines_of(machine_pages.candidates_page(found)))
+
+
+def test_a_machine_of_which_no_copy_was_refused_says_so() -> None:
+    found = CopyList(machine="web1", identity="smbios:1", generation=1, copies=[], meant="")
+    [said] = lines_of(rebinding.page(found), width=120)
+    assert said == "Machine 'web1' is smbios:1, and no copy of it was refused lately: nothing is to be done."
 
 
 def test_an_audit_entry_shows_who_did_what_in_one_line_and_the_detail_below() -> None:
@@ -171,10 +260,49 @@ def test_an_audit_entry_shows_who_did_what_in_one_line_and_the_detail_below() ->
     ]
 
 
+@pytest.mark.parametrize(
+    ("changes", "says", "is_kept"),
+    [
+        ({}, "to be deleted on 2026-11-24 14:16 UTC (", True),
+        ({"is_due": True, "waits": "it is read"}, "due to be deleted since 2026-11-24 14:16 UTC, and waits: it is read (", True),
+        ({"is_due": True, "stage": "closed"}, "due to be deleted since 2026-11-24 14:16 UTC; its agent is revoked (", True),
+        ({"is_due": True, "stage": "removing"}, "is being deleted, and cannot be taken back", False),
+        ({"due": None, "waits": "so"}, "to be deleted, if somebody says it again: so", False),
+    ],
+)  # fmt: skip
+def test_of_a_deletion_it_is_said_how_far_it_is_and_how_it_is_taken_back_while_it_can_be(
+    changes: dict[str, Any], says: str, is_kept: bool
+) -> None:
+    fields = {
+        "machine": "web1",
+        "container": "v-1",
+        "identity": "",
+        "points": 3,
+        "due": TIME,
+        "stage": "waiting",
+    }
+    deletion = DeletionView(**{**fields, **changes})
+    found = msgspec.structs.replace(_machine("ordered"), deletion=deletion)
+    [*_, remark] = lines_of(machine_pages.list_page([found]), width=200)
+    assert remark.startswith(f"web1: {says}")
+    assert ("machine keep web1" in remark) is is_kept
+    page = lines_of(machine_pages.machine_page(found), width=200)
+    [line] = [line for line in page if line.strip().startswith("deletion")]
+    assert says.split(" (")[0].split(", and waits")[0].split(": so")[0] in line
+    assert "3 points" in line
+
+
+def test_points_that_were_not_listed_are_not_shown_as_none() -> None:
+    deletion = DeletionView(machine="web1", container="", identity="", points=0, due=TIME, unknown="away")
+    found = msgspec.structs.replace(_machine("ordered"), deletion=deletion)
+    page = lines_of(machine_pages.machine_page(found), width=200)
+    assert [line for line in page if "points not known: away" in line]
+
+
 EVIL = "[/x] [link=http://evil/]sda[/link] :bomb: \x1b]0;pwned\x07\x1b[2J\x9b2J \u202eexe"
 
 
-def _machine(text: str) -> MachineView:
+def _machine(text: str, name: str = "web1") -> MachineView:
     """As the config server shows a machine whose agent reports such words."""
     severity: Any = text  # an agent may say anything
     problem = Problem(code=text, what=text, cause=text, action=text, severity=severity, object=text, key=text)
@@ -183,9 +311,9 @@ def _machine(text: str) -> MachineView:
         state=text, cause=text, mode=text, mode_cause=text, disks=[disk], rates={text: 1.0}, errors=[problem]
     )
     presence = Presence()
-    presence.learn(Role.AGENT, "web1", msgspec.json.encode(report), 1, 1)
-    known = Machine("web1", protected=True, disks=(), policy=Policy(), created_ns=0)
-    return view.machine_view(known, facts_of(presence, "web1", 1), 1)
+    presence.learn(Role.AGENT, name, msgspec.json.encode(report), 1, 1)
+    known = Machine(name, protected=True, disks=(), policy=Policy(), created_ns=0)
+    return view.machine_view(known, facts_of(presence, name, 1), 1)
 
 
 PAGES: dict[str, Callable[[str], RenderableType]] = {
@@ -224,3 +352,16 @@ def test_what_goes_to_stderr_and_json_control_nothing_either(capsys: pytest.Capt
     as_json = output.to_json({"cause": EVIL})
     assert not re.search("[\x1b\x07\x9b\u202e]", as_json)
     assert msgspec.json.decode(as_json) == {"cause": EVIL}
+
+
+def test_what_is_said_takes_the_place_of_a_line_of_progress(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with output.Progress() as progress:
+        progress.show("web1: waiting")
+        output.say("It takes long.")
+        progress.show("web1: waiting")
+    output.say("Done.")
+    clear = "\r\x1b[K"
+    assert capsys.readouterr().err == f"web1: waiting{clear}It takes long.\nweb1: waiting{clear}Done.\n"

@@ -104,13 +104,167 @@ def test_who_was_named_by_a_link_before_it_ever_reported_is_told_when_it_has_loo
     """Its configuration has the disk by another name; taken for another disk it would be refused, for ever."""
     db = sqlite.connect(":memory:")
     link = "/dev/disk/by-id/wwn-A"
-    wish = act(db, Verb.PROTECT, 0, WantedDisk(link))
+    act(db, Verb.PROTECT, 0, WantedDisk(link))
     report = AgentReport(bound=BOUND)
     assert told(db, report) is None, "it has not looked yet"
     there = AvailableDisk(device="/dev/sda", identity="wwid:A", id="sda", links=[link])
     report = msgspec.structs.replace(report, available=[there])
-    assert (told(db, report), codes(db)) == (wish, [])
+    heard = told(db, report)
+    assert heard is not None
+    assert (heard.disks, codes(db)) == ((WantedDisk(link, "sda"),), [])
     report = msgspec.structs.replace(report, bound=[*BOUND, BoundDisk(id="sdb", device="/dev/sdb")])
     heard = told(db, report)
     assert heard is not None
-    assert ([disk.id for disk in heard.disks], codes(db)) == ([None, "sdb"], ["US617"])
+    assert ([disk.id for disk in heard.disks], codes(db)) == (["sda", "sdb"], ["US617"])
+
+
+def there(**ids: str) -> list[AvailableDisk]:
+    """By name: "ID WORLD-WIDE NAME", with a link that is named so, too."""
+    found = []
+    for name, words in ids.items():
+        id_, _, bears = words.rpartition(" ")
+        links = [f"/dev/disk/by-id/wwn-{bears}"]
+        found.append(
+            AvailableDisk(device=f"/dev/{name}", sectors=8, identity=f"wwid:{bears}", id=id_, links=links)
+        )
+    return found
+
+
+SDB: Final = WantedDisk("/dev/sdb", "sdb")
+BOTH: Final = [*BOUND, BoundDisk(id="sdb", device="/dev/sdb")]
+SWAPPED: Final = AgentReport(bound=BOTH, available=there(sda="sdb B", sdb="sda A"))
+
+
+def test_a_disk_that_stays_beside_one_that_is_called_as_it_was_is_dropped_by_no_later_act() -> None:
+    """Names were swapped by a boot, and a new database knew of none."""
+    db = sqlite.connect(":memory:")
+    act(db, Verb.PROTECT, 0, WantedDisk("/dev/sda"))
+    for second in (100, 101):
+        heard = told(db, SWAPPED, second)
+        assert heard is not None
+        assert [disk.id for disk in heard.disks] == ["sdb", "sda"]
+    goes_by = msgspec.structs.replace(SWAPPED, wish=heard)
+    assert told(db, goes_by, 102) == heard
+    known = inventory.machine(db, NAME).disks
+    assert [disk.id for disk in known] == ["sdb", "sda"]
+    names = [disk.name for disk in Offer.of(goes_by).candidates(inventory.machine(db, NAME)) if disk.wanted]
+    assert Offer.of(goes_by).meant("No", names, known) == known, "who assigns a policy names both"
+    assert codes(db) == ["US617"]
+
+
+def test_what_is_told_are_the_ids_by_which_it_was_judged_and_no_path_that_another_may_have_after_a_boot() -> (
+    None
+):
+    db = sqlite.connect(":memory:")
+    act(db, Verb.PROTECT, 0, WantedDisk("/dev/sda"), WantedDisk("/dev/sdb"))
+    assert told(db, msgspec.structs.replace(SWAPPED, available=[])) is None, "it may be another's by now"
+    heard = told(db, SWAPPED)
+    assert heard is not None
+    assert heard.disks == (WantedDisk("/dev/sda", "sdb"), WantedDisk("/dev/sdb", "sda"))
+    assert codes(db) == [], "nobody is left out"
+    new = AgentReport(available=there(sda="X"))
+    db = sqlite.connect(":memory:")
+    act(db, Verb.PROTECT, 0, WantedDisk("/dev/sda"))
+    heard = told(db, new)
+    assert heard is not None
+    assert heard.disks == (WantedDisk("/dev/sda", identity="wwid:X"),)
+
+
+def test_what_is_told_stays_so_when_a_database_is_put_back_to_where_it_knew_a_path_alone() -> None:
+    db = sqlite.connect(":memory:")
+    act(db, Verb.PROTECT, 0, WantedDisk("/dev/sda"), WantedDisk("/dev/sdb"))
+    backup = copied(db)
+    heard = told(db, SWAPPED)
+    assert told(backup, msgspec.structs.replace(SWAPPED, wish=heard)) == heard
+    assert inventory.machine(backup, NAME).wish == heard
+
+
+def test_a_link_that_was_said_to_go_before_its_agent_ever_reported_is_the_disk_to_which_it_leads() -> None:
+    db = sqlite.connect(":memory:")
+    act(db, Verb.PROTECT, 0, WantedDisk("/dev/sda"), WantedDisk("/dev/disk/by-id/wwn-B"))
+    act(db, Verb.PROTECT, 1, WantedDisk("/dev/sda"))
+    heard = told(db, AgentReport(bound=BOTH, available=there(sda="sda A", sdb="sdb B")))
+    assert heard is not None
+    assert (heard.disks, codes(db)) == ((SDA,), [])
+
+
+def test_an_act_that_names_a_disk_again_before_its_id_is_reported_names_one_disk() -> None:
+    """Two acts within two seconds, say by scripts: the agent has bound the disk of the first one, and did not say so yet."""
+    db = sqlite.connect(":memory:")
+    before = AgentReport(bound=BOUND, available=there(sda="sda A", sdc="C"))
+    act(db, Verb.PROTECT, 0, SDA, WantedDisk("/dev/disk/by-id/wwn-C"))
+    first = told(db, before)
+    assert first is not None
+    [_, known] = inventory.machine(db, NAME).disks
+    assert known.identity == "wwid:C"
+    offer = Offer.of(before)
+    words = ["sda", "/dev/disk/by-id/wwn-C"]
+    act(db, Verb.PROTECT, 1, *offer.meant("No", words, inventory.machine(db, NAME).disks))
+    bound = [*BOUND, BoundDisk(id="sdc", device="/dev/disk/by-id/wwn-C", identity="wwid:C")]
+    heard = told(db, AgentReport(wish=first, bound=bound, available=there(sda="sda A", sdc="sdc C")))
+    assert heard is not None
+    assert ([disk.id for disk in heard.disks], codes(db)) == (["sda", "sdc"], [])
+
+
+FAILED: Final = AgentReport(state="failed", available=there(sda="sda A", sdb="sdb B"))
+"""Last words of an agent that is older than 2026-11-27, or of one that could not read what it goes by."""
+
+
+@pytest.mark.parametrize(
+    "case", ["an act without a look", "a stop from before a restore", "an act by a backup"]
+)
+def test_who_does_not_say_what_he_protects_is_told_nothing_that_could_drop_some_of_it(case: str) -> None:
+    db = sqlite.connect(":memory:")
+    told(db, AgentReport(bound=BOUND, available=there(sda="sda A", sdb="sdb B")))
+    match case:
+        case "an act without a look":
+            act(db, Verb.PROTECT, 0, SDA)
+        case "a stop from before a restore":
+            act(db, Verb.STOP, 0)
+            put_back(db, 1)
+        case "an act by a backup":
+            put_back(db, 1)
+            act(db, Verb.PROTECT, 2, SDA)
+    answer = desired_state.answer(db, NAME, None, START_NS, offer=Offer.of(FAILED))
+    assert (answer.desired.wish, codes(db)) == (None, [])
+    assert answer.waits == inventory.machine(db, NAME).wish, "somebody says so when that lasts"
+    told(db, msgspec.structs.replace(FAILED, bound=BOTH))
+    assert codes(db) == ["US611" if "stop" in case else "US617"]
+
+
+def test_one_that_goes_by_named_disks_hears_what_is_wanted_whatever_it_cannot_say() -> None:
+    db = sqlite.connect(":memory:")
+    wish = act(db, Verb.PROTECT, 0, SDA)
+    goes_by = msgspec.structs.replace(FAILED, wish=wish)
+    stop = act(db, Verb.STOP, 1)
+    heard = told(db, goes_by)
+    assert heard is not None
+    assert heard.mark == stop.mark
+    act(db, Verb.PROTECT, 2, SDB)
+    heard = told(db, msgspec.structs.replace(FAILED, wish=heard))
+    assert heard is not None
+    assert heard.disks == (SDB,)
+
+
+def test_a_stop_from_before_a_restore_stops_no_machine_whose_first_words_on_other_hardware_say_nothing() -> (
+    None
+):
+    db = sqlite.connect(":memory:")
+    act(db, Verb.PROTECT, 0, SDA, identity="old")
+    act(db, Verb.STOP, 1, identity="old")
+    db = put_back(copied(db), 3)
+    for second, report in enumerate((FAILED, AgentReport(state="ordered", bound=BOUND), FAILED)):
+        assert told(db, msgspec.structs.replace(report, identity="new"), 100 + second) is None
+    assert codes(db) == ["US611", "US612"]
+
+
+def test_what_is_not_told_because_its_agent_has_not_looked_waits_and_is_no_secret() -> None:
+    db = sqlite.connect(":memory:")
+    wish = act(db, Verb.PROTECT, 0, WantedDisk("/dev/disk/by-id/wwn-B"))
+    offer = Offer.of(AgentReport(bound=BOUND))
+    answer = desired_state.answer(db, NAME, None, START_NS, offer=offer)
+    assert (answer.desired.wish, answer.waits) == (None, wish)
+    act(db, Verb.PROTECT, 1, SDA)
+    answer = desired_state.answer(db, NAME, None, START_NS, offer=offer)
+    assert answer.waits is None
+    assert answer.desired.wish is not None, "who is named by an id is known"

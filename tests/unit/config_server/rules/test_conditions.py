@@ -8,12 +8,15 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import pytest
+from msgspec import structs
 
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.conditions import CONDITIONS, EXCUSED_S, MISSED_S, STANDS_S
 from config_server.rules.deletion import Deletion
+from config_server.rules.facts import facts_of
 from config_server.rules.lasting import Lasted, Lasting
 from config_server.rules.machine import Machine
+from config_server.rules.view import machine_view
 from config_server.rules.wishes import UNTAKEN_S
 from config_server.store import lasting_record
 from shared.api.machines import MachineView
@@ -22,6 +25,7 @@ from shared.status import (
     AgentDisk,
     AgentReport,
     ApplyReport,
+    AvailableDisk,
     MasterTargetReport,
     Problem,
     ProcessServerReport,
@@ -391,7 +395,7 @@ def test_the_table_has_every_state_every_report_of_every_daemon_and_every_condit
     assert set(STATES) == set(MachineState)
     assert set(HOPS) == set(itertools.product(DAEMONS, REPORTS))
     assert set(APPLY_STATES) == set(ApplyState)
-    below = {"", "copy-in-vain", "disks-left-out"}
+    below = {"", "copy-in-vain", "disks-left-out", "undone"}
     assert {case.condition for case in CASES.values()} | below == {c.name for c in CONDITIONS} | below
     assert all(STATES.values())
     assert all(HOPS.values())
@@ -606,6 +610,8 @@ def wanted(*disks: str, stop: bool = False) -> Machine:
         (wanted(), [], "unprotected", True),
         (wanted("sda"), [], "starting", True),
         (wanted("sda", "sdb"), ["sda"], "ordered", True),
+        (wanted("sda", "sdb"), ["sda", "sdc"], "ordered", True),
+        (wanted("sda", "sdb"), ["sda", "sdc", "sdd"], "ordered", True),
         (wanted("sda"), ["sda"], "ordered", False),
         (wanted("sda", stop=True), ["sda"], "ordered", False),
     ],
@@ -627,6 +633,128 @@ def test_an_agent_that_does_not_go_by_what_is_wanted_is_as_bad_as_what_follows_a
     shown = case.last(world, MISSED_S)
     assert (codes(shown), shown.health) == ([code], Health.CRITICAL if is_critical else Health.WARNING)
     assert (code == "US610") or ("from new" in shown.errors[0].cause and "of old" in shown.errors[0].cause)
+
+
+def captures(*disks: str, **changes: Any) -> Case:
+    """By their ids."""
+    return Case(
+        says(agent, disks=[AgentDisk(name=disk, mode="ordered", todo_b=0) for disk in disks], **changes)
+    )
+
+
+@pytest.mark.parametrize("captured", [["sda", "sdc"], ["sdc", "sdd"], ["sda", "sdc", "sdd"]])
+def test_a_disk_that_is_left_out_is_missed_however_many_others_are_captured(captured: list[str]) -> None:
+    world = World(machine(disks=wanted("sda", "sdb").disks))
+    assert codes(captures(*captured).last(world, MISSED_S - 1)) == []
+    shown = captures(*captured).last(world, 2)
+    assert (codes(shown), shown.health) == (["US609"], Health.CRITICAL)
+    assert "/dev/sdb" in shown.errors[0].cause
+    assert "/dev/sdc" not in shown.errors[0].cause
+
+
+def test_an_agent_at_work_that_names_no_disk_leaves_all_of_them_out() -> None:
+    world = World()
+    assert codes(captures().last(world, MISSED_S - 1)) == []
+    assert codes(captures().last(world, 2)) == ["US609"]
+
+
+@pytest.mark.parametrize(
+    ("disk", "there", "is_known"),
+    [
+        (WantedDisk("/dev/disk/by-id/wwn-2"), [], False),
+        (WantedDisk("/dev/sdb", identity="wwid:2"), [], False),
+        (WantedDisk("/dev/disk/by-id/wwn-2"), [AvailableDisk(device="/dev/sdd", id="sdc")], False),
+        (
+            WantedDisk("/dev/disk/by-id/wwn-2"),
+            [AvailableDisk(device="/dev/sdd", id="sdc", links=["/dev/disk/by-id/wwn-2"])],
+            True,
+        ),
+        (
+            WantedDisk("/dev/sdb", identity="wwid:2"),
+            [AvailableDisk(device="/dev/sdd", id="sdc", identity="wwid:2")],
+            True,
+        ),
+    ],
+    ids=["a link", "an identity", "another link", "its link", "its identity"],
+)
+def test_a_disk_without_an_id_yet_is_missed_under_another_path_only_while_nobody_knows_whether_it_is_meant(
+    disk: WantedDisk, there: list[AvailableDisk], *, is_known: bool
+) -> None:
+    """An agent that goes by what is wanted knows it, and whoever is told nothing may not have looked what its host has."""
+    disks = (WantedDisk("/dev/sda", "sda"), disk)
+    wish = Wish(mark=mark(2), verb=Verb.PROTECT, disks=disks)
+    for known in (machine(disks=disks), machine(disks=disks, wish=wish)):
+        said = {"wish": known.wish, "available": there}
+        assert codes(captures("sda", "sdc", **said).last(World(known), MISSED_S + 1)) == []
+        assert codes(captures("sdc", **said).last(World(known), MISSED_S + 1)) == ["US609"], "sda"
+        assert codes(captures("sda", **said).last(World(known), MISSED_S + 1)) == ["US609"]
+    shown = captures("sda", "sdc", available=there).last(World(known), MISSED_S + 1)
+    assert (codes(shown), shown.health) == (["US644"], Health.WARNING if is_known else Health.CRITICAL)
+    assert ("has not said which disks" in shown.errors[0].cause) == (not there)
+
+
+def test_an_act_of_which_an_agent_is_told_nothing_is_a_warning_when_that_lasts() -> None:
+    """Whoever keeps it back, and why. Each act begins anew."""
+    before = Wish(mark=mark(1), verb=Verb.PROTECT, disks=(WantedDisk("/dev/sda", "sda"),))
+    case, world = captures("sda", "sdb", wish=before), World(wanted("sda", "sdb"))
+    assert codes(case.last(world, MISSED_S - 1)) == []
+    shown = case.last(world, 2)
+    assert [(error.code, error.severity) for error in shown.errors] == [("US644", "warning")]
+    assert "wanted is: protect /dev/sda, /dev/sdb" in shown.errors[0].cause
+    assert case.last(world, LONG_S).errors == shown.errors
+    again = Wish(mark=mark(3), verb=Verb.PROTECT, disks=world.machine.disks)
+    world.machine = machine(disks=again.disks, wish=again)
+    assert codes(case.last(world, MISSED_S - 1)) == []
+    assert codes(captures("sda", "sdb", wish=again).last(world, 0)) == []
+    assert codes(case.last(world, MISSED_S - 1)) == []
+
+
+@pytest.mark.parametrize("code", ["US610", "US644"])
+def test_an_agent_that_is_silent_now_and_then_is_seen_not_to_do_what_is_wanted_all_the_same(
+    code: str,
+) -> None:
+    """What it is told is counted from its return."""
+    world, case = World(wanted("sda")), captures("sda", identity="new")
+    for _ in range(20):
+        world.untaken = ("act-2", world.now_ns) if code == "US610" else None
+        world.withheld_ns = world.now_ns if code == "US644" else None
+        shown = case.last(world, 20)
+        world.later(20)
+    assert [(error.code, error.severity) for error in shown.errors] == [(code, "warning")]
+
+
+@pytest.mark.parametrize(
+    ("known", "captured", "words"),
+    [
+        (wanted("sda", "sdb", stop=True), ["sda", "sdb"], "stop; it captures all the same: sda, sdb"),
+        (wanted("sda", stop=True), [], "stop; its process server has a session with it"),
+        (wanted("sda"), ["sda", "sdb"], "protect /dev/sda; it captures all the same: sdb"),
+    ],
+    ids=["stop", "stop, and a session", "a disk less"],
+)
+def test_an_agent_that_only_says_that_it_goes_by_what_is_wanted_is_a_warning_when_that_lasts(
+    known: Machine, captured: list[str], words: str
+) -> None:
+    world, case = World(known), captures(*captured, wish=known.wish)
+    assert codes(case.last(world, MISSED_S - 1)) == []
+    shown = case.last(world, 2)
+    assert [(error.code, error.severity) for error in shown.errors] == [("US610", "warning")]
+    assert words in shown.errors[0].cause
+    assert case.last(world, LONG_S).errors == shown.errors
+
+
+def test_an_agent_that_goes_by_what_a_newer_version_wants_is_not_to_do_anything_else() -> None:
+    newer = Wish(mark=mark(3), verb=Verb.OTHER)
+    for known, wish in ((wanted("sda"), newer), (machine(wish=newer), None)):
+        assert codes(captures("sda", wish=wish).last(World(known), LONG_S)) == []
+
+
+def test_an_agent_that_falls_silent_between_a_look_and_what_is_said_of_it_is_silent() -> None:
+    world, known = World(), wanted("sda")
+    captures("sda").say(world)
+    facts = structs.replace(facts_of(world.presence, "web1", NOW), lasting=frozenset({"undone"}))
+    assert codes(machine_view(known, facts, NOW)) == ["US644"]
+    assert "US471" in codes(machine_view(known, facts, NOW + 20 * SECOND_NS))
 
 
 def test_in_order_it_goes_on_while_anything_new_comes_to_storage() -> None:

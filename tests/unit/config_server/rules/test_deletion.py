@@ -10,7 +10,6 @@ from msgspec.structs import replace
 from config_server.rules import deletion
 from config_server.rules.deletion import Deletion, Found, Stage
 from config_server.rules.deletion_view import when
-from shared.api.certificates import Revocations
 from shared.desired import Mark, Verb, Wish
 from shared.errors import DeletionUnconfirmedError, UnhealthyError
 from shared.status import AgentDisk, AgentReport, ProcessServerReport, StreamReport
@@ -86,23 +85,29 @@ def test_it_counts_with_the_act_that_was_made_with_it_and_in_its_incarnation(
     assert code(deletion.of_acts("web1", ASKED, wish, incarnation)) == expected
 
 
-@pytest.mark.parametrize(
-    ("stage", "names", "since", "expected"),
-    [
-        (Stage.WAITING, [], 0, ""),
-        (Stage.CLOSING, [], 0, ""),  # killed before it was revoked
-        (Stage.CLOSING, ["agent:web1"], 7, ""),
-        (Stage.CLOSING, [], 7, "US633"),  # revoked, killed, enrolled anew
-        (Stage.CLOSED, ["agent:web1"], 7, ""),
-        (Stage.CLOSED, [], 7, "US633"),
-        (Stage.CLOSED, ["agent:web2"], 7, "US633"),
-    ],
-)
-def test_who_was_enrolled_anew_since_he_was_revoked_for_it_is_another_one(
-    stage: Stage, names: list[str], since: int, expected: str
-) -> None:
-    revoked = Revocations(names=names, since={"agent:web1": since} if since else {})
-    assert code(deletion.of_enrolment("web1", replace(ASKED, stage=stage), revoked)) == expected
+def test_who_was_enrolled_anew_since_is_another_one() -> None:
+    anew = replace(ASKED, is_enrolled=True)
+    assert code(deletion.of_acts("web1", anew, STOP, "here")) == "US633"
+
+
+def test_of_what_storage_was_asked_to_delete_nothing_counts_before_it_is_known_what_came_of_it() -> None:
+    removing = replace(ASKED, stage=Stage.REMOVING)
+    later = replace(STOP, mark=Mark("here", 3, "later"))
+    assert code(deletion.of_acts("web1", replace(removing, is_enrolled=True), STOP, "here")) == ""
+    assert code(deletion.of_acts("web1", removing, later, "here")) == ""
+    assert code(deletion.of_acts("web1", removing, STOP, "another")) == "US631", "of that nothing is known"
+
+
+@pytest.mark.parametrize(("asked", "now", "expected"), [("", "a", ""), ("a", "a", ""), ("a", "b", "US633")])
+def test_it_is_of_one_storage_account(asked: str, now: str, expected: str) -> None:
+    assert code(deletion.of_place("web1", replace(ASKED, place=asked), now)) == expected
+
+
+@pytest.mark.parametrize(("noted", "expected"), [("1", ""), ("0", "US631"), ("", "US631"), (None, "US631")])
+def test_only_the_deletion_that_its_container_notes_stands(noted: str | None, expected: str) -> None:
+    metadata = {"machine": "web1", "vault": "v"} | ({"deletion": noted} if noted is not None else {})
+    found = replace(FOUND, metadata=metadata)
+    assert code(deletion.of_storage("web1", replace(ASKED, place="a"), found)) == expected
 
 
 def test_who_is_there_hinders_it_and_who_is_silent_does_not() -> None:
@@ -159,6 +164,7 @@ def test_the_day_moves_with_what_is_left_of_the_delay() -> None:
     over = replace(ASKED, passed_ns=HOUR_NS)
     assert over.is_due
     unsaid = DeletionUnconfirmedError("x", cause="because")
-    assert when(over, None) == "it is due to be deleted"
+    assert when(over, None) == "it is due to be deleted since 2023-11-14 22:13 UTC"
+    assert "revoked" in when(replace(over, stage=Stage.CLOSED), None)
     assert when(half, unsaid).endswith("say it again: because")
     assert when(replace(over, stage=Stage.REMOVING), None) == "it is being deleted"

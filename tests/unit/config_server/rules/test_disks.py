@@ -229,6 +229,29 @@ def test_candidates_are_wanted_by_their_ids_wherever_they_stand() -> None:
     assert (one.device, one.identity, one.id) == ("/dev/disk/by-id/wwn-A", "wwid:A", "sda")
 
 
+def test_candidates_of_a_machine_that_was_stopped_say_which_were_protected_until_when() -> None:
+    stop = Wish(mark=Mark("i", 2, "a"), verb=Verb.STOP)
+    stopped = machine(protected=False, ended=True, wish=stop, wish_ns=1, disks=(A, B))
+    report = AgentReport(
+        available=[
+            AvailableDisk(device="/dev/sdz", identity="wwid:A", id="sda"),
+            AvailableDisk(device="/dev/sda", identity="wwid:C"),
+        ]
+    )
+    found = Offer.of(report).candidates(stopped)
+    until = "1970-01-01T00:00:00.000000001Z"
+    assert [(disk.device, disk.name, disk.wanted, disk.until) for disk in found] == [
+        ("/dev/sdz", "sda", False, until),
+        ("/dev/sda", "wwid:C", False, ""),
+        (B.device, "sdb", False, until),
+    ]
+    assert Offer.of(report).meant("No", ["sda", "sdb"], stopped.disks) == (A, B)
+    again = machine(disks=(A,), wish=Wish(mark=Mark("i", 3, "b"), verb=Verb.PROTECT, disks=(A,)), wish_ns=2)
+    assert [disk.until for disk in Offer.of(report).candidates(again)] == ["", ""]
+    older = machine(protected=False, ended=True, disks=(A,))  # of before there were wishes
+    assert [disk.until for disk in Offer.of(report).candidates(older)] == ["", ""]
+
+
 def test_a_disk_that_was_never_there_is_protected_all_the_same_and_wanted_where_nobody_names_any() -> None:
     """Else whoever assigns a policy would drop it, and its alarm, without a word."""
     report = AgentReport(

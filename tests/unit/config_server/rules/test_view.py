@@ -98,6 +98,7 @@ def test_a_wish_is_pending_until_the_agent_says_that_it_goes_by_it_and_a_warning
     assert [(e.code, e.severity) for e in late.errors] == [("US610", "warning")]
     assert "protect /dev/sda" in late.errors[0].cause
     assert "its version is 0.1" in late.errors[0].cause
+    assert ", once it has said which disks there are" in late.errors[0].cause
     assert late.wish is not None
     assert late.wish.pending == late.wish.since == rfc3339(NOW)
     assert shown(before, 31, act="an earlier one").errors == []

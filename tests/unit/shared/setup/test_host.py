@@ -10,6 +10,7 @@ import json
 import os
 import pwd
 import shlex
+import shutil
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -182,6 +183,40 @@ def test_nobody_can_take_the_place_of_another_user_s_locks(
             pass
     finally:
         taken.rmdir()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be two users")
+@pytest.mark.parametrize("home", ["his", "others can write it"])
+def test_set_ups_of_one_user_run_one_at_a_time_whether_they_began_in_a_session_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    """cron and su begin without /run/user/UID; and a session may end before the set-up does."""
+    uid = 61236
+    user = pwd.struct_passwd(("somebody", "x", uid, uid, "", str(tmp_path / "home"), "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwuid", {uid: user}.__getitem__)
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setattr(hosts, "_RUNTIME", tmp_path / "run")
+    runtime, locks = tmp_path / "run" / str(uid), Path(f"/tmp/understudy-setup-{uid}")
+    made = (
+        tmp_path / "home",
+        tmp_path / "home/.understudy-setup",
+        runtime,
+        runtime / "understudy-setup",
+        locks,
+    )
+    for folder in made:
+        folder.mkdir(0o700, parents=True)
+        os.chown(folder, uid, uid)
+    (tmp_path / "home").chmod(0o700 if home == "his" else 0o777)
+    away = tmp_path / "away"
+    try:
+        for source, target in ((runtime, away), (away, runtime)):
+            with alone(tmp_path / "etc"):
+                source.rename(target)
+                with pytest.raises(UsageError, match="another set-up"), alone(tmp_path / "etc"):
+                    pass
+    finally:
+        shutil.rmtree(locks)
 
 
 def test_the_start_by_hand_can_be_pasted_whatever_the_folders_are_called(tmp_path: Path) -> None:

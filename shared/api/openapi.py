@@ -1,0 +1,119 @@
+"""The API as an OpenAPI 3.1 document, derived from the routes and their bodies. It is served, and docs/openapi.json is the same."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from shared import decoding
+from shared.api import ROUTES
+from shared.api.route import API_VERSION, Access, FailureAnswer, Nothing, Route
+from shared.status import AgentReport, MasterTargetReport, ProcessServerReport
+
+PATH: Final = "/v1/openapi.json"
+PROBLEM: Final = "application/problem+json"
+_JSON: Final = "application/json"
+_REPORTS: Final = (AgentReport, ProcessServerReport, MasterTargetReport)
+"""Of `POST /v1/status`: which, follows from the caller's certificate."""
+_SECURITY: Final[dict[Access, list[dict[str, list[str]]]]] = {
+    Access.PUBLIC: [],
+    Access.OPERATOR: [{"operator": []}],
+    Access.DAEMON: [{"daemon": []}],
+}
+_SCHEMES: Final = {
+    "operator": {"type": "http", "scheme": "bearer", "description": "An operator's token"},
+    "daemon": {
+        "type": "mutualTLS",
+        "description": "A certificate of this installation's CA, whose common name is ROLE:NAME",
+    },
+}
+
+
+def document(routes: Iterable[Route[Any, Any]]) -> dict[str, Any]:
+    """Only values that JSON has. The same for the same routes: nothing in it depends on when or where."""
+    routes = tuple(routes)
+    bodies = {route.request for route in routes if route.request is not msgspec.Struct}
+    answers = {route.response for route in routes}
+    types: list[type[msgspec.Struct]] = sorted(
+        {*bodies, *answers, *_REPORTS, FailureAnswer}, key=lambda type_: type_.__name__
+    )
+    schemas, components = decoding.schema_components(types, "#/components/schemas/{name}")
+    of = dict(zip(types, schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, of, components)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Understudy config server",
+            "version": str(API_VERSION),
+            "description": "The control plane: what is protected, how well, and what may be done about it.",
+        },
+        "paths": paths,
+        "components": {"schemas": components, "securitySchemes": _SCHEMES},
+    }
+
+
+def _operation(
+    route: Route[Any, Any], of: dict[type[msgspec.Struct], dict[str, Any]], components: dict[str, Any]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "operationId": route.name,
+        "summary": route.summary,
+        "security": _SECURITY[route.access],
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in re.findall(r"{(\w+)}", route.path)
+        ],
+        "responses": {
+            str(int(route.status)): {
+                "description": HTTPStatus(route.status).phrase,
+                "content": {_JSON: {"schema": of[route.response]}},
+            },
+            "default": {
+                "description": "What failed, why, and what to do about it",
+                "content": {PROBLEM: {"schema": of[FailureAnswer]}},
+            },
+        },
+    }
+    if route.needs is not None:
+        found["x-needs"] = str(route.needs)
+    if route.roles:
+        found["x-roles"] = [str(role) for role in route.roles]
+    if route.method == "GET":
+        found["parameters"] += _query(route, components)
+    elif route.request is msgspec.Struct:
+        found["requestBody"] = _body({"oneOf": [of[type_] for type_ in _REPORTS]})
+    elif route.request is not Nothing:
+        found["requestBody"] = _body(of[route.request])
+    return found
+
+
+def _body(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"required": True, "content": {_JSON: {"schema": schema}}}
+
+
+def _query(route: Route[Any, Any], components: dict[str, Any]) -> list[dict[str, Any]]:
+    """The request's fields: they are flat (tests/unit/shared/test_api.py)."""
+    schema = components[route.request.__name__]
+    required = schema.get("required", ())
+    return [
+        {"name": name, "in": "query", "required": name in required, "schema": field}
+        for name, field in schema["properties"].items()
+    ]
+
+
+def text(routes: Iterable[Route[Any, Any]]) -> str:
+    """docs/openapi.json."""
+    return json.dumps(document(routes), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(text(ROUTES), encoding="utf-8")

@@ -1,0 +1,297 @@
+"""Machines that are deleted while a process server has something of them: a real spool, and real storage."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import pytest
+
+from process_server.reception.credit import CreditPolicy
+from process_server.reception.machine import Machine
+from process_server.reception.session import Session
+from process_server.spool import watermark
+from process_server.spool.aside import Kind, Note
+from process_server.spool.machine_log import MachineLog
+from shared.blob import BlobConfig
+from shared.errors import StorageForgotError
+from shared.machine_storage import REGISTRY, MachineStorage
+from tests.azurite import Azurite
+from tests.deleted_machines import Parts, parts, remove
+from tests.deletions import in_storage
+from tests.logs import make_chain
+from tests.spools import MACHINE, append_all, hello, read_log, same_batches
+from tests.storage_faults import Answer, FaultProxy
+
+
+def own(storage: MachineStorage) -> MachineStorage:
+    """What a daemon of its own knows of the account."""
+    return MachineStorage(storage.vault)
+
+
+async def until_in_trouble(made: Parts) -> None:
+    async with asyncio.timeout(20):
+        while not made.report().machines[MACHINE].errors:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.02)
+
+
+def codes(made: Parts) -> list[str]:
+    return [error.code for error in made.report().machines[MACHINE].errors]
+
+
+def is_coming(made: Parts) -> None:
+    """As if a session with the name waited for the machine's log."""
+    machine = made.admission.machines[MACHINE] = Machine(MACHINE, CreditPolicy())
+    machine.holder = cast(Session, object())
+
+
+@pytest.mark.parametrize("uploaded", [True, False])
+async def test_a_deleted_machine_goes_from_a_server_that_runs(
+    machine_storage: MachineStorage, tmp_path: Path, *, uploaded: bool
+) -> None:
+    async with parts(tmp_path / "spool", own(machine_storage)) as made:
+        log = await made.begun()
+        await append_all(log, make_chain(3))
+        if uploaded:
+            await log.flush()
+        assert {f"{MACHINE}/side.json", f"{MACHINE}/boot.json"} <= set(made.here())
+        container = await remove(machine_storage)
+        if not uploaded:
+            flushing = asyncio.create_task(log.flush())
+        await until_in_trouble(made)
+        await made.hears(container)
+        if not uploaded:
+            with pytest.raises(StorageForgotError):
+                await flushing
+        assert (made.here(), made.report().machines, made.report().errors) == ([], {}, [])
+        assert made.admission._boots == {}
+    assert await in_storage(machine_storage) == (set(), set())
+
+
+async def test_a_server_that_was_off_during_the_deletion_drops_it_when_it_is_told(
+    machine_storage: MachineStorage, tmp_path: Path
+) -> None:
+    async with parts(tmp_path / "spool", own(machine_storage)) as made:
+        await append_all(await made.begun(), make_chain(3))
+    container = await remove(machine_storage)
+    async with parts(tmp_path / "spool", own(machine_storage)) as made:
+        await until_in_trouble(made)
+        assert made.report().machines[MACHINE].containers == [container]
+        await made.hears(container)
+        assert (made.here(), made.report().machines) == ([], {})
+    assert await in_storage(machine_storage) == (set(), set())
+
+
+async def test_storage_that_forgot_a_machine_which_nobody_deleted_costs_nothing_here(
+    machine_storage: MachineStorage, tmp_path: Path
+) -> None:
+    """As behind a failover of the account."""
+    async with parts(tmp_path / "spool", own(machine_storage)) as made:
+        await append_all(await made.begun(), make_chain(3))
+        other = (await machine_storage.find_or_create("web2")).container
+        await remove(machine_storage)
+        await until_in_trouble(made)
+        before = made.here()
+        await made.hears(other)
+        await made.hears()
+        assert made.here() == before
+    async with parts(tmp_path / "spool", own(machine_storage)) as made:
+        await until_in_trouble(made)
+        await made.hears(other)
+        assert [name for name in made.here() if name.endswith(".seg")]
+
+
+@pytest.mark.parametrize("is_registered", [True, False])
+async def test_what_storage_has_is_not_dropped_whatever_is_told(
+    machine_storage: MachineStorage, tmp_path: Path, *, is_registered: bool
+) -> None:
+    """It was brought back, or the config server looks at another account."""
+    async with parts(tmp_path / "spool", own(machine_storage)) as made:
+        log = await made.begun()
+        await append_all(log, make_chain(3))
+        container = await machine_storage.named(MACHINE)
+        assert container is not None
+        if not is_registered:
+            await machine_storage.vault.delete(f"{REGISTRY}{MACHINE}.json")
+        await made.hears(container)
+        await log.flush()
+        store = machine_storage.vault.in_container(container)
+        assert same_batches(await read_log(store, tmp_path / "spool"), make_chain(3))
+
+
+async def test_what_the_registry_still_names_is_not_dropped(
+    machine_storage: MachineStorage, tmp_path: Path
+) -> None:
+    async with parts(tmp_path / "spool", own(machine_storage)) as made:
+        await append_all(await made.begun(), make_chain(3))
+        entry = await machine_storage.vault.read(f"{REGISTRY}{MACHINE}.json")
+        container = await remove(machine_storage)
+        await machine_storage.vault.create(f"{REGISTRY}{MACHINE}.json", entry)
+        before = made.here()
+        await made.hears(container)
+        assert made.here() == before
+
+
+async def test_while_storage_does_not_answer_nothing_is_dropped(
+    azurite: Azurite,
+    blob_config: BlobConfig,
+    machine_storage: MachineStorage,
+    tmp_path: Path,
+) -> None:
+    with FaultProxy(azurite) as proxy:
+        async with (
+            MachineStorage.connect(proxy.config(blob_config.container)) as storage,
+            parts(tmp_path / "spool", storage) as made,
+        ):
+            await append_all(await made.begun(), make_chain(3))
+            container = await remove(machine_storage)
+            before = made.here()
+            for answer in (Answer(503, "ServerBusy"), Answer(403, "AuthorizationFailure")):
+                proxy.add(answer, times=None)
+                await made.hears(container)
+                assert made.here() == before
+                proxy.clear()
+            await made.hears(container)
+            assert made.here() == []
+
+
+async def test_of_a_name_that_is_used_again_only_what_was_deleted_goes(
+    machine_storage: MachineStorage, tmp_path: Path
+) -> None:
+    """The new machine goes on meanwhile, and nothing of the old one is said of it afterwards."""
+    async with parts(tmp_path / "spool", own(machine_storage)) as made:
+        log = await made.begun()
+        await append_all(log, make_chain(3))
+        old = await remove(machine_storage)
+        await log.begin(hello(0))
+        new = await machine_storage.named(MACHINE)
+        assert new not in (None, old)
+        assert made.report().machines[MACHINE].containers == sorted({str(new), old})
+        await append_all(log, (chain := make_chain(6, epoch=log.position.epoch))[:3])
+        await made.hears(old)
+        await append_all(log, chain[3:])
+        await log.flush()
+        assert codes(made) == []
+        epoch = log.position.epoch
+        assert made.report().machines[MACHINE].containers == [new]
+        store = machine_storage.vault.in_container(str(new))
+        assert same_batches(await read_log(store, tmp_path / "spool", epoch), chain)
+
+
+async def test_a_name_that_was_used_again_before_a_server_came_back_keeps_the_new_machine(
+    machine_storage: MachineStorage, tmp_path: Path
+) -> None:
+    async with parts(tmp_path / "spool", own(machine_storage)) as made:
+        await append_all(await made.begun(), make_chain(3))
+    old = await remove(machine_storage)
+    async with parts(tmp_path / "spool", own(machine_storage)) as made:
+        log = await made.begun()
+        epoch = log.position.epoch
+        await append_all(log, chain := make_chain(3, epoch=epoch))
+    async with parts(tmp_path / "spool", own(machine_storage)) as made:
+        async with asyncio.timeout(20):
+            while old not in made.report().machines[MACHINE].containers:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.02)
+        await made.hears(old)
+        async with asyncio.timeout(20):
+            while made.log.pending_b or codes(made):  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.02)
+        assert f"{MACHINE}/side.json" in made.here()
+    store = await machine_storage.find(MACHINE)
+    assert same_batches(await read_log(store, tmp_path / "spool", epoch), chain)
+
+
+async def test_whoever_is_just_coming_with_the_name_is_not_disturbed(
+    machine_storage: MachineStorage, tmp_path: Path
+) -> None:
+    """Admission waits for the machine's log: what lies beside the spool may be of the one who comes."""
+    async with parts(tmp_path / "spool", own(machine_storage)) as made:
+        await append_all(await made.begun(), make_chain(3))
+        old = await remove(machine_storage)
+        is_coming(made)
+        await made.hears(old)
+        assert made.here() == [MACHINE, f"{MACHINE}/boot.json", f"{MACHINE}/side.json"]
+        assert codes(made) == []
+        log = await made.begun()
+        await append_all(log, make_chain(3, epoch=log.position.epoch))
+        await log.flush()
+        assert made.report().machines[MACHINE].containers == [await machine_storage.named(MACHINE)]
+
+
+async def test_what_was_set_aside_of_a_deleted_machine_goes_and_of_the_new_one_stays(
+    machine_storage: MachineStorage, tmp_path: Path
+) -> None:
+    async with parts(tmp_path / "spool", own(machine_storage)) as made:
+        log = await made.begun()
+        old = await remove(machine_storage)
+        aside = log._folder.aside
+        for container in (old, "understudy-other", ""):
+            path = tmp_path / f"{container or 'none'}.seg"
+            path.write_bytes(b"batches")
+            note = Note(epoch=1, first=1, last=2, cause="damaged", container=container)
+            aside.put(Kind.DAMAGED, path, note)
+        await made.hears(old)
+        left = [name for name in made.here() if name.endswith(".seg")]
+        assert left == [
+            f"{MACHINE}/damaged/00000001-none.seg",
+            f"{MACHINE}/damaged/00000001-understudy-other.seg",
+        ]
+        assert [error.code for error in aside.problems()] == ["US483"]
+
+
+async def test_an_epoch_that_does_not_say_with_which_container_it_went_stays(
+    machine_storage: MachineStorage, tmp_path: Path
+) -> None:
+    """An earlier version wrote its state; or that could not be written since another epoch with its number went."""
+    async with parts(tmp_path / "spool", own(machine_storage)) as made:
+        await append_all(await made.begun(), make_chain(3))
+    state = tmp_path / "spool" / MACHINE / "00000001" / "state.json"
+    said = state.read_bytes()
+    container = await remove(machine_storage)
+    for left in ({"container": ""}, {"claim": "f" * 16}):
+        mark = watermark.any_in(state.parent)
+        assert mark is not None
+        state.write_bytes(msgspec.json.encode(msgspec.structs.replace(mark, **left)))
+        async with parts(tmp_path / "spool", own(machine_storage)) as made:
+            await until_in_trouble(made)
+            before = made.here()
+            await made.hears(container)
+            assert made.here() == before
+        state.write_bytes(said)
+
+
+async def test_a_name_that_is_used_again_at_the_moment_of_the_word_loses_nothing_of_the_new_machine(
+    machine_storage: MachineStorage, tmp_path: Path
+) -> None:
+    """Life after life: the next one begins and sends while the one before is dropped."""
+    async with parts(tmp_path / "spool", own(machine_storage), check_seconds=0.02) as made:
+        dice = random.Random(7)
+        is_coming(made)
+
+        async def live(batches: int) -> MachineLog:
+            await asyncio.sleep(dice.uniform(0.0, 0.1))
+            log = await made.begun()
+            await append_all(log, make_chain(batches, epoch=log.position.epoch))
+            return log
+
+        async def word(deleted: str) -> None:
+            await asyncio.sleep(dice.uniform(0.0, 0.1))
+            await made.hears(deleted)
+
+        await live(2)
+        for _ in range(8):
+            old = await remove(machine_storage)
+            log, _ = await asyncio.gather(live(3), word(old))
+            epoch = log.position.epoch
+            await made.hears(old)  # it was not known yet that something of it is here
+            await log.flush()
+            container = await machine_storage.named(MACHINE)
+            assert container not in (None, old)
+            store = machine_storage.vault.in_container(str(container))
+            assert same_batches(await read_log(store, tmp_path / "spool", epoch), make_chain(3, epoch=epoch))
+            await made.log.look()
+            assert made.log.containers == {container}
+            assert made.log is log
