@@ -15,11 +15,11 @@ from typing import Final
 
 from config_server.jobs.kinds import Kind, Kinds, Waits
 from config_server.rules.clock import SECOND_NS
-from config_server.rules.steps import StepState
 from config_server.store import journal
 from config_server.store.database import Database
 from config_server.store.journal import Entry, Job
 from shared import logging
+from shared.api.jobs import StepState
 from shared.errors import DatabaseError, UnderstudyError
 
 _log = logging.get()

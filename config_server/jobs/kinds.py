@@ -21,6 +21,8 @@ class Waits(msgspec.Struct, frozen=True):
 
     why: str
     again_s: float
+    progress: float | None = None
+    """0…1; None: not known."""
 
 
 class Step(Protocol):

@@ -17,11 +17,9 @@ from sqlalchemy import Connection
 from config_server.jobs.kinds import Kind, Kinds, Waits
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.steps import (
-    Direction,
     Do,
     Ended,
     Failure,
-    StepState,
     Undo,
     after_failure,
     next_of,
@@ -31,7 +29,7 @@ from config_server.store import journal
 from config_server.store.database import Database
 from config_server.store.journal import Entry, Held, Look
 from shared import crashpoints, logging
-from shared.api.jobs import JobState
+from shared.api.jobs import Direction, JobState, StepState
 from shared.api.route import Failure as Told
 from shared.errors import (
     DatabaseError,
@@ -157,7 +155,9 @@ class Runner:
         crashpoints.reach(f"job.after-{begun}")
         if isinstance(outcome, Waits):
             return await self._db.run(
-                lambda db: self._pause(db, held, job.direction, outcome.why, outcome.again_s)
+                lambda db: self._pause(
+                    db, held, job.direction, outcome.why, outcome.again_s, progress=outcome.progress
+                )
             )
         now_ns = self._now_ns()
         done = (
@@ -195,7 +195,7 @@ class Runner:
                 return True
             match what:
                 case Failure.AGAIN:
-                    return self._pause(db, held, direction, f"{name}: {exc.what}", pause_s(tries), told)
+                    return self._pause(db, held, direction, f"{name}: {exc.what}", pause_s(tries), error=told)
                 case Failure.BACK:
                     journal.turn(db, held, told)
                     return True
@@ -224,12 +224,22 @@ class Runner:
         direction: Direction,
         why: str,
         again_s: float,
+        *,
+        progress: float | None = None,
         error: Told | None = None,
     ) -> bool:
         """False: it pauses. True: it was turned meanwhile, and goes on."""
         if journal.renew(db, held, self._lease_ns).direction is not direction:
             return True
-        journal.pause(db, held, waits=why, pause_ns=int(again_s * SECOND_NS), error=error)
+        journal.pause(
+            db,
+            held,
+            waits=why,
+            pause_ns=int(again_s * SECOND_NS),
+            now_ns=self._now_ns(),
+            progress=progress,
+            error=error,
+        )
         return False
 
     async def _while_leased(self, held: Held, leased_s: float, effect: Awaitable[_T]) -> _T:

@@ -14,9 +14,8 @@ from config_server.operations.keys import grant_of
 from config_server.store import audit, deletions, events, jobs
 from config_server.store.database import Connection
 from shared.api.events import EventKind
-from shared.api.jobs import JobList, JobProgress, JobState, JobView
+from shared.api.jobs import JobProgress, JobState, JobView
 from shared.api.restores import RestoreGrant, RestoreRequest
-from shared.api.route import Limit, Nothing
 from shared.errors import NotFoundError, UsageError
 from shared.status import Problem
 from shared.vocabulary import Severity
@@ -48,16 +47,10 @@ class Restores:
             deletions.check_readable(db, machine.name, self._control.storage.place)
             audit.add(db, call.who, "restore.grant", machine.name, {"job": id_, **args}, now_ns)
             if not body.dry_run:
-                jobs.create(db, id_, "restore", machine.name, args, now_ns)
+                jobs.create(db, id_, "restore", machine.name, call.who, args, now_ns)
 
         await self._control.db.run(work)
         return RestoreGrant(job="" if body.dry_run else id_, storage=storage, key=grant_of(key))
-
-    async def jobs(self, _call: Call, body: Limit) -> JobList:
-        return JobList(jobs=await self._control.db.run(lambda db: jobs.newest(db, body.limit)))
-
-    async def job(self, call: Call, _body: Nothing) -> JobView:
-        return await self._control.db.run(lambda db: jobs.get(db, call.path["id"]))
 
     async def update_job(self, call: Call, body: JobProgress) -> JobView:
         now_ns = self._control.now_ns()

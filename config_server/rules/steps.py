@@ -21,24 +21,9 @@ from typing import Final
 
 import msgspec
 
-
-class StepState(enum.StrEnum):
-    BEGUN = "begun"
-    """Its effect may be there, in part, or come yet."""
-    DONE = "done"
-    UNDOING = "undoing"
-    UNDONE = "undone"
-    """As far as its owner saw: what a dead owner asked for may come yet, so it is looked for once more, later."""
-    GONE = "gone"
-    """It was undone, and nothing came of it since, for as long as anything may take."""
-
+from shared.api.jobs import Direction, StepState
 
 OVER: Final = (StepState.UNDONE, StepState.GONE)
-
-
-class Direction(enum.StrEnum):
-    FORWARD = "forward"
-    BACK = "back"
 
 
 class Do(msgspec.Struct, frozen=True):

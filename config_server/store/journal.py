@@ -23,13 +23,12 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, Row, and_, bindparam, or_, select, update
 
-from config_server.rules.steps import Direction, StepState
 from config_server.store.schema import jobs, steps
 from config_server.store.statements import clock_ns, replacing, unless_there
 from shared import decoding
-from shared.api.jobs import JobState
+from shared.api.jobs import Direction, JobState, StepState
 from shared.api.route import Failure
-from shared.errors import JobNotFoundError, LaneTakenError, LostJobError
+from shared.errors import LaneTakenError, LostJobError
 
 OF_WORKER: Final = 0
 """The version of a job that nobody here drives: whoever runs it reports how it goes."""
@@ -192,9 +191,20 @@ def _write(db: Connection, id_: str, step: str, entry: Entry, now_ns: int) -> No
 _CHANGE: Final = update(jobs).where(_IT)
 
 
-def pause(db: Connection, held: Held, *, waits: str, pause_ns: int, error: Failure | None = None) -> None:
+def pause(
+    db: Connection,
+    held: Held,
+    *,
+    waits: str,
+    pause_ns: int,
+    now_ns: int,
+    progress: float | None = None,
+    error: Failure | None = None,
+) -> None:
     """It is nobody's until `pause_ns` from now, or somebody wakes it. Behind a `renew` of the same transaction."""
-    values: dict[str, Any] = {**_FREE, "waits": waits, "wake_ns": clock_ns() + pause_ns}
+    values: dict[str, Any] = {
+        **_FREE, "waits": waits, "wake_ns": clock_ns() + pause_ns, "progress": progress, "updated_ns": now_ns,
+    }  # fmt: skip
     if error is not None:
         values["error"] = msgspec.json.encode(error).decode()
     db.execute(_CHANGE.values(**values), {"it": held.id})
@@ -220,11 +230,6 @@ def end(db: Connection, held: Held, state: JobState, result: Mapping[str, Any] |
     db.execute(_CHANGE.values(**values), {"it": held.id})
 
 
-def note(db: Connection, held: Held, progress: float | None, detail: str, now_ns: int) -> None:
-    """How far it is. Behind a `renew` of the same transaction."""
-    db.execute(_CHANGE.values(progress=progress, detail=detail, updated_ns=now_ns), {"it": held.id})
-
-
 def doubt(db: Connection, held: Held, lease_ns: int, names: Iterable[str], now_ns: int) -> None:
     """Whatever the journal says, each step may have been begun, or undone: all are looked at again. Raises LostJobError."""
     job, known = renew(db, held, lease_ns), entries(db, held.id)
@@ -238,34 +243,47 @@ def doubt(db: Connection, held: Held, lease_ns: int, names: Iterable[str], now_n
 # ---- what others than the owner do
 
 
-def cancel(db: Connection, id_: str, who: str) -> bool:
-    """It is undone from now on; its owner sees that with his next transaction. False where it was turned before, or has ended: then nothing
-    is changed. Raises JobNotFoundError."""
+def cancel(db: Connection, id_: str, who: str, now_ns: int) -> bool:
+    """It is undone from now on; its owner sees that with his next transaction. One whose worker is a command has ended, and the command
+    hears that with its next report. False where it was turned before, or has ended: then nothing is changed."""
+    turn_back = update(jobs).where(_IT, _DRIVEN, jobs.c.direction == Direction.FORWARD)
     turned = db.execute(
-        update(jobs)
-        .where(_IT, _DRIVEN, jobs.c.direction == Direction.FORWARD)
-        .values(direction=Direction.BACK, cancelled_by=who, wake_ns=0, attention=False),
+        turn_back.values(
+            direction=Direction.BACK,
+            cancelled_by=who,
+            wake_ns=0,
+            waits="",
+            attention=False,
+            updated_ns=now_ns,
+        ),
         {"it": id_},
     )
-    if not turned.rowcount and db.execute(select(jobs.c.id).where(_IT), {"it": id_}).first() is None:
-        raise JobNotFoundError(f"Job '{id_}' was not found")
-    return bool(turned.rowcount)
+    if turned.rowcount:
+        return True
+    end_it = update(jobs).where(_IT, _ACTIVE, jobs.c.version == OF_WORKER)
+    ended = db.execute(
+        end_it.values(state=JobState.CANCELLED, cancelled_by=who, ended_ns=now_ns, updated_ns=now_ns),
+        {"it": id_},
+    )
+    return bool(ended.rowcount)
 
 
 def again(db: Connection, id_: str) -> bool:
-    """A person says that it is to be tried once more, at once. False where it does not wait."""
+    """It goes on at once, and what failed is tried as often as at first. False where it does not wait: then nothing is changed."""
     woken = db.execute(
         update(jobs)
         .where(_IT, _DRIVEN, or_(jobs.c.attention.is_(True), jobs.c.wake_ns > clock_ns()))
-        .values(attention=False, wake_ns=0),
+        .values(attention=False, wake_ns=0, waits=""),
         {"it": id_},
     )
+    if not woken.rowcount:
+        return False
     db.execute(update(steps).where(steps.c.job == id_).values(tries=0))
-    return bool(woken.rowcount)
+    return True
 
 
 def abandon(db: Connection, id_: str, now_ns: int) -> bool:
-    """A person says that what is left is his. False where it does not ask for attention."""
+    """A person says that what is left is his. False where it does not need attention: then nothing is changed."""
     given_up = db.execute(
         update(jobs)
         .where(_IT, _DRIVEN, jobs.c.attention.is_(True))

@@ -270,6 +270,7 @@ steps: Final = Table(  # of jobs, each that was ever begun
     Column("result", Text),  # JSON
     Column("changed_ns", NUMBER, nullable=False),
     Column("undone_ns", NUMBER, nullable=False),  # since when nothing of it was seen; 0: it is not undone
+    _written(),
     PrimaryKeyConstraint("job", "step"),
 )
 

@@ -318,6 +318,12 @@ class JobGivenUpError(RestoreError):
     default_action = "Run the same command again: it continues where the other stopped."
 
 
+class JobAttentionError(UnhealthyError):
+    """A job stands still until a person says how it goes on."""
+
+    code = "US638"
+
+
 class LostJobError(UnderstudyError):
     """Another config server has the job now: this one's lease ended while it stood still. Nothing is to be done."""
 

@@ -131,6 +131,13 @@ class JobNotFoundError(NotFoundError):
     code = "US202"
 
 
+class JobActError(RequestError):
+    """What was said of a job is not to be said of it as it is now."""
+
+    code = "US134"
+    default_action = "Look at it: understudy job show ID."
+
+
 class LaneTakenError(RequestError):
     """Another job is under way that this one would get into the way of."""
 

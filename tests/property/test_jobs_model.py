@@ -113,7 +113,7 @@ class Model:
                     act = (
                         journal.again
                         if action == "again"
-                        else lambda db, id_: journal.cancel(db, id_, "operator:o")
+                        else lambda db, id_: journal.cancel(db, id_, "operator:o", self.now_ns)
                     )
                     self.transact(lambda db: act(db, known[self._choose(len(known))]))
             case "land":

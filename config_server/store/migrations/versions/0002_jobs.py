@@ -50,8 +50,14 @@ def upgrade() -> None:
         sa.Column("result", sa.Text),
         sa.Column("changed_ns", NUMBER, nullable=False),
         sa.Column("undone_ns", NUMBER, nullable=False),
+        *_written(),
         sa.PrimaryKeyConstraint("job", "step"),
     )
+
+
+def _written() -> list[sa.Column[Any]]:
+    is_sqlite = op.get_bind().dialect.name == "sqlite"
+    return [] if is_sqlite else [sa.Column("rowid", sa.BigInteger, sa.Identity(always=True), nullable=False)]
 
 
 def _number(name: str) -> sa.Column[Any]:

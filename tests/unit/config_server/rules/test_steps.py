@@ -9,17 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config_server.rules.steps import (
-    Direction,
     Do,
     Ended,
     Failure,
     Next,
-    StepState,
     Undo,
     after_failure,
     next_of,
     pause_s,
 )
+from shared.api.jobs import Direction, StepState
 
 STEPS = ("side", "snapshot", "disks", "vm")
 B, D, U, X = StepState.BEGUN, StepState.DONE, StepState.UNDOING, StepState.UNDONE
