@@ -27,7 +27,7 @@ from config_server.operations.deleting import Deleting
 from config_server.operations.deletion_sweep import PASS_S, DeletionSweep
 from config_server.operations.enrolment import Identity
 from config_server.operations.granting import SWEEP_S, Granting
-from config_server.operations.jobs import DRIVEN, Jobs
+from config_server.operations.jobs import DRIVEN, Jobs, problem_of
 from config_server.operations.keys import Keys
 from config_server.operations.machines import Machines
 from config_server.operations.points import Points
@@ -43,7 +43,7 @@ from config_server.rules.facts import SELF, facts_of, replicates, reported_ns
 from config_server.rules.machine import Machine
 from config_server.rules.twins import SILENT_S
 from config_server.storage.account import Storage
-from config_server.store import commands, events, inventory, jobs, lasting_record, tokens
+from config_server.store import commands, events, inventory, jobs, journal, lasting_record, tokens
 from config_server.store.database import Connection, Database
 from config_server.store.files import DATABASE_FILE
 from config_server.web import routes
@@ -136,6 +136,8 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             await db.run(lambda opened: belonging.check_parts(opened, ca, _token(folder / TOKEN_FILE)))
             await _recover(control, folder)
             ca_note.note_if_possible(ca, config.vault_file)
+            if config.database.is_file:  # no other process has it, so what is leased was this one's, before
+                await db.run(journal.free_all)
             await revoking.recover()
             await known.recover()
         vault = None if file is None else await _recorded(file, storage, control)
@@ -389,7 +391,8 @@ async def _sweep_once(control: Control, sides: Sides) -> None:
     def work(db: Connection) -> tuple[list[EventView], list[str]]:
         if kept is not None:
             lasting_record.save(db, kept)
-        changed = events.reconcile(db, SELF, problems, now_ns)
+        standing = [problem_of(job) for job in jobs.that_need_attention(db)]
+        changed = events.reconcile(db, SELF, [*problems, *standing], now_ns)
         for job in jobs.fail_silent(db, control.job_heard_ns, mono_ns, now_ns):
             note_ended(db, job, SELF, now_ns)
         events.trim(db, now_ns)

@@ -11,7 +11,8 @@ from config_server.store import audit, jobs, journal
 from config_server.store.database import Connection
 from shared.api.jobs import JobAct, JobList, JobQuery, JobView
 from shared.api.route import Nothing
-from shared.errors import JobActError
+from shared.errors import JobActError, JobAttentionError
+from shared.status import Problem
 
 DRIVEN: Final = "jobs"
 """The bell that is rung when there is something to do for a job."""
@@ -65,6 +66,17 @@ class Jobs:
         job = await self._control.db.run(acted)
         self._control.bell.ring(DRIVEN)
         return job
+
+
+def problem_of(job: JobView) -> Problem:
+    """Of one that needs attention."""
+    can = ", ".join(f"understudy job {act} {job.id}" for act in job.allowed)
+    error = JobAttentionError(
+        f"The {job.kind} of {job.machine} stands still (job {job.id})",
+        cause=job.waits,
+        action=f"See it (understudy job show {job.id}), and say how it goes on: {can}.",
+    )
+    return Problem(**error.as_dict(), object=job.machine, key=job.id)
 
 
 def _is_cancelled(job: JobView) -> bool:

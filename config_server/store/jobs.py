@@ -50,6 +50,7 @@ _ENDED_WITH_ERROR: Final = (
     .where(jobs.c.machine == bindparam("of_machine"), jobs.c.error.is_not(None))
     .order_by(jobs.c.id)
 )
+_ATTENTION: Final = select(jobs).where(_ACTIVE, jobs.c.attention.is_(True)).order_by(jobs.c.rowid)
 _NEWEST: Final = (
     select(jobs)
     .where(
@@ -126,6 +127,10 @@ def _row(db: Connection, id_: str) -> Row[Any]:
     if row is None:
         raise JobNotFoundError(f"Job '{id_}' was not found")
     return row
+
+
+def that_need_attention(db: Connection) -> list[JobView]:
+    return _views(db, db.execute(_ATTENTION).all())
 
 
 def running(db: Connection, machine: str) -> list[tuple[str, str]]:

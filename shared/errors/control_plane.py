@@ -324,6 +324,12 @@ class JobAttentionError(UnhealthyError):
     code = "US638"
 
 
+class JobEndedError(UnhealthyError):
+    """A job that somebody waited for ended otherwise than done, or stands still."""
+
+    code = "US639"
+
+
 class LostJobError(UnderstudyError):
     """Another config server has the job now: this one's lease ended while it stood still. Nothing is to be done."""
 
