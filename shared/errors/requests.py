@@ -141,7 +141,7 @@ class JobActError(RequestError):
 class LaneTakenError(RequestError):
     """Another job is under way that this one would get into the way of."""
 
-    code = "US133"
+    code = "US135"
     default_action = "Wait for it (understudy job watch ID), or cancel it (understudy job cancel ID)."
 
 
