@@ -57,6 +57,7 @@ from shared.api.points import PointView
 from shared.errors import (
     ConfigError,
     DatabaseError,
+    DataFolderInUseError,
     LookFailedError,
     RequestError,
     TransientError,
@@ -358,6 +359,8 @@ async def _part(control: Control, what: str, work: Awaitable[None]) -> None:
     """Do `work`. Why it failed is a problem of this server's own until it works again."""
     try:
         await work
+    except DataFolderInUseError:
+        raise  # what this server remembers is not all that was said: it ends, and begins anew
     except DatabaseError:
         pass  # it says so itself. Who reports or asks is answered as well as it goes; the next sweep tries again
     except Exception as exc:  # noqa: BLE001 - the outermost frame of what nobody waits for

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Row, bindparam, delete, select, text, update
 
 from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.store.schema import commands
-from config_server.store.statements import unless_there
+from config_server.store.statements import Prepared, unless_there
 from shared import decoding
 from shared.api.commands import Command, CommandKind, CommandState, CommandView
 from shared.errors import CommandExpiredError, CommandNotFoundError, RequestError
@@ -40,14 +40,16 @@ _ADD: Final = unless_there(commands)
 _FORGET: Final = delete(commands).where(commands.c.done_ns < bindparam("until_ns"))
 _GET: Final = select(commands).where(_IT)
 _PENDING: Final = select(commands).where(_IS_PENDING).order_by(commands.c.rowid)
-_PENDING_FOR: Final = _PENDING.where(commands.c.target == bindparam("of_target"))
+_PENDING_FOR: Final = Prepared(_PENDING.where(commands.c.target == bindparam("of_target")))
 _END: Final = update(commands).where(_IT)
 _WITHDRAW: Final = (
     update(commands).where(_IT, _IS_PENDING).values(state=CommandState.WITHDRAWN, done_ns=bindparam("now_ns"))
 )
 _FORGET_PENDING: Final = delete(commands).where(commands.c.target == bindparam("of_target"), _IS_PENDING)
-_NOT_DONE: Final = select(commands.c.id, commands.c.state, commands.c.result).where(
-    commands.c.target == bindparam("of_target"), commands.c.state != CommandState.DONE
+_NOT_DONE: Final = Prepared(
+    select(commands.c.id, commands.c.state, commands.c.result).where(
+        commands.c.target == bindparam("of_target"), commands.c.state != CommandState.DONE
+    )
 )
 
 
@@ -77,7 +79,7 @@ def add(
 
 def pending(db: Connection, target: str, now_ns: int) -> list[Command]:
     """What waits for `target` and is wanted still, oldest first."""
-    rows = db.execute(_PENDING_FOR, {"of_target": target}).all()
+    rows = _PENDING_FOR(db, {"of_target": target}).all()
     if not rows:
         return []
     over = _expire(db, rows, now_ns)
@@ -88,7 +90,7 @@ def pending(db: Connection, target: str, now_ns: int) -> list[Command]:
 
 def waiting(db: Connection, target: str, kind: CommandKind) -> CommandView | None:
     """The newest such command that was not done yet."""
-    rows = db.execute(_PENDING_FOR, {"of_target": target}).all()
+    rows = _PENDING_FOR(db, {"of_target": target}).all()
     return next((_view(row) for row in reversed(rows) if row.kind == kind), None)
 
 
@@ -115,7 +117,7 @@ def finish(db: Connection, target: str, results: dict[str, dict[str, Any]], now_
     already."""
     if not results:
         return []
-    known = {row.id: row for row in db.execute(_NOT_DONE, {"of_target": target})}
+    known = {row.id: row for row in _NOT_DONE(db, {"of_target": target})}
     finished = [id_ for id_ in results if id_ in known and _is_awaited(known[id_])]
     for id_ in finished:
         state = CommandState.FAILED if "error" in results[id_] else CommandState.DONE

@@ -35,7 +35,7 @@ class Engine(Protocol):
         """How many transactions there may be at a time."""
 
     def open(self) -> object:
-        """Once, before all others. Raises ConfigError, DatabaseError."""
+        """Once, before all others. Raises ConfigError, DatabaseError, DataFolderInUseError."""
 
     def close(self) -> None: ...
 
@@ -57,7 +57,8 @@ class Database:
 
     @classmethod
     async def configured(cls, config: DatabaseConfig, path: Path) -> Self:
-        """That of the configuration; `path` is that of the file. Raises ConfigError, DatabaseError."""
+        """That of the configuration; `path` is that of the file. Raises ConfigError, DatabaseError; DataFolderInUseError where another
+        server uses it."""
         if config.is_file:
             return await cls.open(path)
         try:
@@ -87,7 +88,8 @@ class Database:
         return self._engine.trouble
 
     async def run(self, work: Callable[[Connection], _T], *, vital: bool = False) -> _T:
-        """The result of `work` in a transaction. Raises what it raises, and DatabaseError for the database's own errors. `vital` work is
+        """The result of `work` in a transaction. Raises what it raises, and DatabaseError for the database's own errors;
+        DataFolderInUseError, from then on always, if another server has used the database since: this one has to end. `vital` work is
         done a second time, with the reserve's room, when it could not be written.
 
         The transaction runs to its end even when the caller is cancelled.
@@ -98,5 +100,6 @@ class Database:
         )
 
     async def close(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._engine.close)
+        # What runs still ends first: it would leave its connection open, or make another one.
         self._threads.shutdown()
+        self._engine.close()

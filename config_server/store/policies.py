@@ -6,10 +6,10 @@ default policy again, which nobody ever set, takes back what another one said. S
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, func, select, update
+from sqlalchemy import Connection, bindparam, func, select, update
 from sqlalchemy import delete as deleting
 
 from config_server.rules.machine import Assigned
@@ -123,12 +123,11 @@ def default(db: Connection) -> Assigned:
     return Assigned(get(db, DEFAULT), DEFAULT)
 
 
-def of_row(row: Row[Any]) -> Assigned:
-    """Of a machine's row, with BODY."""
-    if row.policy is not None:
-        return Assigned(_READ.decode(row.policy), "")
-    body = row.policy_body
-    return Assigned(Policy() if body is None else _READ.decode(body), row.policy_name or DEFAULT)
+def assigned(policy_name: str | None, policy: str | None, body: str | None) -> Assigned:
+    """Of a machine's columns, and BODY."""
+    if policy is not None:
+        return Assigned(_READ.decode(policy), "")
+    return Assigned(Policy() if body is None else _READ.decode(body), policy_name or DEFAULT)
 
 
 def settings(policy: Policy) -> Settings:

@@ -41,6 +41,7 @@ from sqlalchemy.exc import DBAPIError
 
 from config_server.store import migrations
 from config_server.store.config import DatabaseConfig
+from config_server.store.sole_server import SoleServer
 from shared import logging
 from shared.errors import ConfigError, DatabaseError, OutcomeUnknownError, cause_of
 
@@ -105,11 +106,12 @@ class Postgresql:
 
     workers: Final = 4
 
-    def __init__(self, config: DatabaseConfig) -> None:
-        """Nothing is opened yet."""
+    def __init__(self, config: DatabaseConfig, *, is_alone: bool = True) -> None:
+        """Nothing is opened yet. `is_alone`: no other server may use the database; else nobody looks."""
         self.trouble: DatabaseError | None = None
         self._config = config
         self._away_until_s = 0.0
+        self._sole: Final = SoleServer(self._session, config.place) if is_alone else None
         self._pool: Final = QueuePool(cast("Any", self._connect), pool_size=self.workers, max_overflow=0)
         self.engine: Final[Engine] = create_engine(
             "postgresql+psycopg://",
@@ -119,24 +121,30 @@ class Postgresql:
         )
 
     def open(self) -> Self:
-        """Raises ConfigError, DatabaseError."""
+        """Raises ConfigError, DatabaseError, DataFolderInUseError."""
         try:
             with self.engine.connect().execution_options(isolation_level="READ COMMITTED") as db:
                 self._check(db)
+                if self._sole is not None:
+                    self._sole.begin()
                 with db.begin():
                     # Not serializable: who waited for the lock has to see what the other one did meanwhile.
                     db.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATING})
                     migrations.upgrade(db, self._config.place)
-        except DBAPIError as exc:
-            self.engine.dispose()
+                    if self._sole is not None:
+                        self._sole.sign(db)
+        except (DBAPIError, psycopg.Error) as exc:
+            self.close()
             raise self._translated(exc) from exc
         except BaseException:
-            self.engine.dispose()
+            self.close()
             raise
         return self
 
     def close(self) -> None:
         self.engine.dispose()
+        if self._sole is not None:
+            self._sole.close()
 
     def transact(self, work: Callable[[Connection], _T], *, vital: bool) -> _T:
         """See database.py. There is no room to keep for what is vital: that is PostgreSQL's."""
@@ -186,10 +194,13 @@ class Postgresql:
         return result
 
     def _connected(self) -> Connection:
-        trouble = self.trouble
-        if trouble is not None and time.monotonic() < self._away_until_s and not self._pool.checkedin():
+        trouble, sole = self.trouble, self._sole
+        is_there = self._pool.checkedin() and (sole is None or sole.is_held)
+        if trouble is not None and time.monotonic() < self._away_until_s and not is_there:
             raise self._error(trouble.cause)
         try:
+            if sole is not None:
+                sole.check()
             return self.engine.connect()
         except (DBAPIError, psycopg.Error, DatabaseError) as exc:
             self._away_until_s = time.monotonic() + _AGAIN_S
@@ -197,18 +208,21 @@ class Postgresql:
             raise self._noted(error) from exc
 
     def _connect(self) -> psycopg.Connection[Any]:
-        options = " ".join(f"-c {name}={value}" for name, value in _OPTIONS.items())
-        raw = psycopg.connect(
+        raw = self._session("understudy", {})
+        raw.adapters.register_dumper(str, _Text)
+        return raw
+
+    def _session(self, name: str, more: dict[str, str]) -> psycopg.Connection[Any]:
+        options = " ".join(f"-c {name}={value}" for name, value in (_OPTIONS | more).items())
+        return psycopg.connect(
             self._config.url,
             password=self._password(),
             connect_timeout=_CONNECT_S,
             options=options,
-            application_name="understudy",
+            application_name=name,
             client_encoding="utf-8",
             **_NETWORK,  # type: ignore[arg-type]  # (its stubs know no such parameter but as a word)
         )
-        raw.adapters.register_dumper(str, _Text)
-        return raw
 
     def _password(self) -> str | None:
         file = self._config.password_file

@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from config_server.store import (
@@ -21,6 +22,7 @@ from config_server.store import (
     incarnations,
     inventory,
     jobs,
+    migrations,
     policies,
     revocation,
     schema,
@@ -43,6 +45,11 @@ def differences(db: Connection) -> list[Any]:
 
     compared = {"compare_type": True, "compare_server_default": True, "include_object": is_ours}
     return [*compare_metadata(MigrationContext.configure(db, opts=compared), schema.METADATA)]
+
+
+def test_the_newest_revision_is_the_one_that_the_program_looks_for() -> None:
+    revisions = ScriptDirectory(str(Path(migrations.__file__).parent))
+    assert revisions.get_heads() == [migrations.NEWEST]
 
 
 def test_what_the_migrations_make_is_the_schema(engine: Engine) -> None:

@@ -15,47 +15,26 @@ Each revision is frozen: it imports nothing of the program, which goes on, and i
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
-from alembic.runtime.migration import MigrationStep
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, column, inspect, select, table
 
 from shared.errors import ConfigError
 
-FIRST: Final = "0001"
-"""What databases of before alembic have (sqlite_steps.py)."""
+NEWEST: Final = "0001"
+"""The revision that databases have then. (A test compares it with versions/: only to bring one up loads alembic.)"""
+_REVISION: Final = table("alembic_version", column("version_num"))
 
 
 def upgrade(db: Connection, named: str, *, has_first: bool = False) -> None:
     """To the newest revision, in the caller's transaction, which nobody else's may run beside. `has_first`: it is a database of before
     alembic, which has all of FIRST. Raises ConfigError for one of a newer program; `named` is the database, for people."""
-    script = _script()
-    known = [revision.revision for revision in script.walk_revisions()]  # the newest first
+    current = db.scalar(select(_REVISION.c.version_num)) if inspect(db).has_table(_REVISION.name) else None
+    if current == NEWEST:
+        return
+    from config_server.store.migrations import missing
 
-    def steps(heads: tuple[str, ...] | Any, _context: MigrationContext) -> Iterable[MigrationStep]:
-        lower = heads[-1] if heads else "base"
-        missing = [*script.iterate_revisions("head", lower)]
-        return [MigrationStep.upgrade_from_script(script.revision_map, one) for one in reversed(missing)]
-
-    context = MigrationContext.configure(db, opts={"fn": steps, "transactional_ddl": True})
-    current = context.get_current_revision()
-    if current is None and has_first:
-        context.stamp(script, FIRST)
-    elif current is not None and current not in known:
-        raise newer(named, current, known[0])
-    with Operations.context(context):
-        context.run_migrations()
-
-
-@functools.cache
-def _script() -> ScriptDirectory:
-    return ScriptDirectory(str(Path(__file__).parent))
+    missing.bring_up(db, named, current, has_first=has_first)
 
 
 def newer(named: str, version: str, known: str) -> ConfigError:

@@ -178,7 +178,7 @@ def test_a_server_that_is_stopped_in_a_transaction_stands_in_nobodys_way_and_doe
     database_config: DatabaseConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(postgresql._OPTIONS, "idle_in_transaction_session_timeout", "200ms")
-    stopped, other = Postgresql(database_config).open(), Postgresql(database_config).open()
+    stopped, other = (Postgresql(database_config, is_alone=False).open() for _ in range(2))
     has_row, may_go_on = threading.Event(), threading.Event()
 
     def slow(db: Connection) -> None:
@@ -203,7 +203,7 @@ def test_a_server_that_is_stopped_in_a_transaction_stands_in_nobodys_way_and_doe
 
 def test_many_reports_at_once_by_two_servers_are_all_taken(database_config: DatabaseConfig) -> None:
     """Faster than any fleet reports: what is refused runs again, and nobody is told."""
-    servers = [Postgresql(database_config).open() for _ in range(2)]
+    servers = [Postgresql(database_config, is_alone=False).open() for _ in range(2)]
     failed: list[BaseException] = []
 
     def report(server: Postgresql, number: int) -> None:
@@ -294,7 +294,7 @@ def test_of_two_servers_that_start_at_once_one_makes_the_schema(postgres: Postgr
 
     def start() -> None:
         try:
-            Postgresql(config).open().close()
+            Postgresql(config, is_alone=False).open().close()
         except BaseException as exc:  # noqa: BLE001 - told below
             failed.append(exc)
 
@@ -312,8 +312,8 @@ def test_a_database_of_a_newer_program_is_refused(
     engine.transact(
         lambda db: db.execute(text("UPDATE alembic_version SET version_num = '9999'")), vital=False
     )
-    with pytest.raises(ConfigError, match=f"version 9999, this program knows {migrations.FIRST}"):
-        Postgresql(database_config).open()
+    with pytest.raises(ConfigError, match=f"version 9999, this program knows {migrations.NEWEST}"):
+        Postgresql(database_config, is_alone=False).open()
 
 
 def test_a_database_that_may_lose_commits_or_knows_few_letters_is_refused(postgres: Postgres) -> None:
@@ -385,6 +385,23 @@ async def test_a_config_server_works_on_it_and_knows_all_after_a_restart(
             [machine] = (await operator.call(api.MACHINES, Nothing())).machines
             assert machine.protected
     assert not (config.data_dir / "state.db").exists()
+
+
+async def test_an_installation_that_has_just_begun_with_a_file_goes_on_in_postgresql(
+    tmp_path: Path, database_config: DatabaseConfig
+) -> None:
+    """As docs/operations.md says it of `understudy init`."""
+    async with running(config_for(tmp_path)) as server:
+        ca = (server.config.data_dir / "ca.pem").read_bytes()
+    folder = server.config.data_dir
+    for file in [*folder.glob("state.db*"), folder / "reserve", folder / "operator.token"]:
+        file.unlink(missing_ok=True)
+    async with (
+        running(config_for(tmp_path, database=database_config)) as server,
+        server.operator() as operator,
+    ):
+        assert (await operator.call(api.MACHINES, Nothing())).machines == []
+        assert (folder / "ca.pem").read_bytes() == ca
 
 
 async def test_what_is_done_with_a_file_is_refused_with_the_way(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
@@ -26,6 +30,7 @@ from shared.api.policies import Policy
 from shared.desired import WantedDisk
 from shared.errors import (
     ConfigError,
+    DatabaseError,
     RequestError,
     StorageError,
 )
@@ -127,6 +132,36 @@ async def test_work_that_raises_changes_nothing(tmp_path: Path) -> None:
         await db.run(work)
     assert await db.run(inventory.machines) == []
     await db.close()
+
+
+async def test_what_runs_still_ends_before_the_database_is_closed() -> None:
+    """Its caller may have been cancelled. It would leave its connection behind, or make another one."""
+    happened: list[str] = []
+    is_running = threading.Event()
+
+    class Slow:
+        workers = 2
+        trouble: DatabaseError | None = None
+
+        def open(self) -> None: ...
+
+        def close(self) -> None:
+            happened.append("closed")
+
+        def transact(self, work: Callable[[Any], Any], *, vital: bool) -> Any:
+            return work(None)
+
+    def work(_: Connection) -> None:
+        is_running.set()
+        threading.Event().wait(0.2)  # as long as a database that closes too early would need
+        happened.append("done")
+
+    db = await database.Database.over(Slow())
+    running = asyncio.create_task(db.run(work))
+    await asyncio.to_thread(is_running.wait)
+    running.cancel()
+    await db.close()
+    assert happened == ["done", "closed"]
 
 
 async def test_sqlite_errors_are_storage_errors_and_the_next_work_succeeds(tmp_path: Path) -> None:

@@ -1,0 +1,37 @@
+"""The revisions that a database lacks, one after the other, by alembic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationStep
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+from config_server.store import migrations
+
+FIRST: Final = "0001"
+"""What databases of before alembic have (sqlite_steps.py)."""
+
+
+def bring_up(db: Connection, named: str, current: str | None, *, has_first: bool) -> None:
+    """From `current` (None: alembic does not know it) on. See `migrations.upgrade`."""
+    script = ScriptDirectory(str(Path(__file__).parent))
+    known = [revision.revision for revision in script.walk_revisions()]  # the newest first
+
+    def steps(heads: tuple[str, ...] | Any, _context: MigrationContext) -> Iterable[MigrationStep]:
+        lower = heads[-1] if heads else "base"
+        lacking = [*script.iterate_revisions("head", lower)]
+        return [MigrationStep.upgrade_from_script(script.revision_map, one) for one in reversed(lacking)]
+
+    context = MigrationContext.configure(db, opts={"fn": steps, "transactional_ddl": True})
+    if current is None and has_first:
+        context.stamp(script, FIRST)
+    elif current is not None and current not in known:
+        raise migrations.newer(named, current, known[0])
+    with Operations.context(context):
+        context.run_migrations()
