@@ -17,13 +17,17 @@ from config_server.data_folder.restoring import remove_new
 from config_server.identity import ca_note
 from config_server.identity.ca import CertificateAuthority
 from config_server.identity.own_certificate import OwnCertificate
-from config_server.operations import keys
+from config_server.jobs.janitor import Janitor
+from config_server.jobs.kinds import Kinds
+from config_server.jobs.runner import Runner
+from config_server.operations import keys, resync
 from config_server.operations.call import Operator
 from config_server.operations.control import Control
 from config_server.operations.deleting import Deleting
 from config_server.operations.deletion_sweep import PASS_S, DeletionSweep
 from config_server.operations.enrolment import Identity
 from config_server.operations.granting import SWEEP_S, Granting
+from config_server.operations.jobs import DRIVEN, Jobs, problem_of
 from config_server.operations.keys import Keys
 from config_server.operations.machines import Machines
 from config_server.operations.points import Points
@@ -39,7 +43,7 @@ from config_server.rules.facts import SELF, facts_of, replicates, reported_ns
 from config_server.rules.machine import Machine
 from config_server.rules.twins import SILENT_S
 from config_server.storage.account import Storage
-from config_server.store import commands, events, inventory, jobs, lasting_record, tokens
+from config_server.store import commands, events, inventory, jobs, journal, lasting_record, tokens
 from config_server.store.database import Connection, Database
 from config_server.store.files import DATABASE_FILE
 from config_server.web import routes
@@ -74,6 +78,8 @@ _SWEEP_S: Final = 5.0
 _LASTING_NS: Final = 60 * SECOND_NS
 """How often it is written down what is not well and how long it has lasted: so much of it a restart may forget."""
 _BEAT_S: Final = 1.0
+_TIDY_S: Final = 30.0
+"""How often what was undone is looked for once more."""
 _GAP_S: Final = SILENT_S / 2
 """A shorter one makes nobody look silent who reports every two seconds."""
 _VAULT_S: Final = 600.0
@@ -131,6 +137,8 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             await db.run(lambda opened: belonging.check_parts(opened, ca, _token(folder / TOKEN_FILE)))
             await _recover(control, folder)
             ca_note.note_if_possible(ca, config.vault_file)
+            if config.database.is_file:  # no other process has it, so what is leased was this one's, before
+                await db.run(journal.free_all)
             await revoking.recover()
             await known.recover()
         vault = None if file is None else await _recorded(file, storage, control)
@@ -144,6 +152,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             machines=Machines(control),
             points=Points(control),
             restores=Restores(control, granting),
+            jobs=Jobs(control),
             protecting=protecting,
             deleting=Deleting(control, protecting),
             policies=PolicyOperations(control),
@@ -166,6 +175,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             parts = (
                 _Part("listener", listener.run(runner.server)),
                 _Part("sweeper", _sweep(control, sides, own, stop), ends_itself=True),
+                _Part("jobs", _drive_jobs(control, config.name, stop), ends_itself=True),
                 _Part("gaps", _watch_for_gaps(control)),
                 _Part("vault", _watch_vault(control, vault)),
                 _Part("serving", _ask_whose(control, stop)),
@@ -274,6 +284,21 @@ async def _sweep(control: Control, sides: Sides, own: OwnCertificate, stop: asyn
         await wait_for(stop, _SWEEP_S)
 
 
+async def _drive_jobs(control: Control, name: str, stop: asyncio.Event) -> None:
+    kinds = Kinds([resync.kind(control)])
+    runner = Runner(control.db, kinds, name, control.now_ns)
+    janitor = Janitor(control.db, kinds, control.now_ns)
+    tidied_ns = 0
+    while not stop.is_set():
+        rung = control.bell.listen(DRIVEN)
+        await _part(control, "jobs", runner.look())
+        if control.mono_ns() - tidied_ns > _TIDY_S * SECOND_NS:
+            await _part(control, "what jobs undid", janitor.look())
+            tidied_ns = control.mono_ns()
+        await wait_for(rung, _BEAT_S)
+    await runner.stop()
+
+
 async def _watch_for_gaps(control: Control) -> None:
     """Of this server's own: its host was suspended, or something held it up. Apart from the sweep, which waits for storage."""
     before_ns = control.mono_ns()
@@ -369,7 +394,8 @@ async def _sweep_once(control: Control, sides: Sides) -> None:
     def work(db: Connection) -> tuple[list[EventView], list[str]]:
         if kept is not None:
             lasting_record.save(db, kept)
-        changed = events.reconcile(db, SELF, problems, now_ns)
+        standing = [problem_of(job) for job in jobs.that_need_attention(db)]
+        changed = events.reconcile(db, SELF, [*problems, *standing], now_ns)
         for job in jobs.fail_silent(db, control.job_heard_ns, mono_ns, now_ns):
             note_ended(db, job, SELF, now_ns)
         events.trim(db, now_ns)

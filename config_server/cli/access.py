@@ -25,7 +25,7 @@ from config_server.cli.output import say
 from config_server.cli.profile import Rescue
 from config_server.cli.rescue import HINT, is_of_the_user
 from shared import api
-from shared.api.jobs import JobProgress, JobState
+from shared.api.jobs import JobProgress, WorkerState
 from shared.api.keys import KeyRequest, MachineKeyGrant
 from shared.api.points import FlushReply, FlushRequest
 from shared.api.restores import GrantEnd, RestoreGrant, RestoreRequest, StorageGrant
@@ -117,7 +117,7 @@ class Access:
 
     async def tell(
         self,
-        state: JobState,
+        state: WorkerState,
         *,
         progress: float | None = None,
         detail: str = "",

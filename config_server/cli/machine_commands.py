@@ -133,13 +133,13 @@ def wait(name: str, state: str, timeout_s: float) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nothing is asked.")
 @add_options(*COMMON)
 def resync(name: str, yes: bool) -> None:
-    """Replicate a machine anew: a new epoch begins, all its disks are read again. Earlier points stay."""
+    """Replicate a machine anew: a new epoch begins, all its disks are read again. Earlier points stay. It is a job: see `job watch`."""
     if not yes and sys.stdin.isatty():
         click.confirm(
             f"Read all disks of '{name}' again? Until that is done there are no new points.", abort=True
         )
     asked = run(_resync(name))
-    emit(asked, lambda: grid(None, ("command", "state"), [(asked.id, asked.state)]))
+    emit(asked, lambda: grid(None, ("=job", "state"), [(asked.id, asked.state)]))
 
 
 @machine.command()

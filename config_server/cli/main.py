@@ -28,7 +28,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "point": ("point_commands:point", "Recovery points: list, create, verify."),
     "restore": ("restore_command:restore", "Rebuild a machine's disks from a recovery point."),
     "event": ("record_commands:event", "What went wrong, and what happened."),
-    "job": ("record_commands:job", "Restores that run or ran."),
+    "job": ("job_commands:job", "Long operations: restores, resyncs."),
     "daemon": ("record_commands:daemon", "Agents and servers that report."),
     "audit": ("record_commands:audit", "Who changed what."),
     "policy": ("policy_commands:policy", "Replication policies: list, set, assign."),

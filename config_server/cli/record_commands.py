@@ -1,4 +1,4 @@
-"""`understudy event|job|daemon|audit|token …`: what the config server has on record."""
+"""`understudy event|daemon|audit|token …`: what the config server has on record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 from config_server.cli.machine_pages import HEALTH_STYLES
 from config_server.cli.names import checked_name, optional_name_argument
 from config_server.cli.options import COMMON, add_options, find_target
-from config_server.cli.output import compact, emit, grid, line, percent, plain_fields, run, seconds, told
+from config_server.cli.output import compact, emit, grid, line, plain_fields, run, seconds, told
 from shared import durable
 from shared.errors import UsageError
 from shared.vocabulary import ENROLLED, Role, Severity
@@ -22,11 +22,9 @@ if TYPE_CHECKING:
     from shared.api import Route
     from shared.api.audit import AuditView
     from shared.api.events import EventView
-    from shared.api.jobs import JobView
     from shared.rest import RestClient
 
 _STYLES: Final = {Severity.CRITICAL: "red", Severity.ERROR: "red", Severity.WARNING: "yellow"}
-_NO_JOBS: Final = "No restore was made yet. To try one: understudy restore MACHINE --to FOLDER"
 _NO_DAEMONS: Final = "No daemon has reported yet. Next, for each host: understudy token create ROLE NAME, and there python -m ROLE setup."
 limit_option = click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
 
@@ -117,53 +115,6 @@ def _events_page(found: list[EventView]) -> RenderableType:
         )
         parts.append(told(head, event_.cause, event_.action))
     return Group(*parts)
-
-
-@click.group()
-@add_options(*COMMON)
-def job() -> None:
-    """Restores that run or ran."""
-
-
-@job.command("list")
-@limit_option
-@add_options(*COMMON)
-def job_list(limit: int) -> None:
-    """Jobs, newest first."""
-    from shared import api
-    from shared.api.route import Limit
-
-    found = run(_call(api.JOBS, Limit(limit=limit))).jobs
-    emit(found, lambda: _jobs_page(found), empty=_NO_JOBS)
-
-
-def _jobs_page(found: list[JobView]) -> RenderableType:
-    """A line for each, and below them what there is to say of some."""
-    from rich.console import Group
-
-    rows = [(j.id, j.kind, j.machine, j.state, percent(j.progress), j.created[:19]) for j in found]
-    parts: list[RenderableType] = [
-        grid(None, ("=job", "kind", "machine", "state", ">progress", "=begun"), rows)
-    ]
-    for job_ in found:
-        if (error := job_.error) is not None:
-            head = line(f"\n{job_.id} ", (error.code, "red"), f" {error.what}")
-            parts.append(told(head, error.cause, error.action))
-        elif job_.detail:
-            parts.append(f"\n{job_.id} {job_.detail}")
-    return Group(*parts)
-
-
-@job.command("show")
-@click.argument("id_", metavar="ID")
-@add_options(*COMMON)
-def job_show(id_: str) -> None:
-    """One job."""
-    from shared import api
-    from shared.api.route import Nothing
-
-    found = run(_call(api.JOB, Nothing(), id=id_))
-    emit(found, lambda: plain_fields(found))
 
 
 @click.group()

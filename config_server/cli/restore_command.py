@@ -92,7 +92,7 @@ async def _plan_only(find: Target | Rescue, name: str, reference: str, to_dir: P
 
 async def _restore(find: Target | Rescue, name: str, reference: str, to_dir: Path) -> Manifest:
     from config_server.cli.access import opened
-    from shared.api.jobs import JobState
+    from shared.api.jobs import WorkerState
     from shared.api.restores import RestoreRequest
     from shared.recovery.folder import check_folder
     from shared.recovery.position import parse_rfc3339
@@ -114,13 +114,15 @@ async def _restore(find: Target | Rescue, name: str, reference: str, to_dir: Pat
             _warn_of_room(plan, to_dir)
             manifest = await _materialise(access, plan, to_dir)
         except UnderstudyError as exc:
-            await access.tell(JobState.FAILED, error=exc)
+            await access.tell(WorkerState.FAILED, error=exc)
             raise
         except asyncio.CancelledError:
-            await access.tell(JobState.CANCELLED, detail="interrupted; the same command continues it")
+            await access.tell(WorkerState.CANCELLED, detail="interrupted; the same command continues it")
             say("Interrupted: run the same command again, and it goes on where it stopped.")
             raise
-        await access.tell(JobState.DONE, progress=1.0, result={"point": manifest.id, "time": manifest.time})
+        await access.tell(
+            WorkerState.DONE, progress=1.0, result={"point": manifest.id, "time": manifest.time}
+        )
         return manifest
 
 
@@ -208,7 +210,7 @@ class _Meter:
 
 
 async def _materialise(access: Access, plan: Plan, to_dir: Path) -> Manifest:
-    from shared.api.jobs import JobState
+    from shared.api.jobs import WorkerState
     from shared.recovery.materialise import materialise
 
     meter = _Meter()
@@ -221,7 +223,7 @@ async def _materialise(access: Access, plan: Plan, to_dir: Path) -> Manifest:
                     progress.show(f"restoring {plan.machine} at {plan.position}: {seen[0]:.0%}, {seen[1]}")
                     if time.monotonic() - reported_at >= _REPORT_S:
                         reported_at = time.monotonic()
-                        await access.tell(JobState.RUNNING, progress=seen[0], detail=seen[1])
+                        await access.tell(WorkerState.RUNNING, progress=seen[0], detail=seen[1])
                 await asyncio.sleep(0.2)
 
     telling = asyncio.create_task(tell(), name="progress")

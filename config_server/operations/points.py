@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from config_server.operations import machines
+from config_server.operations import machines, resync
 from config_server.operations.call import Call
 from config_server.operations.control import Control, check_name, new_id
-from config_server.store import audit, commands
+from config_server.operations.jobs import DRIVEN
+from config_server.store import audit, commands, journal
 from config_server.store.database import Connection
 from shared.api.commands import CommandKind, CommandState, CommandView
 from shared.api.points import FlushReply, FlushRequest, PointList, PointRequest
@@ -87,20 +88,32 @@ class Points:
         return await self._control.db.run(work) is CommandState.DONE
 
     async def resync(self, call: Call, _body: Nothing) -> CommandView:
-        """Have the agent begin a new epoch: everything is read again, earlier points stay."""
+        """Have the agent begin a new epoch: everything is read again, earlier points stay. The command's id is also that of the job which
+        sees to it. Raises LaneTakenError while another one copies."""
         machine = await machines.known(self._control, call.path["machine"])
         target = machines.present_agent(
             self._control, machine, f"A resync of '{machine.name}' cannot be started"
         )
-        id_, now_ns = new_id(), self._control.now_ns()
+        seen, now_ns = await machines.shown(self._control, machine), self._control.now_ns()
 
         def work(db: Connection) -> CommandView:
             commands.expire(db, now_ns)
             if (same := commands.waiting(db, target, CommandKind.RESYNC)) is not None:
                 return same  # once is enough: each reads all disks
-            audit.add(db, call.who, "machine.resync", machine.name, {"command": id_}, now_ns)
-            return commands.add(db, id_, target, CommandKind.RESYNC, {}, now_ns)
+            id_ = journal.create(
+                db,
+                kind=resync.NAME,
+                version=resync.VERSION,
+                machine=machine.name,
+                lane=resync.LANE,
+                who=call.who,
+                args={resync.EPOCH: seen.epoch},
+                now_ns=now_ns,
+            )
+            audit.add(db, call.who, "machine.resync", machine.name, {"job": id_}, now_ns)
+            return resync.ask(db, id_, machine.name, now_ns)
 
         queued = await self._control.db.run(work)
         self._control.bell.ring(target)
+        self._control.bell.ring(DRIVEN)
         return queued

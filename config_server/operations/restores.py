@@ -18,9 +18,8 @@ from config_server.store import audit, deletions, events, jobs
 from config_server.store.database import Connection
 from shared import logging
 from shared.api.events import EventKind
-from shared.api.jobs import JobList, JobProgress, JobState, JobView
+from shared.api.jobs import JobProgress, JobState, JobView
 from shared.api.restores import RestoreGrant, RestoreRequest
-from shared.api.route import Limit, Nothing
 from shared.blob import BlobStore
 from shared.errors import NotFoundError, StorageError, UsageError
 from shared.status import Problem
@@ -56,7 +55,7 @@ class Restores:
             deletions.check_readable(db, machine.name, self._control.storage.place)
             audit.add(db, call.who, "restore.grant", machine.name, {"job": id_, **args}, now_ns)
             if not body.dry_run:
-                jobs.create(db, id_, "restore", machine.name, args, now_ns)
+                jobs.create(db, id_, "restore", machine.name, call.who, args, now_ns)
 
         await self._control.db.run(work)
         return RestoreGrant(job="" if body.dry_run else id_, storage=storage, key=grant_of(key))
@@ -76,12 +75,6 @@ class Restores:
                 _log.warning(
                     "not noted in storage that a machine is restored", machine=machine.name, **exc.as_dict()
                 )
-
-    async def jobs(self, _call: Call, body: Limit) -> JobList:
-        return JobList(jobs=await self._control.db.run(lambda db: jobs.newest(db, body.limit)))
-
-    async def job(self, call: Call, _body: Nothing) -> JobView:
-        return await self._control.db.run(lambda db: jobs.get(db, call.path["id"]))
 
     async def update_job(self, call: Call, body: JobProgress) -> JobView:
         now_ns = self._control.now_ns()

@@ -133,9 +133,9 @@ def _is_awaited(row: Row[Any]) -> bool:
     return isinstance(error, dict) and error.get("code") == CommandExpiredError.code
 
 
-def withdraw(db: Connection, id_: str, now_ns: int) -> None:
-    """Stop handing out a command for which nobody waits any more."""
-    db.execute(_WITHDRAW, {"it": id_, "now_ns": now_ns})
+def withdraw(db: Connection, id_: str, now_ns: int) -> bool:
+    """Stop handing out a command for which nobody waits any more. Whether it was handed out until now."""
+    return bool(db.execute(_WITHDRAW, {"it": id_, "now_ns": now_ns}).rowcount)
 
 
 def withdraw_all(db: Connection, now_ns: int) -> list[tuple[str, str, str]]:

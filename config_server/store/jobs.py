@@ -1,17 +1,31 @@
-"""Jobs: long operations that somebody started and can look at, here restores that a CLI runs."""
+"""Jobs as they are shown, those that a config server drives (journal.py) and those whose worker is a command somewhere: a restore that a
+command line runs, and reports.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, insert, select
+from sqlalchemy import Connection, Row, bindparam, insert, or_, select
 from sqlalchemy import update as updating
 
+from config_server.rules import job_view
 from config_server.rules.clock import SECOND_NS, rfc3339
-from config_server.store.schema import jobs
+from config_server.store.journal import OF_WORKER
+from config_server.store.schema import jobs, steps
 from shared import decoding
-from shared.api.jobs import JobProgress, JobState, JobView
+from shared.api.jobs import (
+    Direction,
+    JobProgress,
+    JobQuery,
+    JobState,
+    JobView,
+    StepState,
+    StepView,
+    WorkerState,
+)
 from shared.api.route import Failure
 from shared.errors import JobGivenUpError, JobNotFoundError
 
@@ -23,10 +37,12 @@ _IT: Final = jobs.c.id == bindparam("it")
 _CREATE: Final = insert(jobs)
 _GET: Final = select(jobs).where(_IT)
 _UPDATE: Final = updating(jobs).where(_IT)
-_RUNNING: Final = select(jobs.c.id).where(jobs.c.state == JobState.RUNNING).order_by(jobs.c.rowid)
+_ACTIVE: Final = jobs.c.state == JobState.RUNNING
+_OF_WORKERS: Final = select(jobs.c.id).where(_ACTIVE, jobs.c.version == OF_WORKER).order_by(jobs.c.rowid)
+_STEPS: Final = select(steps).where(steps.c.job.in_(bindparam("ids", expanding=True))).order_by(steps.c.rowid)
 _OF_MACHINE: Final = (
     select(jobs.c.id, jobs.c.kind)
-    .where(jobs.c.machine == bindparam("of_machine"), jobs.c.state == JobState.RUNNING)
+    .where(jobs.c.machine == bindparam("of_machine"), _ACTIVE)
     .order_by(jobs.c.id)
 )
 _ENDED_WITH_ERROR: Final = (
@@ -34,14 +50,27 @@ _ENDED_WITH_ERROR: Final = (
     .where(jobs.c.machine == bindparam("of_machine"), jobs.c.error.is_not(None))
     .order_by(jobs.c.id)
 )
-_NEWEST: Final = select(jobs).order_by(jobs.c.rowid.desc()).limit(bindparam("most"))
+_ATTENTION: Final = select(jobs).where(_ACTIVE, jobs.c.attention.is_(True)).order_by(jobs.c.rowid)
+_NEWEST: Final = (
+    select(jobs)
+    .where(
+        or_(bindparam("of_machine") == "", jobs.c.machine == bindparam("of_machine")),
+        or_(bindparam("whether_ended"), _ACTIVE),
+    )
+    .order_by(jobs.c.rowid.desc())
+    .limit(bindparam("most"))
+)
 
 
-def create(db: Connection, id_: str, kind: str, machine: str, args: dict[str, Any], now_ns: int) -> JobView:
+def create(
+    db: Connection, id_: str, kind: str, machine: str, who: str, args: dict[str, Any], now_ns: int
+) -> JobView:
+    """One whose worker is a command somewhere."""
     new = {
         "id": id_,
         "kind": kind,
         "machine": machine,
+        "who": who,
         "state": JobState.RUNNING,
         "detail": "",
         "args": msgspec.json.encode(args).decode(),
@@ -53,13 +82,17 @@ def create(db: Connection, id_: str, kind: str, machine: str, args: dict[str, An
 
 
 def update(db: Connection, id_: str, report: JobProgress, now_ns: int) -> JobView:
-    """Raises JobNotFoundError. An ended job stays as it ended; one that was only given up goes on when its worker is heard again."""
-    known = get(db, id_)
+    """Raises JobNotFoundError. An ended job stays as it ended; one that was only given up goes on when its worker is heard again. One that
+    a config server drives is not reported."""
+    row = _row(db, id_)
+    known = _view(row, [])
+    if row.version > OF_WORKER:
+        return get(db, id_)
     is_given_up = known.error is not None and known.error.code == JobGivenUpError.code
     if known.state is not JobState.RUNNING and not is_given_up:
         return known
     now = {
-        "state": report.state,
+        "state": JobState(report.state),
         "progress": report.progress,
         "detail": report.detail,
         "result": None if report.result is None else msgspec.json.encode(report.result).decode(),
@@ -73,21 +106,31 @@ def update(db: Connection, id_: str, report: JobProgress, now_ns: int) -> JobVie
 def fail_silent(db: Connection, heard_ns: dict[str, int], mono_ns: int, now_ns: int) -> list[JobView]:
     """End the jobs whose worker is gone; those that were ended. `heard_ns` says when each was heard, by the monotonic clock: one that is
     not in it yet (this server has just started) is heard now, and those that do not run are taken out."""
-    running = list(db.scalars(_RUNNING))
+    running = list(db.scalars(_OF_WORKERS))
     for id_ in heard_ns.keys() - set(running):
         del heard_ns[id_]
     silent = [id_ for id_ in running if mono_ns - heard_ns.setdefault(id_, mono_ns) > _SILENT_NS]
     error = JobGivenUpError("The job was given up")
-    report = JobProgress(state=JobState.FAILED, error=Failure(**error.as_dict(), exit_code=error.exit_code))
+    report = JobProgress(
+        state=WorkerState.FAILED, error=Failure(**error.as_dict(), exit_code=error.exit_code)
+    )
     return [update(db, id_, report, now_ns) for id_ in silent]
 
 
 def get(db: Connection, id_: str) -> JobView:
     """Raises JobNotFoundError."""
+    return _views(db, [_row(db, id_)])[0]
+
+
+def _row(db: Connection, id_: str) -> Row[Any]:
     row = db.execute(_GET, {"it": id_}).first()
     if row is None:
         raise JobNotFoundError(f"Job '{id_}' was not found")
-    return _view(row)
+    return row
+
+
+def that_need_attention(db: Connection) -> list[JobView]:
+    return _views(db, db.execute(_ATTENTION).all())
 
 
 def running(db: Connection, machine: str) -> list[tuple[str, str]]:
@@ -101,16 +144,34 @@ def given_up(db: Connection, machine: str) -> list[str]:
     return [row.id for row in found if decoding.decode(row.error, type=Failure).code == JobGivenUpError.code]
 
 
-def newest(db: Connection, limit: int) -> list[JobView]:
-    return [_view(row) for row in db.execute(_NEWEST, {"most": limit})]
+def newest(db: Connection, query: JobQuery) -> list[JobView]:
+    asked = {"of_machine": query.machine, "whether_ended": not query.active, "most": query.limit}
+    return _views(db, db.execute(_NEWEST, asked).all())
 
 
-def _view(row: Row[Any]) -> JobView:
+def _views(db: Connection, rows: Sequence[Row[Any]]) -> list[JobView]:
+    known: dict[str, list[StepView]] = {row.id: [] for row in rows}
+    if driven := [row.id for row in rows if row.version > OF_WORKER]:
+        for step in db.execute(_STEPS, {"ids": driven}):
+            known[step.job].append(
+                StepView(
+                    name=step.step,
+                    state=StepState(step.state),
+                    tries=step.tries,
+                    changed=rfc3339(step.changed_ns),
+                )
+            )
+    return [_view(row, known[row.id]) for row in rows]
+
+
+def _view(row: Row[Any], begun: list[StepView]) -> JobView:
+    direction = Direction(row.direction)
+    state = job_view.state(JobState(row.state), waits=row.waits, attention=bool(row.attention))
     return JobView(
         id=row.id,
         kind=row.kind,
         machine=row.machine,
-        state=JobState(row.state),
+        state=state,
         progress=row.progress,
         detail=row.detail,
         args=decoding.decode(row.args, type=Any),
@@ -118,4 +179,10 @@ def _view(row: Row[Any]) -> JobView:
         error=None if row.error is None else decoding.decode(row.error, type=Failure),
         created=rfc3339(row.created_ns),
         updated=rfc3339(row.updated_ns),
+        who=row.who,
+        direction=direction,
+        waits=row.waits,
+        cancelled_by=row.cancelled_by,
+        steps=begun,
+        allowed=job_view.allowed(state, direction, is_driven=row.version > OF_WORKER),
     )

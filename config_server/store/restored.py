@@ -2,12 +2,12 @@
 
 An enrolment token that it calls unused may have been used since, and lie in a file or a log: whoever finds it would get a certificate of
 his own. A command that it calls pending may have been done, and would be done again. So both end, with an entry in the audit log for each.
-A machine that was to be deleted may be kept since: a deletion of another incarnation waits for a person (deletion.py). What it wants of
-machines may be older than what their agents go by: a new incarnation begins, by which the two are told apart (wishes.py). One event says
-from when the database is, and a mark stays until revocations were compared with storage (revoking.py): what is done while it is there is
-later than all that the backup lacks, whatever the clocks of the two hosts say (taking_in.py). For how long something was not well then
-says nothing of now. The rest is made again by those who know it: revocations and readmissions from storage, grants (granting.py), reports
-and sides.
+A machine that was to be deleted may be kept since: a deletion of another incarnation waits for a person (deletion.py), and so does a job
+that had not ended (journal.py). What it wants of machines may be older than what their agents go by: a new incarnation begins, by which the
+two are told apart (wishes.py). One event says from when the database is, and a mark stays until revocations were compared with storage
+(revoking.py): what is done while it is there is later than all that the backup lacks, whatever the clocks of the two hosts say
+(taking_in.py). For how long something was not well then says nothing of now. The rest is made again by those who know it: revocations and
+readmissions from storage, grants (granting.py), reports and sides.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from config_server.store import (
     events,
     incarnations,
     inventory,
+    journal,
     lasting_record,
     schema,
     settings,
@@ -70,6 +71,8 @@ class Restored(NamedTuple):
     """Withdrawn now."""
     deletions: int
     """Of machines: they wait until somebody says them again (deletion.py)."""
+    jobs: int
+    """That had not ended: they need attention."""
 
 
 def prepare(db: Connection, now_ns: int) -> Restored:
@@ -83,7 +86,10 @@ def prepare(db: Connection, now_ns: int) -> Restored:
         detail = {"command": id_, "kind": kind, "cause": "the database was restored"}
         audit.add(db, SELF, "command.withdrawn", target, detail, now_ns)
     waiting = deletions.all_(db)
-    restored = Restored(newest_ns, len(void), len(withdrawn), len(waiting))
+    held = journal.hold_unended(db, "the database was put back: whether it went on since is not known")
+    for id_ in held:
+        audit.add(db, SELF, "job.held", SELF, {"job": id_, "cause": "the database was restored"}, now_ns)
+    restored = Restored(newest_ns, len(void), len(withdrawn), len(waiting), len(held))
     inventory.forget_unheard(db)
     lasting_record.forget(db)
     detail = {
@@ -117,8 +123,9 @@ def _happened(restored: Restored) -> Problem:
         what=f"This config server's database is from a backup: its newest entry is of {rfc3339(restored.newest_ns)}",
         cause="what was done since is missing: policies that were set, certificates that were issued, and the audit log. Protection that"
         " was asked for or ended comes back from the agents, with an event for each. Revocations come back from storage, if it has them."
-        f" Of what it had, {restored.tokens} unused enrolment tokens are void, {restored.commands} pending commands withdrawn, and"
-        f" {restored.deletions} machines that were to be deleted wait for somebody to say it again",
+        f" Of what it had, {restored.tokens} unused enrolment tokens are void, {restored.commands} pending commands withdrawn;"
+        f" {restored.deletions} machines that were to be deleted wait for somebody to say it again, and {restored.jobs} jobs for somebody"
+        " to say how they go on",
         action="Compare: understudy machine list, event list --open (it names machines that replicate and are not protected here),"
         " certificate list. Make new tokens for whoever was to enrol.",
         severity=Severity.WARNING,

@@ -3,7 +3,7 @@
     who may call            operators · tokens · certificates · revocations · recorded_revocations
     what is to be           machines · policies · settings
     what is                 reports · events
-    what is being done      commands · jobs · grants
+    what is being done      commands · jobs, steps · grants
     what was done           audit · deleted
 
 Times (`_ns`: nanoseconds, `_s`: seconds, of Unix time) are by the clock of the server that wrote them, unless a column says otherwise. A
@@ -32,6 +32,7 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     Text,
+    and_,
     false,
     text,
 )
@@ -231,7 +232,46 @@ jobs: Final = Table(
     Column("error", Text),  # JSON: Failure
     Column("created_ns", NUMBER, nullable=False),
     Column("updated_ns", NUMBER, nullable=False),
+    # Of those that a config server drives (journal.py):
+    Column(
+        "version", NUMBER, nullable=False, server_default=text("0")
+    ),  # of the kind's steps; 0: none here drives it
+    _word("lane"),  # a machine has one active job of each; empty: of none
+    _word("who"),  # began it
+    _word("direction", "forward"),
+    _word("cancelled_by"),
+    _word("owner"),  # the config server that has it, for people; empty: nobody
+    Column("term", NUMBER, nullable=False, server_default=text("0")),  # rises with each claim
+    _word("word"),  # of the last claim, random
+    Column("lease_ns", NUMBER, nullable=False, server_default=text("0")),  # until then it is the owner's
+    Column("wake_ns", NUMBER, nullable=False, server_default=text("0")),  # nobody takes it before then
+    _word("waits"),  # for what; empty: it does not
+    Column("attention", FLAG, nullable=False, server_default=false()),  # a person has to say how it goes on
+    Column("in_doubt", FLAG, nullable=False, server_default=false()),  # the database was put back since
+    Column("ended_ns", NUMBER),
     _written(),
+)
+Index(
+    "jobs_lane",
+    jobs.c.machine,
+    jobs.c.lane,
+    unique=True,
+    sqlite_where=and_(jobs.c.state == text("'running'"), jobs.c.lane != text("''")),
+    postgresql_where=and_(jobs.c.state == text("'running'"), jobs.c.lane != text("''")),
+)
+
+steps: Final = Table(  # of jobs, each that was ever begun
+    "steps",
+    METADATA,
+    _word("job", None),
+    _word("step", None),
+    _word("state", None),
+    Column("tries", NUMBER, nullable=False),  # that failed, since the last that did not
+    Column("result", Text),  # JSON
+    Column("changed_ns", NUMBER, nullable=False),
+    Column("undone_ns", NUMBER, nullable=False),  # since when nothing of it was seen; 0: it is not undone
+    _written(),
+    PrimaryKeyConstraint("job", "step"),
 )
 
 grants: Final = Table(  # who may read which machine's container (operations/granting.py)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self, TypeVar
@@ -35,6 +36,7 @@ _ENGINE: Final = create_engine(sqlite_dialect.URL, creator=lambda: _given.raw, p
 
 def over(raw: sqlite3.Connection) -> Connection:
     """SQLAlchemy's over an open one, which has `isolation_level=None`, and which it closes."""
+    raw.create_function("clock_ns", 0, time.time_ns)
     _given.raw = raw
     try:
         return _ENGINE.connect()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, cast
 
 from sqlalchemy import (
+    BigInteger,
     ClauseElement,
     ColumnElement,
     Compiled,
@@ -21,6 +22,9 @@ from sqlalchemy import (
     case,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from config_server.store.schema import IMPLICIT
 
@@ -89,3 +93,20 @@ def unless_there(table: Table) -> Put:
 def later(one: ColumnElement[int], other: ColumnElement[int]) -> ColumnElement[int]:
     """The greater of two, neither of them NULL. (The functions for that have other names on each, and take NULL otherwise.)"""
     return case((one > other, one), else_=other)
+
+
+class clock_ns(FunctionElement[int]):
+    """What the database's own clock says now, in nanoseconds of Unix time; not when the transaction began."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(clock_ns, "sqlite")
+def _on_sqlite(_element: clock_ns, _compiler: SQLCompiler, **_: Any) -> str:
+    return "clock_ns()"  # sqlite.py gives it to each connection
+
+
+@compiles(clock_ns, "postgresql")
+def _on_postgresql(_element: clock_ns, _compiler: SQLCompiler, **_: Any) -> str:
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000000 AS BIGINT)"

@@ -8,6 +8,7 @@ from config_server.operations.call import Call
 from config_server.operations.deleting import Deleting
 from config_server.operations.enrolment import Identity
 from config_server.operations.granting import Granting
+from config_server.operations.jobs import Jobs
 from config_server.operations.keys import Keys
 from config_server.operations.machines import Machines
 from config_server.operations.points import Points
@@ -31,6 +32,7 @@ class Handlers(NamedTuple):
     machines: Machines
     points: Points
     restores: Restores
+    jobs: Jobs
     protecting: Protecting
     deleting: Deleting
     policies: PolicyOperations
@@ -64,9 +66,12 @@ def bind(binder: Binder, name: str, handlers: Handlers) -> None:
     binder.on(api.POINT_CREATE, handlers.points.create)
     binder.on(api.FLUSH, handlers.points.flush)
     binder.on(api.RESTORE, handlers.restores.begin)
-    binder.on(api.JOBS, handlers.restores.jobs)
-    binder.on(api.JOB, handlers.restores.job)
+    binder.on(api.JOBS, handlers.jobs.all)
+    binder.on(api.JOB, handlers.jobs.one)
     binder.on(api.JOB_UPDATE, handlers.restores.update_job)
+    binder.on(api.JOB_CANCEL, handlers.jobs.cancel)
+    binder.on(api.JOB_RETRY, handlers.jobs.retry)
+    binder.on(api.JOB_ABANDON, handlers.jobs.abandon)
     binder.on(api.PROTECT, handlers.protecting.protect)
     binder.on(api.UNPROTECT, handlers.protecting.unprotect)
     binder.on(api.DISKS, handlers.protecting.disks)

@@ -1,4 +1,4 @@
-"""Jobs."""
+"""Jobs: long operations that somebody began, what became of each of their steps, and what can be said of them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,77 @@ from typing import Annotated, Any
 import msgspec
 
 from shared.api.permissions import Permission
-from shared.api.route import Access, Failure, Limit, Nothing, Route
+from shared.api.route import Access, Count, Failure, Nothing, Route
 
 
 class JobState(enum.StrEnum):
+    RUNNING = "running"
+    WAITING = "waiting"
+    """For what `waits` says: it goes on by itself."""
+    ATTENTION = "needs-attention"
+    """For a person, who says how it goes on (`allowed`)."""
+    DONE = "done"
+    FAILED = "failed"
+    """What had been done was undone."""
+    CANCELLED = "cancelled"
+    """Somebody said so, and what had been done was undone."""
+    ABANDONED = "abandoned"
+    """What it left is somebody's who said so."""
+
+
+class WorkerState(enum.StrEnum):
+    """Of a job whose worker is a command somewhere, as the command says it."""
+
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
 
 
+class StepState(enum.StrEnum):
+    BEGUN = "begun"
+    """Its effect may be there, in part, or come yet."""
+    DONE = "done"
+    UNDOING = "undoing"
+    UNDONE = "undone"
+    """As far as its owner saw: what a dead owner asked for may come yet, so it is looked for once more, later."""
+    GONE = "gone"
+    """It was undone, and nothing came of it since, for as long as anything may take."""
+
+
+class Direction(enum.StrEnum):
+    FORWARD = "forward"
+    BACK = "back"
+    """What was done is being undone."""
+
+
+class JobAct(enum.StrEnum):
+    """What a person can say of a job."""
+
+    CANCEL = "cancel"
+    """What was done is undone."""
+    RETRY = "retry"
+    """Go on now: do not wait longer, or try again what failed."""
+    ABANDON = "abandon"
+    """It ends as it is; what it left is whose who says so."""
+
+
 class JobProgress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    state: JobState = JobState.RUNNING
+    state: WorkerState = WorkerState.RUNNING
     progress: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     detail: Annotated[str, msgspec.Meta(max_length=10_000)] = ""
     error: Failure | None = None
     result: dict[str, Any] | None = None
+
+
+class StepView(msgspec.Struct, kw_only=True):
+    """A step that was begun."""
+
+    name: str
+    state: StepState
+    tries: int
+    """How often it has failed since it last did not."""
+    changed: str
 
 
 class JobView(msgspec.Struct, kw_only=True):
@@ -32,12 +87,31 @@ class JobView(msgspec.Struct, kw_only=True):
     machine: str
     state: JobState
     progress: float | None
+    """Of the step that is under way, 0…1; null: not known."""
     detail: str
     args: dict[str, Any]
     result: dict[str, Any] | None
     error: Failure | None
+    """Why it failed, turned back, or stands still."""
     created: str
     updated: str
+    who: str = ""
+    """Began it; empty where that was not written down."""
+    direction: Direction = Direction.FORWARD
+    waits: str = ""
+    """For what; empty: it does not."""
+    cancelled_by: str = ""
+    steps: list[StepView] = []
+    """Those that were ever begun, in the order in which they are done."""
+    allowed: list[JobAct] = []
+
+
+class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
+    machine: str = ""
+    """Only of this one; empty: of all."""
+    active: bool = False
+    """Only those that have not ended."""
+    limit: Count = 200
 
 
 class JobList(msgspec.Struct):
@@ -49,7 +123,7 @@ JOBS = Route(
     "GET",
     "/v1/jobs",
     Access.OPERATOR,
-    Limit,
+    JobQuery,
     JobList,
     "Jobs, newest first",
     needs=Permission.JOB_READ,
@@ -64,6 +138,36 @@ JOB_UPDATE = Route(
     Access.OPERATOR,
     JobProgress,
     JobView,
-    "Report a job's progress",
+    "Report how the job of a command goes",
     needs=Permission.RESTORE_RUN,
+)
+JOB_CANCEL = Route(
+    "job_cancel",
+    "POST",
+    "/v1/jobs/{id}/cancel",
+    Access.OPERATOR,
+    Nothing,
+    JobView,
+    "Cancel a job: what it has done is undone",
+    needs=Permission.JOB_CHANGE,
+)
+JOB_RETRY = Route(
+    "job_retry",
+    "POST",
+    "/v1/jobs/{id}/retry",
+    Access.OPERATOR,
+    Nothing,
+    JobView,
+    "Have a job that waits go on now",
+    needs=Permission.JOB_CHANGE,
+)
+JOB_ABANDON = Route(
+    "job_abandon",
+    "POST",
+    "/v1/jobs/{id}/abandon",
+    Access.OPERATOR,
+    Nothing,
+    JobView,
+    "End a job that needs attention as it is: what it left is yours",
+    needs=Permission.JOB_CHANGE,
 )

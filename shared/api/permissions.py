@@ -23,6 +23,8 @@ class Permission(enum.StrEnum):
     POLICY_READ = "policy:read"
     POLICY_CHANGE = "policy:change"
     JOB_READ = "job:read"
+    JOB_CHANGE = "job:change"
+    """To cancel one, to have it go on, and to abandon what it left."""
     EVENT_READ = "event:read"
     AUDIT_READ = "audit:read"
     DAEMON_READ = "daemon:read"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.errors.base import UnhealthyError
+from shared.errors.base import UnderstudyError, UnhealthyError
 
 
 class DaemonError(UnhealthyError):
@@ -316,6 +316,25 @@ class JobGivenUpError(RestoreError):
     code = "US553"
     default_cause = "the command that ran it has said nothing for two minutes"
     default_action = "Run the same command again: it continues where the other stopped."
+
+
+class JobAttentionError(UnhealthyError):
+    """A job stands still until a person says how it goes on."""
+
+    code = "US638"
+
+
+class JobEndedError(UnhealthyError):
+    """A job that somebody waited for ended otherwise than done, or stands still."""
+
+    code = "US639"
+
+
+class LostJobError(UnderstudyError):
+    """Another config server has the job now: this one's lease ended while it stood still. Nothing is to be done."""
+
+    code = "US599"
+    default_cause = "its lease ended, and another one took it"
 
 
 class StorageUnfitError(UnhealthyError):

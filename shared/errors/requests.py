@@ -138,6 +138,20 @@ class JobNotFoundError(NotFoundError):
     code = "US202"
 
 
+class JobActError(RequestError):
+    """What was said of a job is not to be said of it as it is now."""
+
+    code = "US134"
+    default_action = "Look at it: understudy job show ID."
+
+
+class LaneTakenError(RequestError):
+    """Another job is under way that this one would get into the way of."""
+
+    code = "US135"
+    default_action = "Wait for it (understudy job watch ID), or cancel it (understudy job cancel ID)."
+
+
 class CommandNotFoundError(NotFoundError):
     code = "US203"
 

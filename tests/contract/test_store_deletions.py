@@ -25,7 +25,7 @@ from config_server.store import (
 from config_server.store.grants import Grant
 from config_server.store.inventory import StoredReport
 from shared.api.commands import CommandKind
-from shared.api.jobs import JobProgress, JobState
+from shared.api.jobs import JobProgress, JobState, WorkerState
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import BeingDeletedError
 from shared.status import Problem
@@ -68,7 +68,7 @@ def test_a_deletion_is_counted_goes_on_from_where_it_was_seen_and_past_recall_no
         counted = deletions.count(db, "web1", "d1", 5, NOW + passed)
         assert counted is not None
         assert (counted.passed_ns, counted.counted_ns) == (counts, NOW + counts), "until it is over"
-    jobs.create(db, "j1", "restore", "web1", {}, NOW)
+    jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
     grants.add(
         db,
         Grant(id="g1", machine="web1", container="c1", who="a", host="h", given_ns=NOW, expires_ns=NOW + 10),
@@ -98,11 +98,11 @@ def test_a_deletion_is_counted_goes_on_from_where_it_was_seen_and_past_recall_no
     deletions.check_readable(db, "web1", "vault")
     assert deletions.advance(db, "web1", closing, Stage.CLOSED, NOW) == [], "nobody takes it up any more"
     closed = replace(closing, stage=Stage.CLOSED)
-    jobs.update(db, "j1", JobProgress(state=JobState.RUNNING), NOW)
+    jobs.update(db, "j1", JobProgress(state=WorkerState.RUNNING), NOW)
     assert deletions.advance(db, "web1", closed, Stage.REMOVING, NOW + 10) == [
         "a restore of it runs (job j1)"
     ]
-    jobs.update(db, "j1", JobProgress(state=JobState.DONE), NOW)
+    jobs.update(db, "j1", JobProgress(state=WorkerState.DONE), NOW)
     assert deletions.advance(db, "web1", closed, Stage.REMOVING, NOW + 10) == []
     deletions.advance(db, "web1", replace(closing, stage=Stage.REMOVING), Stage.GONE, NOW)
     gone = machine(db).deletion

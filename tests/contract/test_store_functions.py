@@ -31,7 +31,7 @@ from config_server.store.grants import Grant
 from config_server.store.inventory import StoredReport
 from shared.api.commands import CommandKind, CommandState
 from shared.api.events import EventKind
-from shared.api.jobs import JobProgress, JobState
+from shared.api.jobs import JobProgress, JobQuery, WorkerState
 from shared.api.policies import Policy
 from shared.api.route import Failure
 from shared.desired import Mark, Verb, WantedDisk
@@ -168,16 +168,16 @@ def test_a_command_waits_is_withdrawn_and_given_up(db: Connection) -> None:
 
 def test_jobs_are_found(db: Connection) -> None:
     for number in range(3):
-        jobs.create(db, f"j{number}", "restore", "web1", {"to": "/x"}, NOW)
-    jobs.update(db, "j0", JobProgress(state=JobState.DONE, result={"n": 1}, progress=0.25), NOW)
-    assert [job.id for job in jobs.newest(db, 2)] == ["j2", "j1"]
+        jobs.create(db, f"j{number}", "restore", "web1", "operator:o", {"to": "/x"}, NOW)
+    jobs.update(db, "j0", JobProgress(state=WorkerState.DONE, result={"n": 1}, progress=0.25), NOW)
+    assert [job.id for job in jobs.newest(db, JobQuery(limit=2))] == ["j2", "j1"]
     assert jobs.running(db, "web1") == [("j1", "restore"), ("j2", "restore")]
     assert jobs.running(db, "web2") == []
-    jobs.update(db, "j1", JobProgress(state=JobState.FAILED, error=Failure("US1", "x")), NOW)
+    jobs.update(db, "j1", JobProgress(state=WorkerState.FAILED, error=Failure("US1", "x")), NOW)
     assert jobs.given_up(db, "web1") == [], "it failed by its own word"
     jobs.fail_silent(db, {"j2": 0}, 10**15, NOW)
     assert (jobs.given_up(db, "web1"), jobs.given_up(db, "web2")) == (["j2"], [])
-    jobs.update(db, "j2", JobProgress(state=JobState.RUNNING), NOW)
+    jobs.update(db, "j2", JobProgress(state=WorkerState.RUNNING), NOW)
     assert jobs.given_up(db, "web1") == [], "it was heard again"
     done = jobs.get(db, "j0")
     assert (done.args, done.result, done.progress) == ({"to": "/x"}, {"n": 1}, 0.25)

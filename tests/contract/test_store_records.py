@@ -22,7 +22,7 @@ from config_server.store import (
 )
 from shared.api.commands import CommandKind
 from shared.api.events import EventKind
-from shared.api.jobs import JobProgress, JobState
+from shared.api.jobs import JobProgress, WorkerState
 from shared.api.policies import Policy
 from shared.api.route import Failure
 from shared.desired import Mark, Settings, Verb, WantedDisk, Wish
@@ -255,17 +255,17 @@ def test_who_makes_many_events_pushes_out_his_own_oldest_only(
 
 
 def test_a_job_that_ended_stays_as_it_ended(db: Connection) -> None:
-    jobs.create(db, "j1", "restore", "web1", {"to": "/x"}, NOW)
+    jobs.create(db, "j1", "restore", "web1", "operator:o", {"to": "/x"}, NOW)
     jobs.update(db, "j1", JobProgress(progress=0.5), NOW)
-    jobs.update(db, "j1", JobProgress(state=JobState.DONE, progress=1.0), NOW)
-    late = jobs.update(db, "j1", JobProgress(state=JobState.FAILED, error=Failure("US1", "x")), NOW)
+    jobs.update(db, "j1", JobProgress(state=WorkerState.DONE, progress=1.0), NOW)
+    late = jobs.update(db, "j1", JobProgress(state=WorkerState.FAILED, error=Failure("US1", "x")), NOW)
     assert (late.state, late.progress, late.error) == ("done", 1.0, None)
     with pytest.raises(JobNotFoundError):
         jobs.update(db, "j2", JobProgress(), NOW)
 
 
 def test_a_job_that_was_given_up_too_soon_ends_as_its_worker_says(db: Connection) -> None:
-    jobs.create(db, "j1", "restore", "web1", {}, NOW)
+    jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
     heard: dict[str, int] = {}
     jobs.fail_silent(db, heard, 0, NOW)
     (given_up,) = jobs.fail_silent(db, heard, 121 * SECOND_NS, NOW)
@@ -273,12 +273,12 @@ def test_a_job_that_was_given_up_too_soon_ends_as_its_worker_says(db: Connection
     again = jobs.update(db, "j1", JobProgress(progress=0.5), NOW)
     assert (again.state, again.error) == ("running", None)
     jobs.fail_silent(db, {"j1": 0}, 121 * SECOND_NS, NOW)
-    done = jobs.update(db, "j1", JobProgress(state=JobState.DONE, progress=1.0), NOW)
+    done = jobs.update(db, "j1", JobProgress(state=WorkerState.DONE, progress=1.0), NOW)
     assert (done.state, done.error) == ("done", None)
 
 
 def test_a_job_whose_worker_is_silent_is_given_up(db: Connection) -> None:
-    jobs.create(db, "j1", "restore", "web1", {}, NOW)
+    jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
     heard: dict[str, int] = {"over": 0}
     assert jobs.fail_silent(db, heard, 5 * SECOND_NS, NOW) == []
     assert heard == {"j1": 5 * SECOND_NS}

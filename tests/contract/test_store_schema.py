@@ -30,7 +30,9 @@ from config_server.store import (
     sqlite_steps,
 )
 from config_server.store.database import Engine
+from shared.api.jobs import JobQuery
 
+_NEWEST: Final = "0002"
 _DISKS: Final = '[{"device": "/dev/sda"}]'
 _POLICY: Final = '{"point_interval_s": 60.0}'
 
@@ -78,7 +80,7 @@ def test_a_file_of_any_version_before_alembic_keeps_its_rows_and_gets_the_schema
         assert sqlite_steps.version(raw) == len(sqlite_steps.MIGRATIONS), "a program of that time may open it"
         db.rollback()
     with contextlib.closing(sqlite.connect(path)) as db:
-        assert db.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all() == ["0001"]
+        assert db.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all() == [_NEWEST]
 
 
 def tables(db: sqlite3.Connection) -> list[str]:
@@ -124,7 +126,7 @@ def everything(db: Connection) -> tuple[int, ...]:
     """What is kept can be read: how many of some."""
     assert [machine.policy.point_interval_s for machine in inventory.machines(db)] == [60.0]
     assert policies.views(db)
-    assert jobs.newest(db, 10)
+    assert jobs.newest(db, JobQuery(limit=10))
     assert commands.pending(db, "agent", 1) != []
     grants.newest(db, "agent", 10)
     revocation.current(db)

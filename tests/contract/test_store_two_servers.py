@@ -52,7 +52,7 @@ from config_server.store.inventory import StoredReport
 from config_server.store.postgresql import Postgresql
 from config_server.store.sqlite import Sqlite
 from shared.api.commands import CommandKind
-from shared.api.jobs import JobProgress, JobState
+from shared.api.jobs import JobProgress, WorkerState
 from shared.api.policies import Policy
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import RequestError, UnderstudyError
@@ -240,7 +240,7 @@ def resync(id_: str) -> Work:
 
 
 def a_job(db: Connection) -> None:
-    jobs.create(db, "j1", "restore", "web1", {}, NOW)
+    jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
 
 
 def silent(db: Connection) -> None:
@@ -257,7 +257,7 @@ def counted_with_a_job(db: Connection) -> None:
     a_job(db)
 
 
-def job(state: JobState) -> Work:
+def job(state: WorkerState) -> Work:
     return lambda db: jobs.update(db, "j1", JobProgress(state=state), NOW + 1)
 
 
@@ -396,7 +396,7 @@ CASES: Final = {
     "removed, or a job goes on": Case(
         silent,
         lambda db: deletions.advance(db, "web1", seen(db), Stage.REMOVING, NOW),
-        job(JobState.RUNNING),
+        job(WorkerState.RUNNING),
     ),
     "two looks at a deletion": Case(
         to_be_deleted(Stage.WAITING),
@@ -440,9 +440,9 @@ CASES: Final = {
         lambda db: commands.finish(db, WEB1, {"c1": {"batch": 3}}, NOW),
         lambda db: commands.finish(db, WEB1, {"c1": {"batch": 4}}, NOW),
     ),
-    "a job ends once": Case(a_job, job(JobState.DONE), job(JobState.FAILED)),
+    "a job ends once": Case(a_job, job(WorkerState.DONE), job(WorkerState.FAILED)),
     "a job ends, or is given up": Case(
-        a_job, job(JobState.DONE), lambda db: jobs.fail_silent(db, {"j1": 0}, 10**15, NOW)
+        a_job, job(WorkerState.DONE), lambda db: jobs.fail_silent(db, {"j1": 0}, 10**15, NOW)
     ),
     "revoked while it enrols": Case(a_certificate, revoke(WEB1), enrol("key")),
     "enrolled anew behind a revocation": Case(was_revoked, took_in(3), enrol("another")),

@@ -18,6 +18,7 @@ import pytest
 from config_server import service
 from shared import api, enrol
 from shared.api.events import EventQuery
+from shared.api.jobs import JobQuery
 from shared.api.protection import Protection
 from shared.api.route import Limit
 from shared.blob import BlobConfig, BlobStore
@@ -386,7 +387,7 @@ async def test_restore_writes_the_images_a_manifest_and_a_job(site: Site, tmp_pa
     assert images(to) == site.machine.digests[position]
     assert [disk["sha256"] for disk in done.json["disks"]] == site.machine.digests[position]
     async with site.server.operator() as operator:
-        jobs = (await operator.call(api.JOBS, Limit())).jobs
+        jobs = (await operator.call(api.JOBS, JobQuery())).jobs
         log = (await operator.call(api.AUDIT, Limit())).entries
         events = (await operator.call(api.EVENTS, EventQuery(object="web1"))).events
     # The model's points are years old: a sweep may have found that, too.
@@ -422,7 +423,7 @@ async def test_a_dry_run_writes_nothing_and_opens_no_job(site: Site, tmp_path: P
     assert plan["at_most_b"] == sum(disk["size_b"] for disk in plan["disks"])
     assert not to.exists()
     async with site.server.operator() as operator:
-        assert (await operator.call(api.JOBS, Limit())).jobs == []
+        assert (await operator.call(api.JOBS, JobQuery())).jobs == []
 
 
 @pytest.mark.parametrize("wrong", ["folder", "point", "machine"])
@@ -436,7 +437,7 @@ async def test_a_mistyped_restore_is_refused_before_there_is_a_job(
     done = await site.run("restore", machine, "--point", point, "--to", str(tmp_path / "out"))
     assert done.exit_code != 0
     async with site.server.operator() as operator:
-        assert (await operator.call(api.JOBS, Limit())).jobs == []
+        assert (await operator.call(api.JOBS, JobQuery())).jobs == []
 
 
 @pytest.mark.parametrize("point", ["yesterday", "1-99999"])
@@ -524,7 +525,7 @@ async def test_a_restore_that_is_ended_by_a_signal_is_a_cancelled_job_and_leaves
         kept = [path for path in private_files() if has(path, key)]
         process.send_signal(number)
         done = await ended(process)
-        (job,) = (await operator.call(api.JOBS, Limit())).jobs
+        (job,) = (await operator.call(api.JOBS, JobQuery())).jobs
     assert (done.exit_code, number.name in done.stderr) == (128 + number, True)
     assert job.state == "cancelled"
     assert kept == []

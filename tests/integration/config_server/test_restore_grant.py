@@ -14,7 +14,7 @@ from config_server.cli import access
 from config_server.cli.options import Target
 from config_server.cli.restore_command import _restore
 from shared import api
-from shared.api.jobs import JobState
+from shared.api.jobs import JobQuery, JobState
 from shared.api.protection import Protection
 from shared.api.restores import GrantEnd, GrantState, GrantView
 from shared.api.route import Limit
@@ -105,7 +105,7 @@ async def test_a_restore_whose_grant_is_revoked_says_how_to_go_on_and_goes_on_th
             await restoring
         assert "Run the same command again" in failed.value.action
         assert "sig=" not in str(failed.value)
-        [job] = (await client.call(api.JOBS, Limit())).jobs
+        [job] = (await client.call(api.JOBS, JobQuery())).jobs
         assert (job.state, job.error is not None and job.error.code) == (JobState.FAILED, "US501")
         assert [grant.state for grant in await grants(client)] == [GrantState.REVOKED]
         assert (to / JOURNAL).exists()

@@ -17,7 +17,7 @@ from config_server.rules.deletion import Stage
 from config_server.store import deletions, jobs
 from shared import active_side, api
 from shared.api.events import EventQuery
-from shared.api.jobs import JobProgress, JobState
+from shared.api.jobs import JobProgress, WorkerState
 from shared.api.protection import Protection
 from shared.api.restores import GrantEnd, RestoreRequest
 from shared.api.route import Nothing
@@ -250,7 +250,7 @@ async def test_it_waits_for_a_job_and_for_a_grant_that_only_storage_knows(
     await delete(operator)
     await stops(web1)
     with opened(folder(server)) as db:
-        jobs.create(db, "j1", "restore", "web1", {}, 1)
+        jobs.create(db, "j1", "restore", "web1", "operator:o", {}, 1)
     pass_delay(folder(server))
     await is_waiting(operator, "US630")
     assert "job j1" in (await shown(operator)).cause
@@ -258,7 +258,7 @@ async def test_it_waits_for_a_job_and_for_a_grant_that_only_storage_knows(
         "understudy-00000000000000aa", dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
     )
     with opened(folder(server)) as db:
-        jobs.update(db, "j1", JobProgress(state=JobState.DONE), 2)
+        jobs.update(db, "j1", JobProgress(state=WorkerState.DONE), 2)
 
     async def by_storage() -> bool:
         return "understudy-00000000000000aa" in (await shown(operator)).cause

@@ -67,7 +67,7 @@ async def test_a_request_without_an_answer_that_arrives_later_deletes_nothing_th
     def begin_a_restore() -> None:
         """By whom it is read, and it is not tried again."""
         with opened(folder(server)) as db:
-            jobs.create(db, "j1", "restore", "web1", {}, 1)
+            jobs.create(db, "j1", "restore", "web1", "operator:o", {}, 1)
 
     await delete(operator)
     await stops(web1)

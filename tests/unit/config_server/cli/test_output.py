@@ -17,6 +17,7 @@ from rich.console import RenderableType
 
 from config_server.cli import (
     certificate_commands,
+    job_commands,
     machine_pages,
     output,
     point_commands,
@@ -131,7 +132,7 @@ def test_a_job_shows_its_whole_id_and_why_it_failed() -> None:
         id="0123456789abcdef", kind="restore", machine="web1", state=JobState.FAILED, progress=0.45, detail="",
         args={}, result=None, error=error, created=TIME, updated=TIME,
     )  # fmt: skip
-    shown = lines_of(record_commands._jobs_page([job]))
+    shown = lines_of(job_commands._page([job]))
     assert shown[2].split() == ["0123456789abcdef", "restore", "web1", "failed", "45.0%", TIME[:19]]
     assert shown[-3:] == [
         "0123456789abcdef US490 loop0.raw could not be written",
@@ -212,7 +213,7 @@ def test_nothing_is_cut_or_folded_letter_by_letter_on_a_narrow_screen(width: int
         ),
         "certificate list": (certificate_commands._table([certificate]), [SERIAL, TIME[:19], "agent:web1", "stolen"]),
         "machine copies": (rebinding.page(CopyList(machine="web1", identity="", generation=1, copies=copies, meant="")), [OTHER]),
-        "job list": (record_commands._jobs_page(jobs), [*ALIKE, "failed", TIME[:19]]),
+        "job list": (job_commands._page(jobs), [*ALIKE, "failed", TIME[:19]]),
     }  # fmt: skip
     for name, (page, words) in pages.items():
         shown = lines_of(page, width)
@@ -343,7 +344,7 @@ PAGES: dict[str, Callable[[str], RenderableType]] = {
     "machine list": lambda text: machine_pages.list_page([_machine(text)]),
     "machine show": lambda text: machine_pages.machine_page(_machine(text)),
     "event list": lambda text: record_commands._events_page([event(code=text, what=text, cause=text, object=text, severity=text)]),
-    "job list": lambda text: record_commands._jobs_page(
+    "job list": lambda text: job_commands._page(
         [JobView(id=text, kind=text, machine=text, state=JobState.FAILED, progress=0.1, detail=text, args={}, result=None,
                  error=Failure(text, text, text, text, 5), created=TIME, updated=TIME)]
     ),

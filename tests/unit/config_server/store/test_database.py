@@ -109,7 +109,7 @@ def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     path.unlink()
     with opened(path) as db:
         db.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(ConfigError, match="version 9999, this program knows 0001"):
+    with pytest.raises(ConfigError, match="version 9999, this program knows 0002"):
         sqlite.connect(path)
 
 

@@ -1,0 +1,70 @@
+"""What was undone is looked for once more: a request of an owner that died, or stood still, may have its effect after another undid it.
+
+A step stays `undone` until nothing of it was seen for as long as any request of its kind may be on its way; each time something is found it
+is removed, and the time begins anew. Then it is `gone`. The times are of this host's clock: of two hosts whose clocks differ the one that
+is ahead would look too short a time, so what is added is more than clocks may differ before that is an event (US473).
+
+**It deletes only what a job of this database ended undone.** What nobody's job explains is told, and left: it may be of another
+installation, or of a job that a database from a backup does not know. What a person took over (`abandoned`) is his.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from config_server.jobs.kinds import Kind, Kinds, Waits
+from config_server.rules.clock import SECOND_NS
+from config_server.store import journal
+from config_server.store.database import Database
+from config_server.store.journal import Entry, Job
+from shared import logging
+from shared.api.jobs import StepState
+from shared.errors import DatabaseError, UnderstudyError
+
+_log = logging.get()
+_CLOCKS_S: Final = 120.0
+
+
+class Janitor:
+    def __init__(self, db: Database, kinds: Kinds, now_ns: Callable[[], int]) -> None:
+        self._db = db
+        self._kinds = kinds
+        self._now_ns = now_ns
+
+    async def look(self) -> None:
+        """Once. What it cannot do is done by the next look. Raises DatabaseError."""
+        for job in await self._db.run(journal.undone):
+            if (job.kind, job.version) in self._kinds:
+                kind = self._kinds.of(job)
+                known = await self._db.run(lambda db, job=job: journal.entries(db, job.id))  # type: ignore[misc]
+                for name in reversed(kind.names):
+                    entry = known.get(name)
+                    if entry is not None and entry.state is StepState.UNDONE:
+                        await self._look_for(job, kind, name, entry)
+
+    async def _look_for(self, job: Job, kind: Kind, name: str, entry: Entry) -> None:
+        begun_ns = self._now_ns()
+        try:
+            found = await kind.step(name).undo(job)
+        except DatabaseError:
+            raise
+        except UnderstudyError as exc:
+            _log.warning("not looked for what came late", job=job.id, step=name, **exc.as_dict())
+            return
+        if isinstance(found, Waits):
+            return
+        if found:
+            _log.warning(
+                "something came late, and was removed",
+                job=job.id,
+                kind=job.kind,
+                step=name,
+                machine=job.machine,
+            )
+            after = Entry(state=StepState.UNDONE, tries=0, undone_ns=begun_ns)
+        elif begun_ns - entry.undone_ns > (kind.lasting_s + _CLOCKS_S) * SECOND_NS:
+            after = Entry(state=StepState.GONE, tries=0, undone_ns=entry.undone_ns)
+        else:
+            return
+        await self._db.run(lambda db: journal.put_undone(db, job.id, name, after, begun_ns))

@@ -1,0 +1,67 @@
+"""What a kind of job is.
+
+**What a step must be like.** It makes things only under names that follow from the job's id and the step's, and marks them as this job's;
+it looks first whether such a thing is there: absent, it is made; ours, it is taken as it is; anybody else's, the step fails. So it can be
+done again after a kill at any moment, and its undoing needs nothing that only its own run knew: it looks for the same names, and removes
+what bears this job's mark. Undoing what is not there is nothing. A name is never used a second time by another job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from config_server.store.journal import Job
+
+
+class Waits(msgspec.Struct, frozen=True):
+    """The step is not done, and nothing is wrong: it is looked at again later. Nobody has the job meanwhile."""
+
+    why: str
+    again_s: float
+    progress: float | None = None
+    """0…1; None: not known."""
+
+
+class Step(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    async def do(self, job: Job, results: Mapping[str, Any]) -> Any | Waits:
+        """The result (JSON), for later steps and for people. `results`: of the steps before, by name. Raises UnderstudyError."""
+
+    async def undo(self, job: Job) -> bool | Waits:
+        """Nothing of this step is there when it returns, as far as can be seen. Whether something was. Raises UnderstudyError."""
+
+
+class Kind(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    version: int
+    """Of the steps: raised when they are others. A job keeps that with which it was begun."""
+    steps: Sequence[Step]
+    fence: str | None = None
+    """From this step on a failure does not undo what was done: a person decides."""
+    lasting_s: float
+    """The longest that a request of a step may be on its way, and have its effect, after nobody waits for it any more."""
+
+    def step(self, name: str) -> Step:
+        return next(step for step in self.steps if step.name == name)
+
+    @property
+    def names(self) -> list[str]:
+        return [step.name for step in self.steps]
+
+
+class Kinds:
+    """Those that this program knows, in each version whose jobs it can still drive."""
+
+    def __init__(self, kinds: Sequence[Kind]) -> None:
+        self._known: Final = {(kind.name, kind.version): kind for kind in kinds}
+
+    def of(self, job: Job) -> Kind:
+        return self._known[job.kind, job.version]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._known

@@ -1,0 +1,83 @@
+"""Jobs: which there are, and what people say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from config_server.operations.call import Call
+from config_server.operations.control import Control
+from config_server.store import audit, jobs, journal
+from config_server.store.database import Connection
+from shared.api.jobs import JobAct, JobList, JobQuery, JobView
+from shared.api.route import Nothing
+from shared.errors import JobActError, JobAttentionError
+from shared.status import Problem
+
+DRIVEN: Final = "jobs"
+"""The bell that is rung when there is something to do for a job."""
+_Act = Callable[[Connection, str], bool]
+
+
+class Jobs:
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    async def all(self, _call: Call, body: JobQuery) -> JobList:
+        return JobList(jobs=await self._control.db.run(lambda db: jobs.newest(db, body)))
+
+    async def one(self, call: Call, _body: Nothing) -> JobView:
+        return await self._control.db.run(lambda db: jobs.get(db, call.path["id"]))
+
+    async def cancel(self, call: Call, _body: Nothing) -> JobView:
+        """A second time it is no error: it is being undone, or was."""
+        now_ns = self._control.now_ns()
+        return await self._act(
+            call, JobAct.CANCEL, lambda db, id_: journal.cancel(db, id_, call.who, now_ns), done=_is_cancelled
+        )
+
+    async def retry(self, call: Call, _body: Nothing) -> JobView:
+        return await self._act(call, JobAct.RETRY, journal.again)
+
+    async def abandon(self, call: Call, _body: Nothing) -> JobView:
+        now_ns = self._control.now_ns()
+        return await self._act(call, JobAct.ABANDON, lambda db, id_: journal.abandon(db, id_, now_ns))
+
+    async def _act(
+        self, call: Call, act: JobAct, work: _Act, *, done: Callable[[JobView], bool] = lambda _job: False
+    ) -> JobView:
+        """Raises JobNotFoundError, JobActError."""
+        now_ns = self._control.now_ns()
+
+        def acted(db: Connection) -> JobView:
+            before = jobs.get(db, call.path["id"])
+            if done(before):
+                return before
+            if act not in before.allowed or not work(db, before.id):
+                can = ", ".join(before.allowed)
+                raise JobActError(
+                    f"'{act}' was refused for job '{before.id}'",
+                    cause=f"it is {before.state}" + (f"; possible is: {can}" if can else ""),
+                )
+            detail = {"job": before.id, "kind": before.kind, "state": before.state}
+            audit.add(db, call.who, f"job.{act}", before.machine, detail, now_ns)
+            return jobs.get(db, before.id)
+
+        job = await self._control.db.run(acted)
+        self._control.bell.ring(DRIVEN)
+        return job
+
+
+def problem_of(job: JobView) -> Problem:
+    """Of one that needs attention."""
+    can = ", ".join(f"understudy job {act} {job.id}" for act in job.allowed)
+    error = JobAttentionError(
+        f"The {job.kind} of {job.machine} stands still (job {job.id})",
+        cause=job.waits,
+        action=f"See it (understudy job show {job.id}), and say how it goes on: {can}.",
+    )
+    return Problem(**error.as_dict(), object=job.machine, key=job.id)
+
+
+def _is_cancelled(job: JobView) -> bool:
+    return bool(job.cancelled_by)

@@ -1,0 +1,344 @@
+"""The journal of jobs: which job there is, who has it, and which of its steps were begun, done, undone.
+
+A job is claimed by one owner at a time, until its lease ends. Each claim has a term, one more than the last, and a random word of its own:
+an owner that was stopped for long, and comes back after somebody else took the job, or after a database from a backup gave the same term
+once more, is told apart from whoever has it now. Every transaction of an owner begins with `renew`: an UPDATE of the row of the job where
+it still has this term and this word. Where it has not, no row is changed, and nothing else of the transaction is done (`LostJobError`).
+Since that UPDATE holds the row until the transaction ends, no other owner's claim comes between it and what follows. (To look first
+whether the claim still holds, and then to write, is not enough: a claim by another may be committed in between.)
+
+Leases are compared by the clock of the database (`clock_ns`): the hosts' clocks do not matter, and no transaction sees an old `now()`.
+On SQLite there is one process; what it had is free at its start (`free_all`).
+
+What this database loses (it is put back from a backup) is: jobs that end differently than they did. So those that had not ended stay
+as they are until somebody says otherwise (restored.py).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Container, Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection, Row, and_, bindparam, or_, select, update
+
+from config_server.store.schema import jobs, steps
+from config_server.store.statements import clock_ns, replacing, unless_there
+from shared import decoding
+from shared.api.jobs import Direction, JobState, StepState
+from shared.api.route import Failure
+from shared.errors import LaneTakenError, LostJobError
+
+OF_WORKER: Final = 0
+"""The version of a job that nobody here drives: whoever runs it reports how it goes."""
+
+
+class Held(msgspec.Struct, frozen=True):
+    """What an owner has of a job that it claimed."""
+
+    id: str
+    term: int
+    word: str
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    kind: str
+    version: int
+    machine: str
+    who: str
+    args: dict[str, Any]
+    direction: Direction
+    cancelled_by: str
+    error: Failure | None
+    """Why it turned back, or stands still."""
+    in_doubt: bool
+    """The journal may be older than the world."""
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one step."""
+
+    state: StepState
+    tries: int
+    """How often it has failed since it last did not."""
+    result: Any = None
+    undone_ns: int = 0
+    """Since when nothing of it was seen; 0 where it is not undone."""
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    job: Job
+    journal: dict[str, Entry]
+
+
+_IT: Final = jobs.c.id == bindparam("it")
+_ACTIVE: Final = jobs.c.state == JobState.RUNNING
+_DRIVEN: Final = and_(_ACTIVE, jobs.c.version > OF_WORKER)
+_MINE: Final = and_(_IT, jobs.c.term == bindparam("mine"), jobs.c.word == bindparam("my_word"))
+_CREATE: Final = unless_there(jobs)
+_DUE: Final = (
+    select(jobs.c.id, jobs.c.kind, jobs.c.version)
+    .where(_DRIVEN, jobs.c.lease_ns < clock_ns(), jobs.c.wake_ns <= clock_ns(), jobs.c.attention.is_(False))
+    .order_by(jobs.c.wake_ns, jobs.c.created_ns, jobs.c.id)
+    .limit(bindparam("most"))
+)
+_CLAIM: Final = (
+    update(jobs)
+    .where(_IT, _DRIVEN, jobs.c.lease_ns < clock_ns(), jobs.c.attention.is_(False))
+    .values(
+        term=jobs.c.term + 1,
+        word=bindparam("new_word"),
+        owner=bindparam("new_owner"),
+        lease_ns=clock_ns() + bindparam("for_ns"),
+        waits="",
+    )
+    .returning(jobs.c.term)
+)
+_RENEW: Final = (
+    update(jobs).where(_MINE, _ACTIVE).values(lease_ns=clock_ns() + bindparam("for_ns")).returning(*jobs.c)
+)
+_STEPS: Final = select(steps).where(steps.c.job == bindparam("it"))
+_PUT_STEP: Final = replacing(steps)
+_FREE: Final = {"lease_ns": 0, "owner": ""}
+
+
+def create(
+    db: Connection,
+    *,
+    kind: str,
+    version: int,
+    machine: str,
+    lane: str,
+    who: str,
+    args: Mapping[str, Any],
+    now_ns: int,
+) -> str:
+    """The id of the new job. Raises LaneTakenError where another job of the machine has the lane; nothing was written then."""
+    id_ = secrets.token_hex(8)
+    new = {
+        "id": id_, "kind": kind, "version": version, "machine": machine, "lane": lane, "who": who,
+        "state": JobState.RUNNING, "detail": "", "args": msgspec.json.encode(args).decode(),
+        "created_ns": now_ns, "updated_ns": now_ns,
+    }  # fmt: skip
+    if not _CREATE(db, new).rowcount:
+        kind_there, there = db.execute(
+            select(jobs.c.kind, jobs.c.id).where(jobs.c.machine == machine, jobs.c.lane == lane, _ACTIVE)
+        ).one()
+        raise LaneTakenError(
+            f"The {kind} of '{machine}' was not begun", cause=f"its {kind_there} is under way (job {there})"
+        )
+    return id_
+
+
+def due(db: Connection, kinds: Container[tuple[str, int]], most: int) -> list[str]:
+    """Jobs that somebody who knows these kinds and versions could claim now. None of them is his yet."""
+    found = db.execute(_DUE, {"most": most})
+    return [row.id for row in found if (row.kind, row.version) in kinds]
+
+
+def claim(db: Connection, id_: str, owner: str, lease_ns: int) -> Held | None:
+    """None where somebody else has it, or it has ended."""
+    word = secrets.token_hex(8)
+    term = db.scalar(_CLAIM, {"it": id_, "new_word": word, "new_owner": owner, "for_ns": lease_ns})
+    return None if term is None else Held(id_, term, word)
+
+
+def renew(db: Connection, held: Held, lease_ns: int) -> Job:
+    """The job as it is now: it may have been cancelled. First in every transaction of an owner. Raises LostJobError."""
+    row = db.execute(
+        _RENEW, {"it": held.id, "mine": held.term, "my_word": held.word, "for_ns": lease_ns}
+    ).first()
+    if row is None:
+        raise LostJobError(f"Job '{held.id}' is not this server's any more")
+    return _job(row)
+
+
+def look(db: Connection, held: Held, lease_ns: int) -> Look:
+    """Raises LostJobError."""
+    return Look(job=renew(db, held, lease_ns), journal=entries(db, held.id))
+
+
+def entries(db: Connection, id_: str) -> dict[str, Entry]:
+    return {
+        row.step: Entry(
+            state=StepState(row.state),
+            tries=row.tries,
+            result=None if row.result is None else decoding.decode(row.result, type=Any),
+            undone_ns=row.undone_ns,
+        )
+        for row in db.execute(_STEPS, {"it": id_})
+    }
+
+
+def put(db: Connection, held: Held, lease_ns: int, step: str, entry: Entry, now_ns: int) -> Job:
+    """The step is so now. Raises LostJobError."""
+    job = renew(db, held, lease_ns)
+    _write(db, held.id, step, entry, now_ns)
+    return job
+
+
+def _write(db: Connection, id_: str, step: str, entry: Entry, now_ns: int) -> None:
+    row = {
+        "job": id_, "step": step, "state": entry.state, "tries": entry.tries, "changed_ns": now_ns,
+        "result": None if entry.result is None else msgspec.json.encode(entry.result).decode(),
+        "undone_ns": entry.undone_ns,
+    }  # fmt: skip
+    _PUT_STEP(db, row)
+
+
+_CHANGE: Final = update(jobs).where(_IT)
+
+
+def pause(
+    db: Connection,
+    held: Held,
+    *,
+    waits: str,
+    pause_ns: int,
+    now_ns: int,
+    progress: float | None = None,
+    error: Failure | None = None,
+) -> None:
+    """It is nobody's until `pause_ns` from now, or somebody wakes it. Behind a `renew` of the same transaction."""
+    values: dict[str, Any] = {
+        **_FREE, "waits": waits, "wake_ns": clock_ns() + pause_ns, "progress": progress, "updated_ns": now_ns,
+    }  # fmt: skip
+    if error is not None:
+        values["error"] = msgspec.json.encode(error).decode()
+    db.execute(_CHANGE.values(**values), {"it": held.id})
+
+
+def ask_for_attention(db: Connection, held: Held, *, waits: str, error: Failure) -> None:
+    """It is nobody's until a person says what is to become of it. Behind a `renew` of the same transaction."""
+    values = {**_FREE, "waits": waits, "attention": True, "error": msgspec.json.encode(error).decode()}
+    db.execute(_CHANGE.values(**values), {"it": held.id})
+
+
+def turn(db: Connection, held: Held, error: Failure) -> None:
+    """Backwards, since a step failed. Behind a `renew` of the same transaction."""
+    values = {"direction": Direction.BACK, "error": msgspec.json.encode(error).decode()}
+    db.execute(_CHANGE.values(**values), {"it": held.id})
+
+
+def end(db: Connection, held: Held, state: JobState, result: Mapping[str, Any] | None, now_ns: int) -> None:
+    """Behind a `renew` of the same transaction."""
+    values: dict[str, Any] = {**_FREE, "state": state, "waits": "", "ended_ns": now_ns, "updated_ns": now_ns}
+    if result is not None:
+        values["result"] = msgspec.json.encode(result).decode()
+    db.execute(_CHANGE.values(**values), {"it": held.id})
+
+
+def doubt(db: Connection, held: Held, lease_ns: int, names: Iterable[str], now_ns: int) -> None:
+    """Whatever the journal says, each step may have been begun, or undone: all are looked at again. Raises LostJobError."""
+    job, known = renew(db, held, lease_ns), entries(db, held.id)
+    state = StepState.BEGUN if job.direction is Direction.FORWARD else StepState.UNDOING
+    for name in names:
+        result = known[name].result if name in known else None
+        _write(db, held.id, name, Entry(state=state, tries=0, result=result), now_ns)
+    db.execute(_CHANGE.values(in_doubt=False), {"it": held.id})
+
+
+# ---- what others than the owner do
+
+
+def cancel(db: Connection, id_: str, who: str, now_ns: int) -> bool:
+    """It is undone from now on; its owner sees that with his next transaction. One whose worker is a command has ended, and the command
+    hears that with its next report. False where it was turned before, or has ended: then nothing is changed."""
+    turn_back = update(jobs).where(_IT, _DRIVEN, jobs.c.direction == Direction.FORWARD)
+    turned = db.execute(
+        turn_back.values(
+            direction=Direction.BACK,
+            cancelled_by=who,
+            wake_ns=0,
+            waits="",
+            attention=False,
+            updated_ns=now_ns,
+        ),
+        {"it": id_},
+    )
+    if turned.rowcount:
+        return True
+    end_it = update(jobs).where(_IT, _ACTIVE, jobs.c.version == OF_WORKER)
+    ended = db.execute(
+        end_it.values(state=JobState.CANCELLED, cancelled_by=who, ended_ns=now_ns, updated_ns=now_ns),
+        {"it": id_},
+    )
+    return bool(ended.rowcount)
+
+
+def again(db: Connection, id_: str) -> bool:
+    """It goes on at once, and what failed is tried as often as at first. False where it does not wait: then nothing is changed."""
+    woken = db.execute(
+        update(jobs)
+        .where(_IT, _DRIVEN, or_(jobs.c.attention.is_(True), jobs.c.wake_ns > clock_ns()))
+        .values(attention=False, wake_ns=0, waits=""),
+        {"it": id_},
+    )
+    if not woken.rowcount:
+        return False
+    db.execute(update(steps).where(steps.c.job == id_).values(tries=0))
+    return True
+
+
+def abandon(db: Connection, id_: str, now_ns: int) -> bool:
+    """A person says that what is left is his. False where it does not need attention: then nothing is changed."""
+    given_up = db.execute(
+        update(jobs)
+        .where(_IT, _DRIVEN, jobs.c.attention.is_(True))
+        .values(state=JobState.ABANDONED, attention=False, ended_ns=now_ns, updated_ns=now_ns, **_FREE),
+        {"it": id_},
+    )
+    return bool(given_up.rowcount)
+
+
+def free_all(db: Connection) -> None:
+    """Nobody has any: at the start of the only process."""
+    db.execute(update(jobs).where(_DRIVEN).values(**_FREE))
+
+
+def hold_unended(db: Connection, waits: str) -> list[str]:
+    """This database was put back: what it calls unended may have gone on, or back, or ended. Nobody has these jobs any more, also who had
+    them before the backup, and a person says how they go on; then each step is looked at again (`doubt`). Their ids."""
+    held = (
+        update(jobs)
+        .where(_DRIVEN)
+        .values(**_FREE, attention=True, in_doubt=True, waits=waits, term=jobs.c.term + 1, word="")
+        .returning(jobs.c.id)
+    )
+    return list(db.scalars(held))
+
+
+_ENDED_UNDONE: Final = jobs.c.state.in_((JobState.CANCELLED, JobState.FAILED))
+
+
+def undone(db: Connection) -> list[Job]:
+    """Those that have ended, and of which something may come yet."""
+    late = select(steps.c.job).where(steps.c.state == StepState.UNDONE)
+    found = db.execute(
+        select(jobs).where(jobs.c.version > OF_WORKER, _ENDED_UNDONE, jobs.c.id.in_(late)).order_by(jobs.c.id)
+    )
+    return [_job(row) for row in found]
+
+
+def put_undone(db: Connection, id_: str, step: str, entry: Entry, now_ns: int) -> None:
+    """Of a job that has ended, where nobody has written otherwise since it was looked at."""
+    known = entries(db, id_).get(step)
+    if known is not None and known.state is StepState.UNDONE:
+        _write(db, id_, step, entry, now_ns)
+
+
+def _job(row: Row[Any]) -> Job:
+    return Job(
+        id=row.id,
+        kind=row.kind,
+        version=row.version,
+        machine=row.machine,
+        who=row.who,
+        args=decoding.decode(row.args, type=dict[str, Any]),
+        direction=Direction(row.direction),
+        cancelled_by=row.cancelled_by,
+        in_doubt=bool(row.in_doubt),
+        error=None if row.error is None else decoding.decode(row.error, type=Failure),
+    )

@@ -1,0 +1,68 @@
+"""Jobs that a config server drives, and their steps. Whoever knows only 0001 drives none, and has only jobs of version 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+FLAG = sa.Boolean().with_variant(sa.Integer(), "sqlite")
+_ACTIVE = "state = 'running' AND lane != ''"
+
+
+def upgrade() -> None:
+    for column in (
+        _number("version"),
+        _word("lane"),
+        _word("who"),
+        _word("direction", "forward"),
+        _word("cancelled_by"),
+        _word("owner"),
+        _number("term"),
+        _word("word"),
+        _number("lease_ns"),
+        _number("wake_ns"),
+        _word("waits"),
+        sa.Column("attention", FLAG, nullable=False, server_default=sa.false()),
+        sa.Column("in_doubt", FLAG, nullable=False, server_default=sa.false()),
+        sa.Column("ended_ns", NUMBER),
+    ):
+        op.add_column("jobs", column)
+    op.create_index(
+        "jobs_lane",
+        "jobs",
+        ["machine", "lane"],
+        unique=True,
+        sqlite_where=sa.text(_ACTIVE),
+        postgresql_where=sa.text(_ACTIVE),
+    )
+    op.create_table(
+        "steps",
+        sa.Column("job", sa.Text, nullable=False),
+        sa.Column("step", sa.Text, nullable=False),
+        sa.Column("state", sa.Text, nullable=False),
+        sa.Column("tries", NUMBER, nullable=False),
+        sa.Column("result", sa.Text),
+        sa.Column("changed_ns", NUMBER, nullable=False),
+        sa.Column("undone_ns", NUMBER, nullable=False),
+        *_written(),
+        sa.PrimaryKeyConstraint("job", "step"),
+    )
+
+
+def _written() -> list[sa.Column[Any]]:
+    is_sqlite = op.get_bind().dialect.name == "sqlite"
+    return [] if is_sqlite else [sa.Column("rowid", sa.BigInteger, sa.Identity(always=True), nullable=False)]
+
+
+def _number(name: str) -> sa.Column[Any]:
+    return sa.Column(name, NUMBER, nullable=False, server_default=sa.text("0"))
+
+
+def _word(name: str, default: str = "") -> sa.Column[Any]:
+    return sa.Column(name, sa.Text, nullable=False, server_default=sa.text(f"'{default}'"))
