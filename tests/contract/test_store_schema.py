@@ -10,6 +10,8 @@ from typing import Any, Final
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationStep
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
@@ -32,9 +34,10 @@ from config_server.store import (
 from config_server.store.database import Engine
 from shared.api.jobs import JobQuery
 
-_NEWEST: Final = "0002"
 _DISKS: Final = '[{"device": "/dev/sda"}]'
 _POLICY: Final = '{"point_interval_s": 60.0}'
+REVISIONS: Final = ScriptDirectory(str(Path(migrations.__file__).parent))
+OLDER: Final = [one.revision for one in REVISIONS.iterate_revisions("head", "base")][1:]
 
 
 def differences(db: Connection) -> list[Any]:
@@ -48,8 +51,7 @@ def differences(db: Connection) -> list[Any]:
 
 
 def test_the_newest_revision_is_the_one_that_the_program_looks_for() -> None:
-    revisions = ScriptDirectory(str(Path(migrations.__file__).parent))
-    assert revisions.get_heads() == [migrations.NEWEST]
+    assert REVISIONS.get_heads() == [migrations.NEWEST]
 
 
 def test_what_the_migrations_make_is_the_schema(engine: Engine) -> None:
@@ -80,7 +82,37 @@ def test_a_file_of_any_version_before_alembic_keeps_its_rows_and_gets_the_schema
         assert sqlite_steps.version(raw) == len(sqlite_steps.MIGRATIONS), "a program of that time may open it"
         db.rollback()
     with contextlib.closing(sqlite.connect(path)) as db:
-        assert db.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all() == [_NEWEST]
+        assert db.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all() == [
+            migrations.NEWEST
+        ]
+
+
+def begin_with(db: Connection, revision: str) -> None:
+    """Instead of what there is: an empty database of this revision."""
+    schema.METADATA.drop_all(db)
+    db.exec_driver_sql("DROP TABLE alembic_version")
+    steps = [
+        MigrationStep.upgrade_from_script(REVISIONS.revision_map, one)
+        for one in REVISIONS.iterate_revisions(revision, "base")
+    ]
+    context = MigrationContext.configure(db, opts={"fn": lambda *_: reversed(steps)})
+    with Operations.context(context):
+        context.run_migrations()
+
+
+@pytest.mark.parametrize("revision", OLDER)
+def test_a_database_of_any_older_revision_keeps_its_rows_and_gets_the_schema(
+    engine: Engine, revision: str
+) -> None:
+    engine.transact(lambda db: begin_with(db, revision), vital=False)
+    row = "INSERT INTO jobs (id, kind, machine, state, detail, args, created_ns, updated_ns)"
+    engine.transact(
+        lambda db: db.exec_driver_sql(f"{row} VALUES ('j1', 'restore', 'web1', 'running', '', '{{}}', 1, 1)"),
+        vital=False,
+    )
+    engine.transact(lambda db: migrations.upgrade(db, "state.db"), vital=False)
+    assert engine.transact(differences, vital=False) == []
+    assert engine.transact(lambda db: jobs.running(db, "web1"), vital=False) == [("j1", "restore")]
 
 
 def tables(db: sqlite3.Connection) -> list[str]:
