@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.errors.base import UnderstudyError, UnhealthyError
+from shared.errors.base import UnhealthyError
 
 
 class DaemonError(UnhealthyError):
@@ -330,7 +330,7 @@ class JobEndedError(UnhealthyError):
     code = "US639"
 
 
-class LostJobError(UnderstudyError):
+class LostJobError(UnhealthyError):
     """Another config server has the job now: this one's lease ended while it stood still. Nothing is to be done."""
 
     code = "US599"
