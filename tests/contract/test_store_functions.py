@@ -58,6 +58,7 @@ MODULES: Final = (
     "incarnations",
     "inventory",
     "jobs",
+    "journal",
     "lasting_record",
     "policies",
     "restored",

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import psycopg
 import pytest
 from msgspec.structs import replace
-from sqlalchemy import Connection, event, select
+from sqlalchemy import Connection, event, select, update
 
 from config_server.rules import deletion as rules
 from config_server.rules.clock import SECOND_NS
@@ -34,6 +34,7 @@ from config_server.store import (
     incarnations,
     inventory,
     jobs,
+    journal,
     policies,
     postgresql,
     restored,
@@ -52,8 +53,9 @@ from config_server.store.inventory import StoredReport
 from config_server.store.postgresql import Postgresql
 from config_server.store.sqlite import Sqlite
 from shared.api.commands import CommandKind
-from shared.api.jobs import JobProgress, WorkerState
+from shared.api.jobs import Direction, JobProgress, JobState, StepState, WorkerState
 from shared.api.policies import Policy
+from shared.api.route import Failure
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import RequestError, UnderstudyError
 from shared.status import Problem
@@ -261,6 +263,57 @@ def job(state: WorkerState) -> Work:
     return lambda db: jobs.update(db, "j1", JobProgress(state=state), NOW + 1)
 
 
+MINE: Final = journal.Held("j1", 1, "mine")
+"""Of who has a job that is driven."""
+HOUR_NS: Final = 3600 * SECOND_NS
+
+
+def begin_job(db: Connection) -> None:
+    journal.create(
+        db, kind="resync", version=1, machine="web1", lane="data", who="operator:o", args={}, now_ns=NOW
+    )
+
+
+def a_driven_job(db: Connection) -> None:
+    begin_job(db)
+    db.execute(update(schema.jobs).values(id=MINE.id))
+
+
+def a_claimed_job(lease_ns: int) -> Work:
+    def given(db: Connection) -> None:
+        a_driven_job(db)
+        journal.claim(db, MINE.id, "cs1", lease_ns)
+        db.execute(update(schema.jobs).values(word=MINE.word))
+
+    return given
+
+
+def claim(owner: str) -> Work:
+    return lambda db: journal.claim(db, MINE.id, owner, HOUR_NS)
+
+
+def a_job_stands(db: Connection) -> None:
+    a_claimed_job(HOUR_NS)(db)
+    journal.ask_for_attention(db, MINE, waits="a person", error=Failure("US1", "x"))
+
+
+def put_step(db: Connection) -> str:
+    """As jobs/runner.py: what it does next is by what it hears."""
+    return journal.put(db, MINE, HOUR_NS, "ask", journal.Entry(state=StepState.BEGUN, tries=0), NOW).direction
+
+
+def end_job(db: Connection) -> bool:
+    """As jobs/runner.py."""
+    is_forward = journal.renew(db, MINE, HOUR_NS).direction is Direction.FORWARD
+    if is_forward:
+        journal.end(db, MINE, JobState.DONE, {}, NOW)
+    return is_forward
+
+
+def cancel_job(db: Connection) -> bool:
+    return journal.cancel(db, MINE.id, "operator:a", NOW)
+
+
 def issued(serial: int, renews: int = 0) -> Issued:
     return Issued(serial, Role.AGENT, "web1", "key", NOW + serial, NOW + 10**18, renews, "pem")
 
@@ -444,6 +497,20 @@ CASES: Final = {
     "a job ends, or is given up": Case(
         a_job, job(WorkerState.DONE), lambda db: jobs.fail_silent(db, {"j1": 0}, 10**15, NOW)
     ),
+    "two jobs of one lane": Case(nothing, begin_job, begin_job),
+    "two servers take a job": Case(a_driven_job, claim("cs1"), claim("cs2")),
+    "its lease is over, and both go on": Case(a_claimed_job(-SECOND_NS), put_step, claim("cs2")),
+    "a job is cancelled, or begins a step": Case(a_claimed_job(HOUR_NS), put_step, cancel_job),
+    "a job is cancelled, or done": Case(a_claimed_job(HOUR_NS), end_job, cancel_job),
+    "a job is cancelled twice": Case(a_claimed_job(HOUR_NS), cancel_job, cancel_job),
+    "a job that stands goes on, or is abandoned": Case(
+        a_job_stands,
+        lambda db: journal.again(db, MINE.id),
+        lambda db: journal.abandon(db, MINE.id, NOW),
+    ),
+    "a job that is driven, or deletion": Case(
+        to_be_deleted(Stage.CLOSED), begin_job, advance(Stage.CLOSED, Stage.REMOVING)
+    ),
     "revoked while it enrols": Case(a_certificate, revoke(WEB1), enrol("key")),
     "enrolled anew behind a revocation": Case(was_revoked, took_in(3), enrol("another")),
     "a key is revoked while it is renewed": Case(a_certificate, revoke("1"), renew),
@@ -529,7 +596,7 @@ def told_by(engine: Engine, work: Work) -> object:
     try:
         return scrubbed(repr(engine.transact(work, vital=False)))
     except UnderstudyError as exc:
-        return f"{exc.code}: {exc.cause}"
+        return scrubbed(f"{exc.code}: {exc.cause}")
 
 
 def scrubbed(said: str) -> str:

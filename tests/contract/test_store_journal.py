@@ -1,0 +1,218 @@
+"""The journal of jobs, over both databases: who has a job, which of its steps were begun, and what others than its owner say. What follows
+from it all when servers die and come back, the property test says (tests/property/test_jobs_model.py), of SQLite."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+from sqlalchemy import Connection
+
+from config_server.rules.clock import SECOND_NS
+from config_server.store import jobs, journal
+from config_server.store.journal import Entry, Held
+from shared.api.jobs import Direction, JobAct, JobProgress, JobState, StepState, WorkerState
+from shared.api.route import Failure
+from shared.errors import LaneTakenError, LostJobError
+
+NOW: Final = 1_700_000_000 * SECOND_NS
+HOUR_NS: Final = 3600 * SECOND_NS
+OVER_NS: Final = -SECOND_NS
+"""Of a lease that has ended, by the database's clock."""
+KINDS: Final = {("resync", 1)}
+FAILED: Final = Failure("US1", "x", cause="it broke")
+BEGUN, DONE = Entry(state=StepState.BEGUN, tries=0), Entry(state=StepState.DONE, tries=2, result={"n": 1})
+
+
+def begun(db: Connection, machine: str = "web1", lane: str = "data", version: int = 1) -> str:
+    return journal.create(
+        db, kind="resync", version=version, machine=machine, lane=lane, who="operator:o", args={"after": 1}, now_ns=NOW
+    )  # fmt: skip
+
+
+def claimed(db: Connection, id_: str, lease_ns: int = HOUR_NS) -> Held:
+    held = journal.claim(db, id_, "cs1", lease_ns)
+    assert held is not None
+    return held
+
+
+def due(db: Connection) -> list[str]:
+    return journal.due(db, KINDS, 9)
+
+
+def test_a_job_is_its_owners_until_the_lease_ends_and_a_former_owner_writes_nothing(db: Connection) -> None:
+    id_ = begun(db)
+    assert due(db) == [id_]
+    assert journal.due(db, {("resync", 2)}, 9) == [], "a server drives what it knows"
+    held = claimed(db, id_)
+    assert held.term == 1
+    assert (due(db), journal.claim(db, id_, "cs2", HOUR_NS)) == ([], None)
+    job = journal.renew(db, held, OVER_NS)
+    assert (job.machine, job.who, job.args, job.direction) == ("web1", "operator:o", {"after": 1}, "forward")
+    assert due(db) == [id_]
+    other = journal.claim(db, id_, "cs2", HOUR_NS)
+    assert other is not None
+    assert (other.term, other.word != held.word) == (2, True)
+    for former in (held, Held(id_, 2, held.word), Held(id_, 1, other.word), Held("none", 2, other.word)):
+        with pytest.raises(LostJobError):
+            journal.look(db, former, HOUR_NS)
+        with pytest.raises(LostJobError):
+            journal.put(db, former, HOUR_NS, "ask", BEGUN, NOW)
+    assert journal.look(db, other, HOUR_NS).journal == {}
+
+
+def test_at_the_start_of_the_only_process_every_job_is_free(db: Connection) -> None:
+    driven, ended, of_worker = begun(db), begun(db, "web2"), "j1"
+    jobs.create(db, of_worker, "restore", "web1", "operator:o", {}, NOW)
+    journal.end(db, claimed(db, ended), JobState.DONE, None, NOW)
+    claimed(db, driven)
+    assert due(db) == []
+    journal.free_all(db)
+    assert due(db) == [driven]
+
+
+def test_a_machine_has_one_active_job_of_a_lane(db: Connection) -> None:
+    id_ = begun(db)
+    with pytest.raises(LaneTakenError) as taken:
+        begun(db)
+    assert id_ in taken.value.cause
+    for machine, lane in (("web1", "other"), ("web2", "data"), ("web1", ""), ("web1", "")):
+        begun(db, machine, lane)
+    journal.end(db, claimed(db, id_), JobState.DONE, None, NOW)
+    assert begun(db) != id_
+
+
+def test_what_a_step_is_stays_known_and_is_shown_in_the_order_of_their_beginning(db: Connection) -> None:
+    id_ = begun(db)
+    held = claimed(db, id_)
+    for step in ("copy", "ask"):
+        journal.put(db, held, HOUR_NS, step, BEGUN, NOW)
+    job = journal.put(db, held, HOUR_NS, "copy", DONE, NOW + SECOND_NS)
+    assert job.id == id_
+    assert journal.entries(db, id_) == {"copy": DONE, "ask": BEGUN}
+    assert journal.look(db, held, HOUR_NS).journal == journal.entries(db, id_)
+    assert [(step.name, step.state, step.tries) for step in jobs.get(db, id_).steps] == [
+        ("copy", StepState.DONE, 2),
+        ("ask", StepState.BEGUN, 0),
+    ]
+    assert journal.entries(db, "none") == {}
+
+
+def test_one_that_waits_is_nobodys_until_its_time_or_until_somebody_wakes_it(db: Connection) -> None:
+    id_ = begun(db)
+    assert not journal.again(db, id_), "it does not wait"
+    held = claimed(db, id_)
+    journal.put(db, held, HOUR_NS, "copy", DONE, NOW)
+    journal.pause(db, held, waits="the agent", pause_ns=HOUR_NS, now_ns=NOW, progress=0.5, error=FAILED)
+    seen = jobs.get(db, id_)
+    assert (seen.state, seen.waits, seen.progress, seen.error) == (JobState.WAITING, "the agent", 0.5, FAILED)
+    assert due(db) == []
+    assert journal.again(db, id_)
+    assert journal.entries(db, id_)["copy"].tries == 0
+    assert due(db) == [id_]
+    assert jobs.get(db, id_).state is JobState.RUNNING
+    journal.pause(db, claimed(db, id_), waits="a moment", pause_ns=OVER_NS, now_ns=NOW)
+    assert due(db) == [id_]
+    assert jobs.get(db, id_).error == FAILED, "why it waited stays until it is said otherwise"
+
+
+def test_one_that_needs_attention_stands_until_a_person_says_how_it_goes_on(db: Connection) -> None:
+    id_, other = begun(db), begun(db, "web2")
+    assert not journal.abandon(db, id_, NOW)
+    journal.ask_for_attention(db, claimed(db, id_), waits="a person", error=FAILED)
+    [stands] = jobs.that_need_attention(db)
+    assert (stands.id, stands.state, stands.waits, stands.error) == (
+        id_,
+        JobState.ATTENTION,
+        "a person",
+        FAILED,
+    )
+    assert stands.allowed == list(JobAct)
+    assert (due(db), journal.claim(db, id_, "cs2", HOUR_NS)) == ([other], None)
+    assert journal.again(db, id_)
+    assert jobs.that_need_attention(db) == []
+    journal.ask_for_attention(db, claimed(db, id_), waits="a person", error=FAILED)
+    assert journal.abandon(db, id_, NOW)
+    assert not journal.abandon(db, id_, NOW)
+    assert not journal.again(db, id_)
+    assert (jobs.get(db, id_).state, jobs.get(db, id_).allowed) == (JobState.ABANDONED, [])
+
+
+def test_one_that_is_cancelled_is_undone_by_its_owner_and_one_of_a_command_has_ended(db: Connection) -> None:
+    id_ = begun(db)
+    held = claimed(db, id_)
+    journal.pause(db, held, waits="the agent", pause_ns=HOUR_NS, now_ns=NOW)
+    assert journal.cancel(db, id_, "operator:a", NOW)
+    assert not journal.cancel(db, id_, "operator:b", NOW)
+    assert due(db) == [id_], "at once"
+    held = claimed(db, id_)
+    job = journal.renew(db, held, HOUR_NS)
+    assert (job.direction, job.cancelled_by) == (Direction.BACK, "operator:a")
+    journal.end(db, held, JobState.CANCELLED, None, NOW)
+    assert not journal.cancel(db, id_, "operator:c", NOW)
+    with pytest.raises(LostJobError):
+        journal.renew(db, held, HOUR_NS)
+    jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
+    assert (due(db), journal.claim(db, "j1", "cs1", HOUR_NS)) == ([], None)
+    assert journal.cancel(db, "j1", "operator:a", NOW)
+    assert not journal.cancel(db, "j1", "operator:b", NOW)
+    late = jobs.update(db, "j1", JobProgress(state=WorkerState.DONE), NOW)
+    assert (late.state, late.cancelled_by) == (JobState.CANCELLED, "operator:a")
+
+
+def test_one_that_fails_turns_back_and_ends_with_what_came_of_it(db: Connection) -> None:
+    failed, done = begun(db), begun(db, "web2")
+    held = claimed(db, failed)
+    journal.turn(db, held, FAILED)
+    job = journal.renew(db, held, HOUR_NS)
+    assert (job.direction, job.error) == (Direction.BACK, FAILED)
+    journal.end(db, held, JobState.FAILED, None, NOW)
+    journal.end(db, claimed(db, done), JobState.DONE, {"epoch": 2}, NOW)
+    seen = [(job.state, job.error, job.result) for job in (jobs.get(db, failed), jobs.get(db, done))]
+    assert seen == [(JobState.FAILED, FAILED, None), (JobState.DONE, None, {"epoch": 2})]
+    assert jobs.update(db, done, JobProgress(), NOW).state is JobState.DONE, "nobody reports it"
+
+
+@pytest.mark.parametrize(("is_back", "looked_at"), [(False, StepState.BEGUN), (True, StepState.UNDOING)])
+def test_of_a_database_that_was_put_back_all_steps_are_looked_at_again(
+    db: Connection, is_back: bool, looked_at: StepState
+) -> None:
+    id_, ended = begun(db), begun(db, "web2")
+    journal.end(db, claimed(db, ended), JobState.DONE, None, NOW)
+    jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
+    before = claimed(db, id_)
+    journal.put(db, before, HOUR_NS, "ask", DONE, NOW)
+    if is_back:
+        journal.turn(db, before, FAILED)
+    assert journal.hold_unended(db, "it was put back") == [id_]
+    with pytest.raises(LostJobError):
+        journal.renew(db, before, HOUR_NS)
+    assert [job.waits for job in jobs.that_need_attention(db)] == ["it was put back"]
+    assert journal.again(db, id_)
+    held = claimed(db, id_)
+    assert held.term > before.term + 1
+    assert journal.renew(db, held, HOUR_NS).in_doubt
+    journal.doubt(db, held, HOUR_NS, ["ask", "copy"], NOW)
+    assert journal.entries(db, id_) == {
+        "ask": Entry(state=looked_at, tries=0, result={"n": 1}),
+        "copy": Entry(state=looked_at, tries=0),
+    }
+    assert not journal.renew(db, held, HOUR_NS).in_doubt
+
+
+def test_what_was_undone_is_looked_for_once_more_until_nothing_can_come_of_it(db: Connection) -> None:
+    undone = Entry(state=StepState.UNDONE, tries=0, undone_ns=NOW)
+    ids = [begun(db, f"web{number}") for number in range(3)]
+    for id_, state in zip(ids, (JobState.CANCELLED, JobState.DONE, None), strict=True):
+        held = claimed(db, id_)
+        journal.put(db, held, HOUR_NS, "ask", undone, NOW)
+        if state is not None:
+            journal.end(db, held, state, None, NOW)
+    assert [job.id for job in journal.undone(db)] == ids[:1]
+    journal.put_undone(db, ids[0], "ask", Entry(state=StepState.GONE, tries=0), NOW)
+    assert journal.undone(db) == []
+    for step in ("ask", "copy"):
+        journal.put_undone(db, ids[0], step, undone, NOW)
+    assert {name: entry.state for name, entry in journal.entries(db, ids[0]).items()} == {
+        "ask": StepState.GONE
+    }
