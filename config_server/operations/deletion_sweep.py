@@ -242,26 +242,30 @@ class DeletionSweep:
             if written is None and (wrong := rules.of_note(name, deletion, NONE)) is not None:
                 return wrong  # something else was said since it was looked at
             reach("deletion.unnoted")
-        using = await self._advance(name, deletion, Stage.REMOVING, found)
+        # One that is not there is gone: should it be brought back, nobody has wanted that one deleted.
+        to = Stage.REMOVING if found.changed is not None else Stage.GONE
+        using = await self._advance(name, deletion, to, found)
         if using is None or using:
             if written is not None:
                 await removal.take_back(storage, deletion.container, written)
             return rules.of_running(name, using or ())
         reach("deletion.removing")
-        removing = replace(deletion, stage=Stage.REMOVING)
-        if found.changed is not None:
-            try:
-                await removal.remove_container(storage, deletion.container, found.changed)
-            except ContainerMissingError:
-                raise  # the next look tells what became of it
-            except StorageError as exc:
-                with contextlib.suppress(ContainerMissingError):
-                    await self._close_again(name, removing)
-                    if written is not None and _is_refused(exc):
-                        await removal.take_back(storage, deletion.container, written)
-                    self._said[deletion.id] = _Said(self._control.mono_ns(), _storage(name, deletion, exc))
-                raise
-        await self._forget(name, removing, was_there=found.metadata is not None)
+        after = replace(deletion, stage=to)
+        if found.changed is None:
+            await self._unregister(name, after, was_there=False)
+            return None
+        try:
+            await removal.remove_container(storage, deletion.container, found.changed)
+        except ContainerMissingError:
+            raise  # the next look tells what became of it
+        except StorageError as exc:
+            with contextlib.suppress(ContainerMissingError):
+                await self._close_again(name, after)
+                if written is not None and _is_refused(exc):
+                    await removal.take_back(storage, deletion.container, written)
+                self._said[deletion.id] = _Said(self._control.mono_ns(), _storage(name, deletion, exc))
+            raise
+        await self._forget(name, after)
         return None
 
     async def _find_removed(self, name: str, deletion: Deletion) -> None:
@@ -278,12 +282,12 @@ class DeletionSweep:
         await removal.fence(self._control.storage.machines(), deletion.container)
         await self._advance(name, deletion, Stage.CLOSED)
 
-    async def _forget(self, name: str, deletion: Deletion, *, was_there: bool = True) -> None:
+    async def _forget(self, name: str, deletion: Deletion) -> None:
         """Its container has gone, which is written down before all else: whoever brings it back has it."""
         if await self._advance(name, deletion, Stage.GONE) is None:
             return
         reach("deletion.gone")
-        await self._unregister(name, replace(deletion, stage=Stage.GONE), was_there=was_there)
+        await self._unregister(name, replace(deletion, stage=Stage.GONE))
 
     async def _unregister(self, name: str, deletion: Deletion, *, was_there: bool = True) -> None:
         """Its container has gone."""

@@ -81,7 +81,9 @@ def advance(db: sqlite3.Connection, name: str, seen: Deletion, to: Stage, now_ns
     if deletion is None:
         return None
     over = {job for job, since_ns in deletion.given_up.items() if since_ns >= rules.GIVEN_UP_S * SECOND_NS}
-    if to in (Stage.CLOSING, Stage.REMOVING) and (found := running(db, name, now_ns, over)):
+    # Back to closed, and behind a request that was done, nobody is asked.
+    is_begun = deletion.stage is Stage.REMOVING or to is Stage.CLOSED
+    if not is_begun and (found := running(db, name, now_ns, over)):
         return found
     put(db, name, msgspec.structs.replace(deletion, stage=to))
     return []
