@@ -55,7 +55,6 @@ from shared.errors import (
     IntegrityError,
     PreconditionError,
     StorageError,
-    ThrottledError,
     TransientError,
     UnderstudyError,
     UnhealthyError,
@@ -216,8 +215,9 @@ class DeletionSweep:
             if found.metadata is not None:
                 storage = self._control.storage.machines()
                 await removal.fence(storage, deletion.container)
-                if await removal.renew(storage, deletion.container, deletion.id) is None:
-                    return rules.of_note(name, deletion, NONE)
+                is_noted = await removal.renew(storage, deletion.container, deletion.id) is not None
+                if not is_noted and (wrong := rules.of_note(name, deletion, NONE)) is not None:
+                    return wrong  # something else was said since it was looked at
             using = await self._advance(name, deletion, Stage.CLOSING, found)
             if using is None or using:
                 return rules.of_running(name, using or ())
@@ -237,13 +237,16 @@ class DeletionSweep:
     async def _remove(self, name: str, deletion: Deletion, found: Found) -> UnhealthyError | None:
         storage = self._control.storage.machines()
         written: Written | None = None
+        # One that is not there is gone: should it be brought back, nobody has wanted that one deleted.
+        to = Stage.REMOVING if found.changed is not None else Stage.GONE
+        using = await self._advance(name, deletion, to, found, dry_run=True)
+        if using is None or using:
+            return rules.of_running(name, using or ())
         if found.changed is not None:
             written = await removal.take_out(storage, deletion.container, deletion.id)
             if written is None and (wrong := rules.of_note(name, deletion, NONE)) is not None:
                 return wrong  # something else was said since it was looked at
             reach("deletion.unnoted")
-        # One that is not there is gone: should it be brought back, nobody has wanted that one deleted.
-        to = Stage.REMOVING if found.changed is not None else Stage.GONE
         using = await self._advance(name, deletion, to, found)
         if using is None or using:
             if written is not None:
@@ -339,12 +342,14 @@ class DeletionSweep:
         _log.warning("machine deleted", machine=name, container=deletion.container, asked_by=deletion.who)
 
     async def _advance(
-        self, name: str, seen: Deletion, to: Stage, found: Found | None = None
+        self, name: str, seen: Deletion, to: Stage, found: Found | None = None, *, dry_run: bool = False
     ) -> Sequence[str] | None:
         """See deletions.advance."""
         date = found.date if found is not None else None
         now_ns = self._control.now_ns() if date is None else int(date.timestamp()) * SECOND_NS
-        return await self._control.db.run(lambda db: deletions.advance(db, name, seen, to, now_ns))
+        return await self._control.db.run(
+            lambda db: deletions.advance(db, name, seen, to, now_ns, dry_run=dry_run)
+        )
 
     @staticmethod
     def _log_new(name: str, before: UnhealthyError | None, wrong: UnhealthyError) -> None:
@@ -353,8 +358,8 @@ class DeletionSweep:
 
 
 def _is_refused(exc: StorageError) -> bool:
-    """Whether storage said that it does not do it; else it may have done it, though nobody was told."""
-    return not isinstance(exc, TransientError) or isinstance(exc, ThrottledError)
+    """Whether storage said that it does not do it. What passes (busy, a gateway's word, no answer) may be said of what was done."""
+    return not isinstance(exc, TransientError)
 
 
 def _storage(name: str, deletion: Deletion, exc: UnderstudyError) -> DeletionStorageError:
