@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from functools import partial
 from typing import Final
 
 from process_server.reception.admission import Admission
@@ -131,13 +132,14 @@ class Deletions:
         await log.forget(gone)
         if log.containers != before:
             _log.warning("deleted machine dropped", machine=machine, containers=sorted(gone))
-        if log.containers <= gone and self._admission.is_free(machine):
-            await remote_vault.forgotten(self._vault, machine)
-            await self._boots.forget(machine)
-            # Last: it says of which container it is. Where somebody has just come, it may be his.
-            if self._admission.is_free(machine):
-                await self._sides.forget(machine)
-                reach("forget.beside-gone")
-                await log.look()
+        # The side last: it says of which container it is.
+        for forget in (partial(remote_vault.forgotten, self._vault), self._boots.forget, self._sides.forget):
+            # Before each: where somebody has come meanwhile, it may be his.
+            if not (log.containers <= gone and self._admission.is_free(machine)):
+                break
+            await forget(machine)
+        else:
+            reach("forget.beside-gone")
+            await log.look()
         if not log.containers and self._admission.forget(machine):
             await self._spool.leave(machine)

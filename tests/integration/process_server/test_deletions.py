@@ -20,10 +20,11 @@ from process_server.reception.session import Session
 from process_server.spool import machine_folder, watermark
 from process_server.spool.aside import Kind, Note
 from process_server.spool.machine_log import MachineLog
-from shared import durable
+from shared import durable, remote_vault
 from shared.blob import BlobConfig
 from shared.errors import StorageForgotError
 from shared.machine_storage import REGISTRY, MachineStorage
+from shared.vault import Vault
 from tests.azurite import Azurite
 from tests.deleted_machines import Parts, parts, remove
 from tests.deletions import in_storage
@@ -405,6 +406,33 @@ async def test_a_machine_whose_disk_hangs_keeps_no_other_from_being_dropped_and_
             answers.set()
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_who_comes_while_the_keys_of_a_deleted_machine_are_removed_keeps_what_lies_beside_the_spool(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where his session has ended again by then: after a restart his boot is known, so that no copy becomes him."""
+    begun, back = asyncio.Event(), asyncio.Event()
+
+    async def forgotten(_vault: Vault, _machine: str) -> None:
+        begun.set()
+        await back.wait()
+
+    monkeypatch.setattr(remote_vault, "forgotten", forgotten)
+    spool = tmp_path / "spool"
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+        word = asyncio.create_task(made.hears(await remove(machine_storage)))
+        await begun.wait()
+        log = await made.begun()
+        await append_all(log, make_chain(3, epoch=log.position.epoch))
+        assert made.admission.is_free(MACHINE)
+        back.set()
+        await word
+        assert {f"{MACHINE}/boot.json", f"{MACHINE}/side.json"} <= set(made.here())
+        assert made.report().machines[MACHINE].containers == [await machine_storage.named(MACHINE)]
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        assert list(made.admission._boots) == [MACHINE]
 
 
 @pytest.mark.parametrize("restarted", [False, True])
