@@ -19,7 +19,8 @@ left. A deleted container and one that a failover lost look alike from here: the
 What is of a container. An open log knows it; an epoch's state, and the note of what was set aside, say it, with the epoch's claim, and so
 does the side that is known here (spool/watermark.py, spool/aside.py, spool/sides.py): by it alone the machine is told of where nothing else
 is, as when somebody waited with the name while the rest went, and was refused. What says none, since it was written by an earlier version
-or is damaged, is of none, and stays. So a name that is used again keeps what is of its new container, and its session goes on.
+or is damaged, is of none, and stays. So a name that is used again keeps what is of its new container, and its session goes on. Where only a
+side is left that says none, and the registry names another container, that one's machine may have been here: side, boot and keys stay.
 
 Killed anywhere, it is done by the next start. First the logs end, then files go, and a file's note behind it; then, where nothing else is
 left and nobody bears the name, the data keys (of that name: this server has no machine any more that needs one) and what lies beside the
@@ -126,12 +127,15 @@ class Deletions:
         gone = {container for container in said if not await self._storage.has(machine, container)}
         if not gone:
             return
+        named = await self._storage.named(machine)
         for container in gone:
             self._storage.forget(machine, container)
         before = log.containers
         await log.forget(gone)
         if log.containers != before:
             _log.warning("deleted machine dropped", machine=machine, containers=sorted(gone))
+        if named is not None and not log.containers:
+            return  # whose it is that lies beside the spool, nothing says: it may be the living one's
         # The side last: it says of which container it is.
         for forget in (partial(remote_vault.forgotten, self._vault), self._boots.forget, self._sides.forget):
             # Before each: where somebody has come meanwhile, it may be his.

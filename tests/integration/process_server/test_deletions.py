@@ -435,6 +435,37 @@ async def test_who_comes_while_the_keys_of_a_deleted_machine_are_removed_keeps_w
         assert list(made.admission._boots) == [MACHINE]
 
 
+async def test_a_side_that_says_no_container_may_be_the_living_machines_which_is_at_another_server(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier version wrote it. Something set aside is of the deleted machine; the living one's epochs here are done with."""
+    keyless: list[str] = []
+
+    async def forgotten(_vault: Vault, machine: str) -> None:
+        keyless.append(machine)
+
+    monkeypatch.setattr(remote_vault, "forgotten", forgotten)
+    spool = tmp_path / "spool"
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await made.begun()
+        old = await remove(machine_storage)
+        (path := tmp_path / "x.seg").write_bytes(b"batches")
+        note = Note(epoch=1, first=1, last=2, cause="damaged", container=old)
+        made.log._folder.aside.put(Kind.DAMAGED, path, note)
+        await machine_storage.find_or_create(MACHINE)
+    shutil.rmtree(spool / MACHINE / "00000001")
+    side = spool / MACHINE / "side.json"
+    said = msgspec.json.decode(side.read_bytes())
+    del said["container"]
+    side.write_bytes(msgspec.json.encode(said))
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await made.log.look()
+        await made.hears(old)
+        assert (made.here(), keyless) == ([MACHINE, f"{MACHINE}/boot.json", f"{MACHINE}/side.json"], [])
+        assert list(made.admission._boots) == [MACHINE]
+        assert made.report().machines[MACHINE].containers == []
+
+
 @pytest.mark.parametrize("restarted", [False, True])
 async def test_what_lay_beside_the_spool_for_somebody_who_came_and_was_refused_goes_later(
     machine_storage: MachineStorage, tmp_path: Path, *, restarted: bool
