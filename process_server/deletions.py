@@ -27,7 +27,7 @@ left and nobody bears the name, the data keys (of that name: this server has no 
 spool, the side at last. An epoch's folder is first moved to a name that is no epoch's and names the container, since what is left of one
 that lost its state could not be told any more. What is still here is named in the next report, so it is told again; that is how it is tried
 again, too, and until then the machine's report says why it is still here (I10). A server that was off during the deletion names what it has
-when it is back. An empty folder is nobody's, and goes at the next start.
+when it is back. An empty folder is nobody's: an epoch's goes along, a machine's at the next start.
 
 Each machine's drop is a task of its own: a disk that does not answer, or storage that is slow, keeps no other machine's from going.
 """

@@ -343,6 +343,43 @@ async def test_the_folder_of_an_open_log_stays_whatever_its_state_still_says(
             assert same_batches(await read_log(store, spool), chain)
 
 
+@pytest.mark.parametrize("left", [None, ".state.json.0123456789ab"])
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_the_empty_folder_of_an_epoch_keeps_no_deleted_machine(
+    machine_storage: MachineStorage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    restarted: bool,
+    left: str | None,
+) -> None:
+    """The cache disk was full when it came, or a kill was faster than its state. No batch was here."""
+    spool = tmp_path / "spool"
+    replace = durable.replace_file
+
+    def refuse(path: Path, data: bytes, **how: bool) -> None:
+        if path.name == "state.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(path, data, **how)
+
+    monkeypatch.setattr(durable, "replace_file", refuse)
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await made.begun()
+        folder = spool / MACHINE / "00000001"
+        assert list(folder.iterdir()) == []
+        if left is not None:
+            (folder / left).write_bytes(b"{")
+        old = await remove(machine_storage)
+        if not restarted:
+            await made.hears(old)
+            assert (made.report().machines, list(spool.iterdir())) == ({}, [spool / ".lock"])
+    if restarted:
+        async with parts(spool, own(machine_storage), 3600.0) as made:
+            await made.log.look()
+            await made.hears(old)
+            assert (made.report().machines, list(spool.iterdir())) == ({}, [spool / ".lock"])
+
+
 async def test_what_could_not_be_removed_is_told_and_tried_again_also_by_the_next_start(
     machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
