@@ -166,7 +166,8 @@ def look_at(
     watched = {found[dev].device: _standing(found[dev], answers, said) for dev in captured}
     remembered = bindings.with_notes(remembered, watched, boot)
     whose = _pinned_to(pinned, {dev: found[dev].device for dev in captured}, boot)
-    remembered = pinned_lines.with_pins(remembered, whose, boot)
+    which = {(dev, disk.diskseq) for dev, disk in found.items()}
+    remembered = pinned_lines.with_pins(remembered, whose, boot, which)
     by_dev = {dev: _standing(disk, answers, said) for dev, disk in found.items()}
     under = {path: by_dev[dev] for path, dev in at.items()}
     known = bindings.all_known(wanted, remembered, under, boot, slots)

@@ -4,7 +4,7 @@ later. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -40,9 +40,14 @@ def as_pinned(bound: Bound) -> bytes:
     return msgspec.json.encode(bound)
 
 
-def with_pins(remembered: Sequence[Bound], captured: Mapping[str, PinnedTo], boot: str) -> list[Bound]:
+def with_pins(
+    remembered: Sequence[Bound],
+    captured: Mapping[str, PinnedTo],
+    boot: str,
+    standing: Collection[Which] = (),
+) -> list[Bound]:
     """With what the file does not say of the disks that are captured: it was lost, put back from a backup, or could not be written when
-    one was attached. `captured`: by id.
+    one was attached. `captured`: by id; `standing`: what stands beside them.
 
     **Of two lines of one id the later counts, whole.** Which that is says its number alone, not where it stands:
 
@@ -55,13 +60,15 @@ def with_pins(remembered: Sequence[Bound], captured: Mapping[str, PinnedTo], boo
 
     Where numbers say nothing: pins do not outlive a boot, so a line that was noted in another is older. An older agent writes lines without
     a number, into the file first, too: one of this boot is later than what is pinned, since that agent pinned no line, or ran when this was
-    pinned already. And of a disk that the file notes for another id since, or by a line of the same number, it is that one's.
+    pinned already. But not where its disk stands no more: that agent had no room in the file for the one that is pinned, or the file was
+    put back. And of a disk that the file notes for another id since, or by a line of the same number, it is that one's.
 
     Of an id that is pinned without a line it is known which disk it is, but not by what it was bound: what it bears may be borne by others,
     too, and a disk that does not answer bears less than it has. It goes on as it is; by what it is bound from now on is found out when it
     says all (`Verdict.identity`), and nothing is written of it until then (`numbered`)."""
     lines = {bound.id: bound for bound in remembered}
     noted = {bound.seen: bound for bound in remembered if bound.seen}
+    there = {Seen(boot, *which) for which in (*standing, *(pin.which for pin in captured.values()))}
     for id_, pin in captured.items():
         seen = Seen(boot, *pin.which)
         if not seen.diskseq:
@@ -69,7 +76,7 @@ def with_pins(remembered: Sequence[Bound], captured: Mapping[str, PinnedTo], boo
         number = pin.line.number if pin.line else 0
         line = lines.get(id_)
         owner = noted.get(seen)
-        later = next((one for one in (line, owner) if one and _is_later(one, number, boot)), None)
+        later = next((one for one in (line, owner) if one and _is_later(one, number, boot, there)), None)
         if later is not None:
             if later.number < number:  # an older agent's: it is to be the later for who looks next, too
                 lines[later.id] = msgspec.structs.replace(later, number=number + 1)
@@ -81,11 +88,11 @@ def with_pins(remembered: Sequence[Bound], captured: Mapping[str, PinnedTo], boo
     return [*lines.values()]
 
 
-def _is_later(line: Bound, pinned: int, boot: str) -> bool:
-    """Whether a line of the file is later than one that is pinned, which has this number."""
+def _is_later(line: Bound, pinned: int, boot: str, there: Collection[Seen]) -> bool:
+    """Whether a line of the file is later than one that is pinned, which has this number. `there`: the disks that stand."""
     if line.seen is None:  # it was given to another id, or an agent before notes wrote it
         return line.number > pinned
-    return line.seen.boot == boot and (line.number >= pinned or not line.number)
+    return line.seen.boot == boot and (line.number >= pinned if line.number else line.seen in there)
 
 
 def numbered(lines: Sequence[Bound], before: Sequence[Bound]) -> list[Bound]:

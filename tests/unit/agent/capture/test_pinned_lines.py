@@ -57,9 +57,22 @@ def test_of_a_pin_without_a_line_it_is_not_known_by_what_its_disk_is_bound_and_n
 def test_a_line_that_an_older_agent_wrote_behind_the_pins_is_later_and_stays_so() -> None:
     pin = PinnedTo((16, 5), "/dev/sdb", structs.replace(BOUND, number=7))
     for line in (structs.replace(BOUND, seen=Seen("this", 32, 6)), structs.replace(BOUND, id="root")):
-        [found] = with_pins([line], {"sdb": pin}, "this")
+        [found] = with_pins([line], {"sdb": pin}, "this", {(32, 6)})
         assert found == structs.replace(line, number=8)
         assert with_pins([found], {"sdb": pin}, "this") == [found]
+
+
+@pytest.mark.parametrize("is_pinned_with_a_line", [True, False])
+def test_a_line_without_a_number_of_a_disk_that_stands_no_more_is_not_later_than_what_is_captured(
+    is_pinned_with_a_line: bool,
+) -> None:
+    """An older agent captured the disk anew, and had no room in the file for that; or the file was put back."""
+    line = structs.replace(BOUND, number=7) if is_pinned_with_a_line else None
+    pin = PinnedTo((16, 5), "/dev/sdb", line)
+    stale = structs.replace(BOUND, seen=Seen("this", 16, 4))
+    assert with_pins([stale], {"sdb": pin}, "this", {(16, 5), (32, 4)}) == [line or BOUND]
+    exchanged = structs.replace(stale, seen=Seen("this", 32, 4))
+    assert with_pins([exchanged], {"sdb": pin}, "this", {(16, 5), (32, 4)})[0].seen == exchanged.seen
 
 
 def test_a_line_that_changes_gets_a_number_above_all() -> None:
