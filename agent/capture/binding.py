@@ -39,7 +39,7 @@ which disk it is (`Verdict.identity`), and that it was shared is remembered: no 
 
 An identity that only the disk tells, or its driver, is not asked while nothing is told: what is captured goes on, by its note, and what
 is not is missing until it answers. So it is where another bears the partition table that is asked for, while what stands under the path
-does not answer: that may be a clone of it.
+does not answer: that may be a clone of it. But not where a note of this boot says that the disk is that other, or what is silent another's.
 """
 
 from __future__ import annotations
@@ -321,7 +321,12 @@ def _by_identity(
     rivals = [other.id for other in all_known if _is_rival(other, known)]
     is_shared = len(bearing) > 1 or bool(rivals)
     is_silent = here is not None and here.dev not in owner and here.may_hide(known.identity.kind)
-    if is_silent and known.identity.kind in COPIED and here not in bearing:
+    if (
+        is_silent
+        and known.identity.kind in COPIED
+        and here not in bearing
+        and not _is_noted_apart(known, here, free, all_known)
+    ):
         return _missing(known, f"what stands under {known.path} does not say which disk it is", here)
     if here in free and (not is_shared or known.path.startswith(_BY_PORT)):
         return _take(known, here, slots, f"{here.path} was taken away and came back")
@@ -345,6 +350,16 @@ def _by_identity(
         bear = "bears" if len(owned) == 1 else "bear"
         return _missing(known, f"only {', '.join(owned)} {bear} its identity ({known.identity})")
     return _missing(known, f"no disk of this machine bears its identity ({known.identity})")
+
+
+def _is_noted_apart(
+    known: Known, here: Standing | None, bearing: Sequence[Standing], all_known: Sequence[Known]
+) -> bool:
+    """Whether notes of this boot say that the disk is one of those that bear its identity, or that what stands `here` is another's."""
+    if any((disk.dev, disk.diskseq) == known.noted for disk in bearing):
+        return True
+    which = (here.dev, here.diskseq) if here is not None else None
+    return which != known.noted and any(which == other.noted for other in all_known if other is not known)
 
 
 def _is_rival(other: Known, known: Known) -> bool:
