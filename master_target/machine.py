@@ -221,8 +221,10 @@ class _Work:
         """Whether what was asked of the log was answered once."""
 
     async def close(self) -> None:
-        await self._log.close()
-        await self._epochs.close_disks()
+        try:
+            await self._log.close()
+        finally:  # whoever is cut off once more while it hangs must not keep the disks locked
+            await self._epochs.close_disks()
 
     def describe(self, report: MachineReport) -> None:
         at = self._epochs.position

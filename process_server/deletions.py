@@ -19,14 +19,15 @@ left. A deleted container and one that a failover lost look alike from here: the
 What is of a container. An open log knows it; an epoch's state, and the note of what was set aside, say it, with the epoch's claim, and so
 does the side that is known here (spool/watermark.py, spool/aside.py, spool/sides.py): by it alone the machine is told of where nothing else
 is, as when somebody waited with the name while the rest went, and was refused. What says none, since it was written by an earlier version
-or is damaged, is of none, and stays. So a name that is used again keeps what is of its new container, and its session goes on.
+or is damaged, is of none, and stays. So a name that is used again keeps what is of its new container, and its session goes on. Where only a
+side is left that says none, and the registry names another container, that one's machine may have been here: side, boot and keys stay.
 
 Killed anywhere, it is done by the next start. First the logs end, then files go, and a file's note behind it; then, where nothing else is
 left and nobody bears the name, the data keys (of that name: this server has no machine any more that needs one) and what lies beside the
 spool, the side at last. An epoch's folder is first moved to a name that is no epoch's and names the container, since what is left of one
 that lost its state could not be told any more. What is still here is named in the next report, so it is told again; that is how it is tried
 again, too, and until then the machine's report says why it is still here (I10). A server that was off during the deletion names what it has
-when it is back. An empty folder is nobody's, and goes at the next start.
+when it is back. An empty folder is nobody's: an epoch's goes along, a machine's at the next start.
 
 Each machine's drop is a task of its own: a disk that does not answer, or storage that is slow, keeps no other machine's from going.
 """
@@ -35,6 +36,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from functools import partial
 from typing import Final
 
 from process_server.reception.admission import Admission
@@ -125,19 +127,23 @@ class Deletions:
         gone = {container for container in said if not await self._storage.has(machine, container)}
         if not gone:
             return
+        named = await self._storage.named(machine)
         for container in gone:
             self._storage.forget(machine, container)
         before = log.containers
         await log.forget(gone)
         if log.containers != before:
             _log.warning("deleted machine dropped", machine=machine, containers=sorted(gone))
-        if log.containers <= gone and self._admission.is_free(machine):
-            await remote_vault.forgotten(self._vault, machine)
-            await self._boots.forget(machine)
-            # Last: it says of which container it is. Where somebody has just come, it may be his.
-            if self._admission.is_free(machine):
-                await self._sides.forget(machine)
-                reach("forget.beside-gone")
-                await log.look()
+        if named is not None and not log.containers:
+            return  # whose it is that lies beside the spool, nothing says: it may be the living one's
+        # The side last: it says of which container it is.
+        for forget in (partial(remote_vault.forgotten, self._vault), self._boots.forget, self._sides.forget):
+            # Before each: where somebody has come meanwhile, it may be his.
+            if not (log.containers <= gone and self._admission.is_free(machine)):
+                break
+            await forget(machine)
+        else:
+            reach("forget.beside-gone")
+            await log.look()
         if not log.containers and self._admission.forget(machine):
             await self._spool.leave(machine)

@@ -39,7 +39,7 @@ which disk it is (`Verdict.identity`), and that it was shared is remembered: no 
 
 An identity that only the disk tells, or its driver, is not asked while nothing is told: what is captured goes on, by its note, and what
 is not is missing until it answers. So it is where another bears the partition table that is asked for, while what stands under the path
-does not answer: that may be a clone of it.
+does not answer: that may be a clone of it. But not where a note of this boot says that the disk is that other, or what is silent another's.
 """
 
 from __future__ import annotations
@@ -253,10 +253,10 @@ def _noted(
     if disk.noted not in slots or any(other.noted == disk.noted for other in known if other is not disk):
         return None
     there = next((one for one in standing if (one.dev, one.diskseq) == disk.noted), None)
-    return None if there is None or _contradicts(there, disk.identity, standing) else there
+    return None if there is None or contradicts(there, disk.identity, standing) else there
 
 
-def _contradicts(disk: Standing, kept: Identity | None, standing: Sequence[Standing]) -> bool:
+def contradicts(disk: Standing, kept: Identity | None, standing: Sequence[Standing]) -> bool:
     """Whether what cannot change says that a disk is not the one that `kept` was taken of: another is, or it is another. That a name is
     gone from it says nothing if it is nowhere, or the disk has no such name at all: a driver may cease to tell them."""
     if kept is None or not is_ruled_out(disk, kept):
@@ -321,7 +321,12 @@ def _by_identity(
     rivals = [other.id for other in all_known if _is_rival(other, known)]
     is_shared = len(bearing) > 1 or bool(rivals)
     is_silent = here is not None and here.dev not in owner and here.may_hide(known.identity.kind)
-    if is_silent and known.identity.kind in COPIED and here not in bearing:
+    if (
+        is_silent
+        and known.identity.kind in COPIED
+        and here not in bearing
+        and not _is_noted_apart(known, here, free, all_known)
+    ):
         return _missing(known, f"what stands under {known.path} does not say which disk it is", here)
     if here in free and (not is_shared or known.path.startswith(_BY_PORT)):
         return _take(known, here, slots, f"{here.path} was taken away and came back")
@@ -345,6 +350,16 @@ def _by_identity(
         bear = "bears" if len(owned) == 1 else "bear"
         return _missing(known, f"only {', '.join(owned)} {bear} its identity ({known.identity})")
     return _missing(known, f"no disk of this machine bears its identity ({known.identity})")
+
+
+def _is_noted_apart(
+    known: Known, here: Standing | None, bearing: Sequence[Standing], all_known: Sequence[Known]
+) -> bool:
+    """Whether notes of this boot say that the disk is one of those that bear its identity, or that what stands `here` is another's."""
+    if any((disk.dev, disk.diskseq) == known.noted for disk in bearing):
+        return True
+    which = (here.dev, here.diskseq) if here is not None else None
+    return which != known.noted and any(which == other.noted for other in all_known if other is not known)
 
 
 def _is_rival(other: Known, known: Known) -> bool:

@@ -166,8 +166,9 @@ def look_at(
     watched = {found[dev].device: _standing(found[dev], answers, said) for dev in captured}
     remembered = bindings.with_notes(remembered, watched, boot)
     whose = _pinned_to(pinned, {dev: found[dev].device for dev in captured}, boot)
-    remembered = pinned_lines.with_pins(remembered, whose, boot)
     by_dev = {dev: _standing(disk, answers, said) for dev, disk in found.items()}
+    by_which = {(one.dev, one.diskseq): one for one in by_dev.values()}
+    remembered = pinned_lines.with_pins(remembered, whose, boot, by_which, {disk.identity for disk in wanted})
     under = {path: by_dev[dev] for path, dev in at.items()}
     known = bindings.all_known(wanted, remembered, under, boot, slots)
     standing = [*by_dev.values()]

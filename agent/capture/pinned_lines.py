@@ -4,12 +4,13 @@ later. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
 
-from agent.capture.binding import Pinned
+from agent.capture.binding import Pinned, Standing, contradicts
 from agent.capture.bindings import Bound, Seen, Which, check
 from shared import decoding
 from shared.errors import UNDECODABLE
@@ -40,9 +41,16 @@ def as_pinned(bound: Bound) -> bytes:
     return msgspec.json.encode(bound)
 
 
-def with_pins(remembered: Sequence[Bound], captured: Mapping[str, PinnedTo], boot: str) -> list[Bound]:
+def with_pins(
+    remembered: Sequence[Bound],
+    captured: Mapping[str, PinnedTo],
+    boot: str,
+    standing: Mapping[Which, Standing] = MappingProxyType({}),
+    configured: Collection[str | None] = (),
+) -> list[Bound]:
     """With what the file does not say of the disks that are captured: it was lost, put back from a backup, or could not be written when
-    one was attached. `captured`: by id.
+    one was attached. `captured`: by id; `standing`: what stands, as far as that was looked for; `configured`: identities that the
+    configuration says.
 
     **Of two lines of one id the later counts, whole.** Which that is says its number alone, not where it stands:
 
@@ -53,15 +61,21 @@ def with_pins(remembered: Sequence[Bound], captured: Mapping[str, PinnedTo], boo
       has the higher number in the pins. A file that is lost has none, one from a backup a lower one.
     - Never the identity of the one with the note of the other: that would bind an id to one disk by what another bears.
 
-    Where numbers say nothing: pins do not outlive a boot, so a line that was noted in another is older. An older agent writes lines without
-    a number, into the file first, too: one of this boot is later than what is pinned, since that agent pinned no line, or ran when this was
-    pinned already. And of a disk that the file notes for another id since, or by a line of the same number, it is that one's.
+    Where numbers say nothing: pins do not outlive a boot, so a line that was noted in another is older. But where it says by what cannot
+    change that its disk is another than the pinned one (`contradicts`), the file was lost when that was captured, which went by its path
+    alone, and was put back since: the line counts. (Not where the configuration says the identity that is pinned.)
+
+    An older agent writes lines without a number, into the file first, too: one of this boot is later than what is pinned, since that agent
+    pinned no line, or ran when this was pinned already. But not where its disk stands no more: that agent had no room in the file for the
+    one that is pinned, or the file was put back. And of a disk that the file notes for another id since, or by a line of the same number,
+    it is that one's.
 
     Of an id that is pinned without a line it is known which disk it is, but not by what it was bound: what it bears may be borne by others,
     too, and a disk that does not answer bears less than it has. It goes on as it is; by what it is bound from now on is found out when it
     says all (`Verdict.identity`), and nothing is written of it until then (`numbered`)."""
     lines = {bound.id: bound for bound in remembered}
     noted = {bound.seen: bound for bound in remembered if bound.seen}
+    there = {Seen(boot, *which) for which in (*standing, *(pin.which for pin in captured.values()))}
     for id_, pin in captured.items():
         seen = Seen(boot, *pin.which)
         if not seen.diskseq:
@@ -69,23 +83,42 @@ def with_pins(remembered: Sequence[Bound], captured: Mapping[str, PinnedTo], boo
         number = pin.line.number if pin.line else 0
         line = lines.get(id_)
         owner = noted.get(seen)
-        later = next((one for one in (line, owner) if one and _is_later(one, number, boot)), None)
+        later = next((one for one in (line, owner) if one and _is_later(one, number, boot, there)), None)
         if later is not None:
             if later.number < number:  # an older agent's: it is to be the later for who looks next, too
                 lines[later.id] = msgspec.structs.replace(later, number=number + 1)
             continue
-        found = pin.line or line or Bound(id_, pin.path, "")
-        lines[id_] = msgspec.structs.replace(found, last=pin.path, seen=seen)
+        if line and pin.line and _was_put_back(line, pin, boot, standing, configured):
+            lines[id_] = msgspec.structs.replace(line, number=max(line.number, number + 1))
+        else:
+            found = pin.line or line or Bound(id_, pin.path, "")
+            lines[id_] = msgspec.structs.replace(found, last=pin.path, seen=seen)
         if owner and owner.id != id_ and lines[owner.id].seen == seen:
             lines[owner.id] = msgspec.structs.replace(lines[owner.id], seen=None)
     return [*lines.values()]
 
 
-def _is_later(line: Bound, pinned: int, boot: str) -> bool:
-    """Whether a line of the file is later than one that is pinned, which has this number."""
+def _is_later(line: Bound, pinned: int, boot: str, there: Collection[Seen]) -> bool:
+    """Whether a line of the file is later than one that is pinned, which has this number. `there`: the disks that stand."""
     if line.seen is None:  # it was given to another id, or an agent before notes wrote it
         return line.number > pinned
-    return line.seen.boot == boot and (line.number >= pinned or not line.number)
+    return line.seen.boot == boot and (line.number >= pinned if line.number else line.seen in there)
+
+
+def _was_put_back(
+    line: Bound,
+    pin: PinnedTo,
+    boot: str,
+    standing: Mapping[Which, Standing],
+    configured: Collection[str | None],
+) -> bool:
+    """Whether a line that was noted in another boot says that its disk is not the one that is pinned, and nobody said otherwise since."""
+    disk = standing.get(pin.which)
+    if disk is None or pin.line is None or line.seen is None or line.seen.boot == boot:
+        return False
+    return pin.line.identity not in (line.identity, *configured) and contradicts(
+        disk, line.kept, [*standing.values()]
+    )
 
 
 def numbered(lines: Sequence[Bound], before: Sequence[Bound]) -> list[Bound]:

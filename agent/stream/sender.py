@@ -264,7 +264,7 @@ class Sender:
         that is named no more the stream goes whether the first answers or not.
 
         What was found of the ring stays so until the session is over (`_is_moving`, in the very turn of the loop in which it was found): an
-        ACK of that time would free what is spooled at the current one alone, and the next could not go on with the epoch."""
+        ACK or WELCOME of that time would free what is spooled at the current one alone, and the next could not go on with the epoch."""
         await self._may_go()
         self._is_moving = True
 
@@ -342,7 +342,10 @@ class Sender:
         )
 
     async def _take_up(self, hello: Hello, welcome: Welcome) -> None:
-        """Goes on where the process server stands, or finds that this is not our history."""
+        """Goes on where the process server stands, or finds that this is not our history. Not with one that the stream leaves just now
+        (`_first_is_back`): the session is cancelled then."""
+        if self._is_moving:
+            await asyncio.Event().wait()
         state = self._state
         if state[Word.EPOCH] == 0:
             await self._stream.rounds.everything_is_to_do(state.reason.text)

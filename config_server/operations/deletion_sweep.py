@@ -55,7 +55,6 @@ from shared.errors import (
     IntegrityError,
     PreconditionError,
     StorageError,
-    ThrottledError,
     TransientError,
     UnderstudyError,
     UnhealthyError,
@@ -216,8 +215,9 @@ class DeletionSweep:
             if found.metadata is not None:
                 storage = self._control.storage.machines()
                 await removal.fence(storage, deletion.container)
-                if await removal.renew(storage, deletion.container, deletion.id) is None:
-                    return rules.of_note(name, deletion, NONE)
+                is_noted = await removal.renew(storage, deletion.container, deletion.id) is not None
+                if not is_noted and (wrong := rules.of_note(name, deletion, NONE)) is not None:
+                    return wrong  # something else was said since it was looked at
             using = await self._advance(name, deletion, Stage.CLOSING, found)
             if using is None or using:
                 return rules.of_running(name, using or ())
@@ -237,31 +237,38 @@ class DeletionSweep:
     async def _remove(self, name: str, deletion: Deletion, found: Found) -> UnhealthyError | None:
         storage = self._control.storage.machines()
         written: Written | None = None
+        # One that is not there is gone: should it be brought back, nobody has wanted that one deleted.
+        to = Stage.REMOVING if found.changed is not None else Stage.GONE
+        using = await self._advance(name, deletion, to, found, dry_run=True)
+        if using is None or using:
+            return rules.of_running(name, using or ())
         if found.changed is not None:
             written = await removal.take_out(storage, deletion.container, deletion.id)
             if written is None and (wrong := rules.of_note(name, deletion, NONE)) is not None:
                 return wrong  # something else was said since it was looked at
             reach("deletion.unnoted")
-        using = await self._advance(name, deletion, Stage.REMOVING, found)
+        using = await self._advance(name, deletion, to, found)
         if using is None or using:
             if written is not None:
                 await removal.take_back(storage, deletion.container, written)
             return rules.of_running(name, using or ())
         reach("deletion.removing")
-        removing = replace(deletion, stage=Stage.REMOVING)
-        if found.changed is not None:
-            try:
-                await removal.remove_container(storage, deletion.container, found.changed)
-            except ContainerMissingError:
-                raise  # the next look tells what became of it
-            except StorageError as exc:
-                with contextlib.suppress(ContainerMissingError):
-                    await self._close_again(name, removing)
-                    if written is not None and _is_refused(exc):
-                        await removal.take_back(storage, deletion.container, written)
-                    self._said[deletion.id] = _Said(self._control.mono_ns(), _storage(name, deletion, exc))
-                raise
-        await self._forget(name, removing, was_there=found.metadata is not None)
+        after = replace(deletion, stage=to)
+        if found.changed is None:
+            await self._unregister(name, after, was_there=False)
+            return None
+        try:
+            await removal.remove_container(storage, deletion.container, found.changed)
+        except ContainerMissingError:
+            raise  # the next look tells what became of it
+        except StorageError as exc:
+            with contextlib.suppress(ContainerMissingError):
+                await self._close_again(name, after)
+                if written is not None and _is_refused(exc):
+                    await removal.take_back(storage, deletion.container, written)
+                self._said[deletion.id] = _Said(self._control.mono_ns(), _storage(name, deletion, exc))
+            raise
+        await self._forget(name, after)
         return None
 
     async def _find_removed(self, name: str, deletion: Deletion) -> None:
@@ -278,12 +285,12 @@ class DeletionSweep:
         await removal.fence(self._control.storage.machines(), deletion.container)
         await self._advance(name, deletion, Stage.CLOSED)
 
-    async def _forget(self, name: str, deletion: Deletion, *, was_there: bool = True) -> None:
+    async def _forget(self, name: str, deletion: Deletion) -> None:
         """Its container has gone, which is written down before all else: whoever brings it back has it."""
         if await self._advance(name, deletion, Stage.GONE) is None:
             return
         reach("deletion.gone")
-        await self._unregister(name, replace(deletion, stage=Stage.GONE), was_there=was_there)
+        await self._unregister(name, replace(deletion, stage=Stage.GONE))
 
     async def _unregister(self, name: str, deletion: Deletion, *, was_there: bool = True) -> None:
         """Its container has gone."""
@@ -335,12 +342,14 @@ class DeletionSweep:
         _log.warning("machine deleted", machine=name, container=deletion.container, asked_by=deletion.who)
 
     async def _advance(
-        self, name: str, seen: Deletion, to: Stage, found: Found | None = None
+        self, name: str, seen: Deletion, to: Stage, found: Found | None = None, *, dry_run: bool = False
     ) -> Sequence[str] | None:
         """See deletions.advance."""
         date = found.date if found is not None else None
         now_ns = self._control.now_ns() if date is None else int(date.timestamp()) * SECOND_NS
-        return await self._control.db.run(lambda db: deletions.advance(db, name, seen, to, now_ns))
+        return await self._control.db.run(
+            lambda db: deletions.advance(db, name, seen, to, now_ns, dry_run=dry_run)
+        )
 
     @staticmethod
     def _log_new(name: str, before: UnhealthyError | None, wrong: UnhealthyError) -> None:
@@ -349,8 +358,8 @@ class DeletionSweep:
 
 
 def _is_refused(exc: StorageError) -> bool:
-    """Whether storage said that it does not do it; else it may have done it, though nobody was told."""
-    return not isinstance(exc, TransientError) or isinstance(exc, ThrottledError)
+    """Whether storage said that it does not do it. What passes (busy, a gateway's word, no answer) may be said of what was done."""
+    return not isinstance(exc, TransientError)
 
 
 def _storage(name: str, deletion: Deletion, exc: UnderstudyError) -> DeletionStorageError:

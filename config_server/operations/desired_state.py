@@ -5,9 +5,10 @@ An act that this database did not know is adopted, with an event and an entry in
 about its own machine, and costs nobody else anything: what is adopted, and what is in doubt, leaves entries, so there is not much of
 that of one machine.
 
-**Two servers do not take turns.** One that was thought to be gone (a backup of it was restored on another host) may be reached once
-more. It does not know the later act of the other, and tells its own in doubt: once. An agent that comes back with the same act and a
-higher number was told so again by somebody who insists, and that is adopted. The other one names it, too.
+**Two servers take turns, and say so.** One that was thought to be gone (a backup of it was restored on another host) may be reached by
+agents all the same. It does not know the later act of the other, and each tells what it has: by events (US611, and one of the other) both
+say that there is another, and a person has to stop one. (That an agent which comes back with a higher number was told so by somebody who
+insists was tried: it was a server's rule that had raised it, and where clocks differed it stopped machines.)
 
 **What leaves is said.** An act says of the disks that were known when it was made which shall go; an agent may protect others: the act
 was made before it ever reported, or by a database that knew less. These stay, and are added to the act, with an event (US617). So nobody
@@ -113,13 +114,7 @@ def answer(
         return Answer(_desired(after.wish, settings), left_entries=True)
     # What an agent goes by is mostly what is wanted: then no history is needed.
     is_same = before is not None and told is not None and before.mark == told.mark
-    verdict = judge(own, told, () if is_same else incarnations.history(db))
-    is_insisted_on = (
-        isinstance(verdict, Tell) and verdict.doubt != "" and _is_insisted_on(db, verdict.wish, told)
-    )
-    if is_insisted_on and told is not None:
-        verdict = Adopt(told)
-    match verdict:
+    match judge(own, told, () if is_same else incarnations.history(db)):
         case Agree():
             if known is not None and (known.dropped or known.moved):
                 inventory.heard(db, machine)
@@ -171,7 +166,7 @@ def answer(
             if doubt and before is not None:
                 _note_doubt(db, machine, before, wish, wish, doubt, now_ns)
             else:
-                _note_adoption(db, machine, before, wish, now_ns, is_insisted_on=is_insisted_on)
+                _note_adoption(db, machine, before, wish, now_ns)
             return Answer(_desired(wish, settings), left_entries=True)
 
 
@@ -359,36 +354,17 @@ def _note_begun(db: Connection, machine: str, told: Wish, after: Machine, now_ns
     events.note(db, EventKind.STATE, SELF, happened, now_ns)
 
 
-def _note_adoption(
-    db: Connection,
-    machine: str,
-    before: Wish | None,
-    wish: Wish,
-    now_ns: int,
-    *,
-    is_insisted_on: bool,
-) -> None:
+def _note_adoption(db: Connection, machine: str, before: Wish | None, wish: Wish, now_ns: int) -> None:
     had = f"it had: {in_words(before)}" if before is not None else "it had no opinion"
-    why = "this database is from a backup or was set back, or the act was another config server's"
-    if is_insisted_on:
-        why = "it was told otherwise in doubt, and another config server, that knows of this, has told it so again"
     happened = Problem(
         code="",
         what=f"The agent of {machine} knows of a later act than this database, and that holds: {in_words(wish)}",
-        cause=f"{why}; {had}",
+        cause=f"this database is from a backup or was set back, or the act was another config server's; {had}",
         action=f"Nothing, if that is what you want. Else say it anew: understudy machine protect {machine}, or unprotect.",
         severity=Severity.WARNING,
         object=machine,
     )
     events.note(db, EventKind.RESTORED, SELF, happened, now_ns)
-
-
-def _is_insisted_on(db: Connection, own: Wish, told: Wish | None) -> bool:
-    """Whether an agent that was told `own` in doubt over this very act comes back with it, and with a higher number: somebody who has heard
-    of `own` has told it so again. To tell it once more would be to take turns for ever, each a copy of all its disks."""
-    if told is None or told.mark.number <= own.mark.number:
-        return False
-    return events.is_noted(db, SELF, WishInDoubtError.code, _pair(own, told))
 
 
 def _pair(own: Wish, told: Wish) -> str:

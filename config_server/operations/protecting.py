@@ -168,6 +168,8 @@ class Protecting:
         """What its agent said last, on the hardware that is the machine by storage, or, while that names none, by what is `known`: disks
         of another one's report are others. Nor does an act make that the machine: it may be a copy."""
         found = self._control.presence.agent(name)
+        if not self._control.storage.place:
+            return found  # nobody else could ever say who is the machine
         is_ = self._sides.bound(name) or (known.identity if known is not None else UNKNOWN)
         if found is None or is_ in (UNKNOWN, found[1].identity):
             return found

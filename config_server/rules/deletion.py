@@ -222,7 +222,8 @@ def of_note(name: str, deletion: Deletion, noted: str) -> UnhealthyError | None:
         return None
     return _unconfirmed(
         name,
-        f"its container {deletion.container} does not note it: it was taken back or said again, of which this database does not know",
+        f"its container {deletion.container} does not note it: it was taken back or said again, of which this database does not know; or"
+        " storage was asked to delete it, and nobody knows what came of that",
     )
 
 

@@ -73,16 +73,21 @@ def stands(db: Connection, name: str, seen: Deletion) -> Deletion | None:
     return machine.deletion
 
 
-def advance(db: Connection, name: str, seen: Deletion, to: Stage, now_ns: int) -> list[str] | None:
+def advance(
+    db: Connection, name: str, seen: Deletion, to: Stage, now_ns: int, *, dry_run: bool = False
+) -> list[str] | None:
     """From the stage in which it was `seen` to another one; unless the machine is in use: then by what (`running`). None: the deletion is
-    not as it was seen."""
+    not as it was seen. `dry_run`: only say so."""
     deletion = stands(db, name, seen)
     if deletion is None:
         return None
     over = {job for job, since_ns in deletion.given_up.items() if since_ns >= rules.GIVEN_UP_S * SECOND_NS}
-    if to in (Stage.CLOSING, Stage.REMOVING) and (found := running(db, name, now_ns, over)):
+    # Back to closed, and behind a request that was done, nobody is asked.
+    is_begun = deletion.stage is Stage.REMOVING or to is Stage.CLOSED
+    if not is_begun and (found := running(db, name, now_ns, over)):
         return found
-    put(db, name, msgspec.structs.replace(deletion, stage=to))
+    if not dry_run:
+        put(db, name, msgspec.structs.replace(deletion, stage=to))
     return []
 
 

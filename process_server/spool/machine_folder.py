@@ -108,8 +108,8 @@ class MachineFolder:
 
     async def drop(self, deleted: Collection[str], live: Collection[int]) -> None:
         """All that is of these containers, whatever it holds: they were deleted with their machine (process_server/deletions.py). Nobody
-        may be at it. What does not say of which it is stays, and so do the folders of `live` epochs: they have an open log, of another
-        container than these, whatever else the folder says. Raises SpoolError.
+        may be at it. What does not say of which it is stays, but an empty folder, and so do the folders of `live` epochs: they have an open
+        log, of another container than these, whatever else the folder says. Raises SpoolError.
         """
         await in_thread(self._drop, deleted, live, executor=self._threads)
 
@@ -141,6 +141,9 @@ class MachineFolder:
             folder = self.epoch(number)
             container = "" if number in live else _container_in(folder)
             if container not in deleted:
+                if number not in live:
+                    with durable.collected(failures):
+                        _remove_empty(folder)
                 continue
             with durable.collected(failures):
                 # At once with all that says of which container it is: of what is left after a kill, only the name does.
@@ -259,6 +262,16 @@ def clear_killed(path: Path) -> list[OSError]:
         with contextlib.suppress(OSError):  # it is not there, or not empty
             (path / kind).rmdir()
     return failures
+
+
+def _remove_empty(folder: Path) -> None:
+    """The folder of an epoch, when it is nobody's: no state could be written, or a kill was faster, and no batch has come. Whatever else
+    is in it keeps it."""
+    left = durable.all_leftovers(folder)
+    if left == sorted(folder.iterdir()):
+        for path in left:
+            durable.remove_file(path)
+        folder.rmdir()
 
 
 def _container_in(folder: Path) -> str:

@@ -88,6 +88,8 @@ def test_a_deletion_is_counted_goes_on_from_where_it_was_seen_and_past_recall_no
     deletions.count(db, "web1", "d1", 1, NOW + 20)
     stands = deletions.stands(db, "web1", seen)
     assert stands == machine(db).deletion
+    assert deletions.advance(db, "web1", seen, Stage.CLOSING, NOW + 10, dry_run=True) == []
+    assert machine(db).deletion == stands, "it was only asked"
     assert deletions.advance(db, "web1", seen, Stage.CLOSING, NOW + 10) == []
     assert deletions.stands(db, "web1", seen) is None, "it is not as it was seen"
     assert deletions.advance(db, "web1", seen, Stage.CLOSING, NOW + 10) is None
@@ -99,12 +101,13 @@ def test_a_deletion_is_counted_goes_on_from_where_it_was_seen_and_past_recall_no
     assert deletions.advance(db, "web1", closing, Stage.CLOSED, NOW) == [], "nobody takes it up any more"
     closed = replace(closing, stage=Stage.CLOSED)
     jobs.update(db, "j1", JobProgress(state=WorkerState.RUNNING), NOW)
-    assert deletions.advance(db, "web1", closed, Stage.REMOVING, NOW + 10) == [
-        "a restore of it runs (job j1)"
-    ]
+    for to in (Stage.REMOVING, Stage.GONE):
+        assert deletions.advance(db, "web1", closed, to, NOW + 10) == ["a restore of it runs (job j1)"]
     jobs.update(db, "j1", JobProgress(state=WorkerState.DONE), NOW)
     assert deletions.advance(db, "web1", closed, Stage.REMOVING, NOW + 10) == []
-    deletions.advance(db, "web1", replace(closing, stage=Stage.REMOVING), Stage.GONE, NOW)
+    jobs.create(db, "j2", "restore", "web1", "operator:o", {}, NOW)
+    removing = replace(closing, stage=Stage.REMOVING)
+    assert deletions.advance(db, "web1", removing, Stage.GONE, NOW) == [], "it was done, whoever reads"
     gone = machine(db).deletion
     assert gone is not None
     assert gone.stage is Stage.GONE

@@ -204,7 +204,7 @@ class Machine:
             for pin in pins
             if (which := (pin.dev, pin.diskseq)) in there
         }
-        remembered = pinned_lines.with_pins(remembered, whose, boot)
+        remembered = pinned_lines.with_pins(remembered, whose, boot, there)
         at = {path: self.standing(disk) for path, disk in self.links.items() if disk != self.away}
         known = bindings.all_known(self.lines, remembered, at, boot, {*self.captured.values()})
         verdicts = decide(known, standing, pins)

@@ -687,3 +687,27 @@ def test_where_the_file_is_lost_and_cannot_be_written_captured_disks_go_on(
         assert machine.file.trouble is not None
     machine.file.write_again()
     assert [line.id for line in bindings.read(machine.state_dir) or []] == [*machine.ids(first)]
+
+
+def test_a_file_that_was_lost_at_a_reboot_and_is_put_back_gives_the_disks_their_ids_again(
+    machine: Machine,
+) -> None:
+    """The reboot exchanged the kernel's names, by which the disks are configured."""
+    r = machine.rig
+    one, other = (disk.name for disk in r.disks)
+    first, _ = machine.protect()
+    [boot] = {line.seen.boot for line in machine.file.written if line.seen}
+    known = machine.file.path.read_bytes().replace(boot.encode(), b"the boot before")
+    first.close()
+    detach(r.pin_dir)
+    reattach(f"/dev/{other}", r.backing[0])
+    reattach(f"/dev/{one}", r.backing[1])
+    machine.file.path.unlink()
+    machine.restart()
+    exchanged, _ = machine.protect()
+    assert machine.ids(exchanged) == {one: one, other: other}
+    machine.file.path.write_bytes(known)
+    for _ in range(2):
+        machine.restart()
+        found, left_out = machine.protect()
+        assert (machine.ids(found), left_out) == ({one: other, other: one}, [])

@@ -380,6 +380,51 @@ async def test_an_ack_that_comes_behind_the_look_that_lets_the_stream_leave_cost
     detach(pin_dir)
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3, 4])
+async def test_a_welcome_that_comes_behind_the_look_that_lets_the_stream_leave_costs_no_epoch(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    """`turns`: of the event loop, so long before the look it was sent. The session with the one that is left only begins then."""
+    pin_dir = Path("/sys/fs/bpf/understudy-test") / secrets.token_hex(4)
+    address = "127.0.0.1", free_port()
+    stored = replace(welcome(1, 1 << 26), spooled=4, spooled_digest=b"d" * 16, spooled_seq=0, uploaded=4)
+    more = replace(stored, spooled=5, spooled_digest=b"e" * 16)
+    greeted: asyncio.Future[tuple[Connection, asyncio.StreamWriter]] = asyncio.Future()
+
+    async def take(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        await asyncio.to_thread(write_blocks, device, 200)
+        greeted.set_result((wire, writer))
+
+    async def take_next(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        writer.writelines(wire.send_welcome(replace(stored, epoch=hello.epoch or 2)))
+
+    def begin(state: AgentState) -> None:
+        state.begin_epoch(eid(1))
+        state.cut(4, b"d" * 16, 0)
+        state.cut(5, b"e" * 16, 0)
+        state[Word.FREED] = 4
+        state.uploaded(4)
+
+    async def looking(sender: Sender, seconds: float) -> bool:
+        wire, writer = await greeted
+        assert left.ring.used_b * 2 >= left.ring.size_b
+        writer.writelines(wire.send_welcome(more))
+        for _ in range(turns - 1):
+            await asyncio.sleep(0)
+        assert not left.state.is_freed_too_early
+        return True
+
+    async with serving(device, tmp_path, pin_dir, [address], is_named=False, begin=begin) as left:
+        left.script = take
+        monkeypatch.setattr(Sender, "_nothing_is_freed_too_early", looking)
+        new = Site(left.state, left.ring)
+        new.script, new.sessions = take_next, left.sessions
+        async with await asyncio.start_server(new.serve, *address, ssl=left.context):
+            hello = await next_hello(new)
+            assert (hello.epoch, left.state.is_freed_too_early) == (1, False)
+    detach(pin_dir)
+
+
 @pytest.mark.parametrize("lies_there_alone", [True, False])
 async def test_one_that_may_be_restarted_is_waited_for_where_another_could_not_go_on_with_the_epoch(
     monkeypatch: pytest.MonkeyPatch, lies_there_alone: bool

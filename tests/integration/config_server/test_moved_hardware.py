@@ -15,6 +15,7 @@ from shared import active_side, api
 from shared.api.copies import RebindRequest
 from shared.api.events import EventQuery, EventView
 from shared.api.machines import MachineView
+from shared.api.protection import Protection
 from shared.api.route import Limit, Nothing
 from shared.blob import BlobConfig
 from shared.desired import Mark, Verb, WantedDisk, Wish
@@ -309,3 +310,19 @@ async def test_an_act_does_not_take_whoever_reported_last_for_the_machine_while_
         assert now is not None
         assert (now.verb, now.pending) == (verb, None)
         assert not await moves(operator)
+
+
+async def test_without_storage_an_act_is_for_the_hardware_that_reports(tmp_path: Path) -> None:
+    """Nobody else could ever say that the machine got another mainboard."""
+    async with running(config_for(tmp_path / "bare")) as server, server.operator() as operator:
+        files = await server.enrolled("agent", "web1", tmp_path / "bare-agent")
+        for hardware in (OLD, NEW):
+            async with obedient_agent(server, files) as agent:
+                await agent.report(**hardware)
+                await operator.call(api.PROTECT, Protection(disks=["/dev/sda"]), machine="web1")
+                await agent.report(**hardware)
+                assert agent.wish is not None
+                assert [disk.device for disk in agent.wish.disks] == ["/dev/sda"]
+                await operator.call(api.UNPROTECT, Nothing(), machine="web1")
+                await agent.report(**hardware)
+                assert agent.wish.verb is Verb.STOP

@@ -20,7 +20,7 @@ from shared.errors import (
     ImageFileError,
     LeaseHeldError,
     SnapshotError,
-    StorageRightsError,
+    StorageRoleError,
 )
 from shared.log import names
 from shared.log.epochs import EpochDisk, allocate_epoch
@@ -234,7 +234,7 @@ async def test_a_machine_is_followed_although_nothing_of_it_may_be_deleted(
                     model.write(mark=f"m{i}")
                     await model.publish()
                     await until_applied(machine, model.position)
-                refused = StorageRightsError.code
+                refused = StorageRoleError.code
                 await until(machine, lambda: [e.code for e in machine.report().errors] == [refused])
                 proxy.clear()
                 await model.publish()

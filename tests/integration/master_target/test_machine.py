@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -13,7 +14,10 @@ import pytest
 from master_target import follow
 from master_target.apply import Interval, make_interval
 from master_target.follow import Follower
+from master_target.machine import Machine
 from master_target.stepping import Stepper
+from master_target.targets.base import Target
+from master_target.targets.image_file import ImageTarget
 from master_target.targets.page_blob import PageBlobTarget
 from shared.batch import SECTOR, Op, StreamState
 from shared.blob import BlobStore
@@ -27,6 +31,7 @@ from shared.recovery import point_store
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position
 from shared.recovery.seed import seed_blob
+from shared.threads import in_thread
 from tests.epoch_ids import id_in
 from tests.machine_log import ModelMachine
 from tests.master_parts import (
@@ -267,6 +272,43 @@ async def test_a_second_master_target_waits_until_the_first_ends(model: ModelMac
             await model.publish()
             await until_applied(again, model.position)
             await until(first, lambda: first.report().state != "following")
+
+
+async def test_work_that_hangs_and_is_cut_off_twice_leaves_no_disk_locked(
+    model: ModelMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that reads ahead comes back late: whoever bears the name next would find the image in use until a restart."""
+    await model.begin_epoch()
+    model.write()
+    await model.publish()
+    images = tmp_path / "images"
+
+    async def open_image(_: BlobStore, machine: str, disk: str, disk_b: int) -> Target:
+        return await ImageTarget.open(images, machine, disk, disk_b)
+
+    closing, cancelled = asyncio.Event(), follow._cancelled
+
+    async def waits(task: asyncio.Task[Any]) -> None:
+        closing.set()
+        await cancelled(task)
+
+    monkeypatch.setattr(follow, "_cancelled", waits)
+    machine = Machine(model.store, model.vault, model.name, SETTINGS, open_image)
+    work, back = asyncio.create_task(machine.run(asyncio.Event())), threading.Event()
+    try:
+        await until_applied(machine, model.position)
+        assert machine._work is not None
+        log = machine._work._log
+        log._ahead = cast(IndexEntry, None), cast(Any, asyncio.create_task(in_thread(back.wait)))
+        work.cancel()
+        await closing.wait()
+        work.cancel()
+    finally:
+        back.set()
+        await asyncio.gather(work, return_exceptions=True)
+    for name, disk in zip(model.disk_names, model.disks, strict=True):
+        target = await ImageTarget.open(images, model.name, name, len(disk))
+        await target.close()
 
 
 async def test_points_name_what_could_not_be_read_until_it_is_written(

@@ -20,10 +20,11 @@ from process_server.reception.session import Session
 from process_server.spool import machine_folder, watermark
 from process_server.spool.aside import Kind, Note
 from process_server.spool.machine_log import MachineLog
-from shared import durable
+from shared import durable, remote_vault
 from shared.blob import BlobConfig
 from shared.errors import StorageForgotError
 from shared.machine_storage import REGISTRY, MachineStorage
+from shared.vault import Vault
 from tests.azurite import Azurite
 from tests.deleted_machines import Parts, parts, remove
 from tests.deletions import in_storage
@@ -342,6 +343,43 @@ async def test_the_folder_of_an_open_log_stays_whatever_its_state_still_says(
             assert same_batches(await read_log(store, spool), chain)
 
 
+@pytest.mark.parametrize("left", [None, ".state.json.0123456789ab"])
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_the_empty_folder_of_an_epoch_keeps_no_deleted_machine(
+    machine_storage: MachineStorage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    restarted: bool,
+    left: str | None,
+) -> None:
+    """The cache disk was full when it came, or a kill was faster than its state. No batch was here."""
+    spool = tmp_path / "spool"
+    replace = durable.replace_file
+
+    def refuse(path: Path, data: bytes, **how: bool) -> None:
+        if path.name == "state.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(path, data, **how)
+
+    monkeypatch.setattr(durable, "replace_file", refuse)
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await made.begun()
+        folder = spool / MACHINE / "00000001"
+        assert list(folder.iterdir()) == []
+        if left is not None:
+            (folder / left).write_bytes(b"{")
+        old = await remove(machine_storage)
+        if not restarted:
+            await made.hears(old)
+            assert (made.report().machines, list(spool.iterdir())) == ({}, [spool / ".lock"])
+    if restarted:
+        async with parts(spool, own(machine_storage), 3600.0) as made:
+            await made.log.look()
+            await made.hears(old)
+            assert (made.report().machines, list(spool.iterdir())) == ({}, [spool / ".lock"])
+
+
 async def test_what_could_not_be_removed_is_told_and_tried_again_also_by_the_next_start(
     machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,6 +443,64 @@ async def test_a_machine_whose_disk_hangs_keeps_no_other_from_being_dropped_and_
             answers.set()
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_who_comes_while_the_keys_of_a_deleted_machine_are_removed_keeps_what_lies_beside_the_spool(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where his session has ended again by then: after a restart his boot is known, so that no copy becomes him."""
+    begun, back = asyncio.Event(), asyncio.Event()
+
+    async def forgotten(_vault: Vault, _machine: str) -> None:
+        begun.set()
+        await back.wait()
+
+    monkeypatch.setattr(remote_vault, "forgotten", forgotten)
+    spool = tmp_path / "spool"
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+        word = asyncio.create_task(made.hears(await remove(machine_storage)))
+        await begun.wait()
+        log = await made.begun()
+        await append_all(log, make_chain(3, epoch=log.position.epoch))
+        assert made.admission.is_free(MACHINE)
+        back.set()
+        await word
+        assert {f"{MACHINE}/boot.json", f"{MACHINE}/side.json"} <= set(made.here())
+        assert made.report().machines[MACHINE].containers == [await machine_storage.named(MACHINE)]
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        assert list(made.admission._boots) == [MACHINE]
+
+
+async def test_a_side_that_says_no_container_may_be_the_living_machines_which_is_at_another_server(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier version wrote it. Something set aside is of the deleted machine; the living one's epochs here are done with."""
+    keyless: list[str] = []
+
+    async def forgotten(_vault: Vault, machine: str) -> None:
+        keyless.append(machine)
+
+    monkeypatch.setattr(remote_vault, "forgotten", forgotten)
+    spool = tmp_path / "spool"
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await made.begun()
+        old = await remove(machine_storage)
+        (path := tmp_path / "x.seg").write_bytes(b"batches")
+        note = Note(epoch=1, first=1, last=2, cause="damaged", container=old)
+        made.log._folder.aside.put(Kind.DAMAGED, path, note)
+        await machine_storage.find_or_create(MACHINE)
+    shutil.rmtree(spool / MACHINE / "00000001")
+    side = spool / MACHINE / "side.json"
+    said = msgspec.json.decode(side.read_bytes())
+    del said["container"]
+    side.write_bytes(msgspec.json.encode(said))
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await made.log.look()
+        await made.hears(old)
+        assert (made.here(), keyless) == ([MACHINE, f"{MACHINE}/boot.json", f"{MACHINE}/side.json"], [])
+        assert list(made.admission._boots) == [MACHINE]
+        assert made.report().machines[MACHINE].containers == []
 
 
 @pytest.mark.parametrize("restarted", [False, True])

@@ -444,7 +444,7 @@ async def test_without_the_right_to_make_containers_the_rest_is_unknown(
         )
     found = await checked(config)
     assert errors(found) == [Aspect.CREATE_CONTAINER]
-    assert found[Aspect.CREATE_CONTAINER].code == "US496"
+    assert found[Aspect.CREATE_CONTAINER].code == "US640"
     assert found[Aspect.VAULT_CONTAINER].state is State.OK
     assert found[Aspect.PAGE_BLOB].state is State.UNKNOWN
 
@@ -480,7 +480,7 @@ async def test_each_right_that_is_missing_is_named(
     faulty.add(Answer(403, "AuthorizationPermissionMismatch"), **(everywhere | REFUSED[aspect]))
     found = await checked(config)
     assert errors(found) == [aspect]
-    assert found[aspect].code == "US496"
+    assert found[aspect].code == "US640"
     assert found[Aspect.REMOVAL].state is State.OK
 
 

@@ -260,6 +260,29 @@ def test_a_disk_that_does_not_answer_is_not_another_one_though_another_bears_its
 
 
 @pytest.mark.parametrize(
+    ("mine", "others", "action"),
+    [
+        ((32, 9), (64, 3), Action.ATTACH),
+        (None, (16, 5), Action.ATTACH),
+        ((64, 4), (16, 5), Action.ATTACH),
+        (None, None, Action.MISSING),
+        ((64, 4), (64, 3), Action.MISSING),
+        ((16, 5), (16, 5), Action.MISSING),
+        ((32, 8), (16, 4), Action.MISSING),
+    ],
+)
+def test_what_is_silent_under_its_path_keeps_no_disk_out_that_a_note_of_this_boot_tells_from_it(
+    mine: tuple[int, int] | None, others: tuple[int, int] | None, action: Action
+) -> None:
+    """It was attached elsewhere, or what is silent was attached for another."""
+    silent = disk("sdb", NAME, diskseq=5, is_read=False)
+    there = disk("sdc", GPT, dev=32, diskseq=9)
+    other = replace(bound(Identity(Kind.GPT, "another")), id="other", path="/dev/sde", at=None, noted=others)
+    verdict = decide([replace(bound(GPT), noted=mine), other], [silent, there])[0]
+    assert (verdict.action, verdict.standing) == (action, there if action is Action.ATTACH else silent)
+
+
+@pytest.mark.parametrize(
     ("identity", "found", "diskseq", "action"),
     [
         (GPT, NAME, 5, Action.CONTINUE),

@@ -57,9 +57,52 @@ def test_of_a_pin_without_a_line_it_is_not_known_by_what_its_disk_is_bound_and_n
 def test_a_line_that_an_older_agent_wrote_behind_the_pins_is_later_and_stays_so() -> None:
     pin = PinnedTo((16, 5), "/dev/sdb", structs.replace(BOUND, number=7))
     for line in (structs.replace(BOUND, seen=Seen("this", 32, 6)), structs.replace(BOUND, id="root")):
-        [found] = with_pins([line], {"sdb": pin}, "this")
+        [found] = with_pins([line], {"sdb": pin}, "this", {(32, 6): standing("gpt:1")})
         assert found == structs.replace(line, number=8)
         assert with_pins([found], {"sdb": pin}, "this") == [found]
+
+
+@pytest.mark.parametrize("is_pinned_with_a_line", [True, False])
+def test_a_line_without_a_number_of_a_disk_that_stands_no_more_is_not_later_than_what_is_captured(
+    is_pinned_with_a_line: bool,
+) -> None:
+    """An older agent captured the disk anew, and had no room in the file for that; or the file was put back."""
+    line = structs.replace(BOUND, number=7) if is_pinned_with_a_line else None
+    pin = PinnedTo((16, 5), "/dev/sdb", line)
+    stale = structs.replace(BOUND, seen=Seen("this", 16, 4))
+    there = dict.fromkeys([(16, 5), (32, 4)], standing("gpt:1"))
+    assert with_pins([stale], {"sdb": pin}, "this", there) == [line or BOUND]
+    exchanged = structs.replace(stale, seen=Seen("this", 32, 4))
+    assert with_pins([exchanged], {"sdb": pin}, "this", there)[0].seen == exchanged.seen
+
+
+@pytest.mark.parametrize(
+    ("file", "pinned", "borne", "configured", "counts"),
+    [
+        ("wwid:P", "wwid:Q", ["wwid:Q"], None, True),
+        ("serial:P", "wwid:Q", ["wwid:Q"], None, True),
+        ("serial:away", "wwid:Q", ["wwid:Q"], None, False),
+        ("wwid:P", "wwid:Q", ["wwid:Q"], "wwid:Q", False),
+        ("wwid:P", "gpt:Q", ["gpt:Q"], None, False),
+        ("wwid:P", "gpt:Q", ["wwid:P", "gpt:Q"], None, False),
+        ("gpt:P", "gpt:Q", ["gpt:Q"], None, False),
+    ],
+)
+def test_of_a_file_that_is_put_back_counts_what_cannot_change_and_says_that_the_captured_disk_is_another(
+    file: str, pinned: str, borne: list[str], configured: str | None, counts: bool
+) -> None:
+    """It was lost at a boot that exchanged the kernel's names, and what stood under the path was captured."""
+    there = {
+        (16, 5): standing(*borne),
+        (32, 6): replace(standing("wwid:P", "serial:P", "gpt:P"), dev=32, diskseq=6),
+    }
+    pin = PinnedTo((16, 5), "/dev/sdb", structs.replace(BOUND, identity=pinned, number=4))
+    before = structs.replace(BOUND, identity=file, seen=Seen("before", 16, 5), number=1)
+    [found] = with_pins([before], {"sdb": pin}, "this", there, {configured})
+    assert found == (structs.replace(before, number=5) if counts else pin.line)
+    assert with_pins([found], {"sdb": pin}, "this", there, {configured}) == [found]
+    in_this_boot = structs.replace(before, seen=Seen("this", 32, 6))
+    assert with_pins([in_this_boot], {"sdb": pin}, "this", there, {configured}) == [pin.line]
 
 
 def test_a_line_that_changes_gets_a_number_above_all() -> None:
