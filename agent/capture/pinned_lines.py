@@ -29,12 +29,18 @@ class PinnedTo(NamedTuple):
 def line_pinned(pin: Pinned, boot: str) -> Bound | None:
     """What is pinned with a captured disk, as `as_pinned` made it; None: nothing that can be read, or it is of another disk or id (an older
     agent ran since, and said the id alone)."""
+    bound = read(pin.note)
+    return bound if bound and (bound.id, bound.seen) == (pin.id, Seen(boot, pin.dev, pin.diskseq)) else None
+
+
+def read(note: bytes) -> Bound | None:
+    """None for what no agent pins."""
     try:
-        bound = decoding.decode(pin.note, type=Bound)
+        bound = decoding.decode(note, type=Bound)
         check(bound)
     except UNDECODABLE:
         return None
-    return bound if (bound.id, bound.seen) == (pin.id, Seen(boot, pin.dev, pin.diskseq)) else None
+    return bound
 
 
 def as_pinned(bound: Bound) -> bytes:

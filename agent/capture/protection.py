@@ -22,7 +22,6 @@ from agent.capture.disks import Disk
 from agent.capture.fitting import BeforeChange, Change, attach_all, bring_about, calibrate_again
 from agent.capture.look import LeftOut, Look, Refusing, bound_by_shared, look_at, read_pins, silence, why_not
 from agent.capture.maps import Capture
-from agent.machine_identity import this_boot
 from shared import logging
 from shared.desired import WantedDisk
 from shared.errors import NoUsableDiskError, PinsDamagedError, SharedIdentityError, StateFileError
@@ -113,12 +112,11 @@ def protect(
 
 
 def _tell_of_damage(pinned: Sequence[Pinned], pin_dir: Path) -> None:
-    """Once: it is written anew when capture is taken up."""
-    boot = this_boot()
+    """Once: it is written anew when capture is taken up. A line of another id or disk is none: an older agent ran since, and let it be."""
     wrong = [
         str(pin.slot)
         for pin in pinned
-        if pin.is_damaged or (pin.note and pinned_lines.line_pinned(pin, boot) is None)
+        if pin.is_damaged or (pin.note and pinned_lines.read(pin.note) is None)
     ]
     if wrong:
         damage = PinsDamagedError(

@@ -67,6 +67,18 @@ def test_a_line_that_is_none_costs_nothing_but_itself(
         assert "US645" in capsys.readouterr().out
 
 
+def test_an_older_agent_that_gave_a_disk_another_id_and_knows_no_lines_has_damaged_nothing(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, _ = machine.protect()
+    put(machine.rig.pin_dir / "ids", 0, b"another", layout.ID_B)
+    machine.restart()
+    capsys.readouterr()
+    again, _ = machine.protect()
+    assert (machine.ids(again), machine.changes) == (machine.ids(first), [])
+    assert "US645" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["ids", "notes", "server", "unreadable"])
 @pytest.mark.parametrize("value_b", [4, 64, 8192])
 def test_what_another_version_pinned_with_another_shape_is_made_anew(
