@@ -13,6 +13,7 @@ import pytest
 
 from config_server import service
 from config_server.operations import deletion_sweep
+from config_server.operations.deletion_sweep import DeletionSweep
 from config_server.rules import deletion
 from config_server.rules.deletion import Deletion
 from config_server.storage.account import Storage
@@ -36,6 +37,29 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "PASS_S", 0.05)
     monkeypatch.setattr(deletion_sweep, "LOOK_S", 0.0)
     monkeypatch.setattr(deletion, "QUIET_S", 0.0)
+
+
+class Looks:
+    """Those of the server at what is to be deleted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._ended = 0
+        real = DeletionSweep.sweep
+
+        async def sweep(looks: DeletionSweep) -> None:
+            await real(looks)
+            self._ended += 1
+
+        monkeypatch.setattr(DeletionSweep, "sweep", sweep)
+
+    async def more(self, count: int) -> None:
+        """Until so many have begun from now on, and ended. (One may be under way.)"""
+        last = self._ended + count + 1
+
+        async def are_done() -> bool:
+            return self._ended >= last
+
+        await until(are_done)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from shared.rest import RestClient
 from tests.config_parts import ConfigServer, config_for, running, until
 from tests.deletions import (
     HARDWARE,
+    Looks,
     delete,
     deletion_of,
     folder,
@@ -58,6 +59,11 @@ class Struck:
 
     async def wait(self) -> None:
         await self._event.wait()
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    return Looks(monkeypatch)
 
 
 async def is_there(storage: MachineStorage, machine: ModelMachine) -> bool:
@@ -127,6 +133,7 @@ async def test_one_that_is_dead_does_not_live_again_since_another_was_not_said(
     machine_storage: MachineStorage,
     proxy: FaultProxy,
     how: str,
+    looks: Looks,
 ) -> None:
     """It was taken back before the database was set back; who follows the advice to say it again does not succeed."""
     await delete(operator)
@@ -146,18 +153,18 @@ async def test_one_that_is_dead_does_not_live_again_since_another_was_not_said(
         proxy.add(Answer(403, "AuthorizationFailure"), times=1, method="PUT", comp="metadata")
         with pytest.raises(StorageError):
             await delete(operator)
-    await asyncio.sleep(1.0)  # some looks
+    await looks.more(5)
     await is_waiting(operator, "US631")
     assert await is_there(machine_storage, machine)
 
 
 async def test_one_of_a_machine_without_a_container_notes_nothing_and_is_done(
-    server: ConfigServer, operator: RestClient, monkeypatch: pytest.MonkeyPatch
+    server: ConfigServer, operator: RestClient, looks: Looks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deletion_sweep, "NOTE_S", 0.0)
     await operator.call(api.PROTECT, Protection(disks=["/dev/sda"], offline=True), machine="web9")
     await delete(operator, "web9")
-    await asyncio.sleep(0.5)  # some looks
+    await looks.more(5)
     assert not (await shown(operator, "web9")).errors
     pass_delay(folder(server), "web9")
     await until(lambda: is_gone(operator, "web9"))
@@ -510,6 +517,7 @@ async def test_storage_that_is_busy_is_told_once_and_asked_again_later(
     operator: RestClient,
     web1: ObedientAgent,
     proxy: FaultProxy,
+    looks: Looks,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(deletion_sweep, "LOOK_S", 600.0)
@@ -519,7 +527,7 @@ async def test_storage_that_is_busy_is_told_once_and_asked_again_later(
     pass_delay(folder(server))
     await is_waiting(operator, "US632")
     for _ in range(5):
-        await asyncio.sleep(0.05)  # another look
+        await looks.more(1)
         assert (await shown(operator)).deletion is not None
         await is_waiting(operator, "US632")
     assert rule.struck == 1
