@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Iterator
@@ -26,9 +27,12 @@ from shared.errors import MachineNotFoundError, StorageError
 from shared.machine_storage import REGISTRY, MachineStorage
 from shared.rest import RestClient
 from tests.config_parts import ConfigServer, until
+from tests.machine_log import ModelMachine
 from tests.obedient_agent import ObedientAgent
 
 HOUR_S = 3600.0
+NOTE: Final[dict[str, Any]] = {"method": "PUT", "blob": "deletion.json"}
+"""Requests that write the note of which deletion stands."""
 HARDWARE: Final[dict[str, Any]] = {"identity": "hw1", "boot": "1"}
 
 
@@ -60,6 +64,19 @@ class Looks:
             return self._ended >= last
 
         await until(are_done)
+
+
+class Struck:
+    """That a rule struck, for the test's event loop."""
+
+    def __init__(self) -> None:
+        self._event, self._loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def __call__(self) -> None:
+        self._loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self) -> None:
+        await self._event.wait()
 
 
 @contextlib.contextmanager
@@ -148,3 +165,7 @@ def folder(server: ConfigServer) -> Path:
 
 def place_of(server: ConfigServer) -> str:
     return Storage(server.config.blob, None).place
+
+
+async def is_there(storage: MachineStorage, machine: ModelMachine) -> bool:
+    return machine.store.container in (await in_storage(storage))[0]
