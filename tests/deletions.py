@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from sqlalchemy import Connection
 
 from config_server import service
 from config_server.operations import deletion_sweep
+from config_server.operations.deletion_sweep import DeletionSweep
 from config_server.rules import deletion
 from config_server.rules.deletion import Deletion
 from config_server.storage.account import Storage
@@ -26,9 +28,12 @@ from shared.machine_storage import REGISTRY, MachineStorage
 from shared.rest import RestClient
 from tests import databases
 from tests.config_parts import ConfigServer, until
+from tests.machine_log import ModelMachine
 from tests.obedient_agent import ObedientAgent
 
 HOUR_S = 3600.0
+NOTE: Final[dict[str, Any]] = {"method": "PUT", "blob": "deletion.json"}
+"""Requests that write the note of which deletion stands."""
 HARDWARE: Final[dict[str, Any]] = {"identity": "hw1", "boot": "1"}
 
 
@@ -37,6 +42,42 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "PASS_S", 0.05)
     monkeypatch.setattr(deletion_sweep, "LOOK_S", 0.0)
     monkeypatch.setattr(deletion, "QUIET_S", 0.0)
+
+
+class Looks:
+    """Those of the server at what is to be deleted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._ended = 0
+        real = DeletionSweep.sweep
+
+        async def sweep(looks: DeletionSweep) -> None:
+            await real(looks)
+            self._ended += 1
+
+        monkeypatch.setattr(DeletionSweep, "sweep", sweep)
+
+    async def more(self, count: int) -> None:
+        """Until so many have begun from now on, and ended. (One may be under way.)"""
+        last = self._ended + count + 1
+
+        async def are_done() -> bool:
+            return self._ended >= last
+
+        await until(are_done)
+
+
+class Struck:
+    """That a rule struck, for the test's event loop."""
+
+    def __init__(self) -> None:
+        self._event, self._loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def __call__(self) -> None:
+        self._loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self) -> None:
+        await self._event.wait()
 
 
 @contextlib.contextmanager
@@ -120,3 +161,7 @@ def folder(server: ConfigServer) -> Path:
 
 def place_of(server: ConfigServer) -> str:
     return Storage(server.config.blob, None).place
+
+
+async def is_there(storage: MachineStorage, machine: ModelMachine) -> bool:
+    return machine.store.container in (await in_storage(storage))[0]

@@ -15,7 +15,7 @@ from shared.machine_storage import MachineStorage
 from shared.tls import TlsFiles
 from tests.azurite import Azurite
 from tests.config_parts import ConfigServer, config_for, running
-from tests.deletions import HARDWARE, hurry
+from tests.deletions import HARDWARE, Looks, hurry
 from tests.machine_log import ModelMachine
 from tests.obedient_agent import ObedientAgent, obedient_agent
 from tests.storage_faults import FaultProxy
@@ -63,3 +63,8 @@ async def web1(server: ConfigServer, files: TlsFiles) -> AsyncIterator[ObedientA
         await operator.call(api.PROTECT, Protection(disks=["/dev/sda"]), machine="web1")
         await agent.report(**HARDWARE)
         yield agent
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    return Looks(monkeypatch)
