@@ -27,6 +27,7 @@ class ObedientAgent:
         self.wish: Wish | None = None
         self.settings: Settings | None = None
         self.obeys = True
+        self.epoch = 0
         self.captured: Sequence[str] = ("sda",)
         self.available = [AvailableDisk(device=f"/dev/{name}", sectors=SECTORS) for name in ("sda", "sdb")]
 
@@ -48,6 +49,7 @@ class ObedientAgent:
         return AgentReport(
             machine=self._machine,
             state="ordered",
+            epoch=self.epoch,
             wish=self.wish,
             available=self.available,
             disks=[

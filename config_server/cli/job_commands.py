@@ -23,7 +23,7 @@ from config_server.cli.output import (
     run,
     told,
 )
-from shared.errors import DeadlineError, JobEndedError, PeerError, UnderstudyError
+from shared.errors import DeadlineError, JobEndedError, PeerError, RequestError, UnderstudyError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -50,7 +50,7 @@ def _complete_job(ctx: click.Context, _param: click.Parameter, incomplete: str) 
 
 
 _id_argument = click.argument("id_", metavar="ID", shell_complete=_complete_job)
-_yes_option = click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nothing is asked.")
+_yes_option = click.option("--yes", is_flag=True, help="Do not ask. Without a terminal it is needed.")
 
 
 @click.group()
@@ -277,9 +277,16 @@ def job_abandon(id_: str, yes: bool) -> None:
 
 
 def _act(route: Route[Nothing, JobView], id_: str, *, yes: bool, question: str = "") -> None:
-    if not yes and sys.stdin.isatty():
+    if not yes:
         found = run(_get(id_))
-        click.confirm(plain(question.format(kind=found.kind, machine=found.machine)), abort=True, err=True)
+        asked = question.format(kind=found.kind, machine=found.machine)
+        if not sys.stdin.isatty():
+            raise RequestError(
+                f"Nothing was said of job '{id_}'",
+                cause=f"there is no terminal to ask: {asked}",
+                action="Say it with --yes.",
+            )
+        click.confirm(plain(asked), abort=True, err=True)
     after = run(_said(route, id_))
     emit(after, lambda: _one(after))
 

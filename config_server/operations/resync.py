@@ -95,7 +95,9 @@ class _Copy:
                 f"The resync of '{job.machine}' was not seen to its end",
                 cause="the machine is not protected any more",
             )
-        if seen.epoch > job.args[EPOCH] and seen.state == MachineState.ORDERED:
+        if seen.epoch <= job.args[EPOCH]:
+            return Waits(f"the agent of {job.machine} to begin a new epoch", _LOOK_S)
+        if seen.state == MachineState.ORDERED:
             return {"epoch": seen.epoch}
         shares = [disk.progress for disk in seen.disks if disk.progress is not None]
         why = f"{job.machine} is {seen.state}" + (f" ({seen.cause})" if seen.cause else "")
