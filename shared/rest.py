@@ -67,15 +67,24 @@ class RestClient:
             self._session = None
 
     async def call(
-        self, route: api.Route[_Q, _R], body: _Q | None = None, /, *, wait_s: float = 0.0, **path: str
+        self,
+        route: api.Route[_Q, _R],
+        body: _Q | None = None,
+        /,
+        *,
+        wait_s: float = 0.0,
+        version: str | None = None,
+        key: str = "",
+        **path: str,
     ) -> _R:
         """Call `route`; `path` fills in the names in its path. For GET the body's fields become the query
-        string. `wait_s` > 0: the server may hold its answer so long, until there is something to say.
+        string. `wait_s` > 0: the server may hold its answer so long, until there is something to say. `version`: that which is
+        changed, as it was read; empty: there is none; "*": whatever it is. `key`: of the request, so that it begins once what it begins.
 
         Raises the UnderstudyError that the server answered with, or a PeerError when it could not be asked.
         """
         plain = None if body is None or isinstance(body, Nothing) else msgspec.to_builtins(body)
-        return await self.call_plain(route, plain, path, wait_s)
+        return await self.call_plain(route, plain, path, wait_s, version=version, key=key)
 
     async def call_plain(
         self,
@@ -84,6 +93,8 @@ class RestClient:
         path: Mapping[str, str],
         wait_s: float,
         decode: Callable[[bytes], _R] | None = None,
+        version: str | None = None,
+        key: str = "",
     ) -> _R:
         """Like `call`, with a body of plain JSON values. `decode`: reads the answer, in place of the route's type."""
         url = self.url + route.path.format(**{name: quote(value, safe="") for name, value in path.items()})
@@ -94,6 +105,11 @@ class RestClient:
         elif body is not None:
             data = msgspec.json.encode(body)
         headers = {"Prefer": f"wait={wait_s:g}"} if wait_s > 0 else {}
+        if key:
+            headers["Idempotency-Key"] = key
+        if version is not None:
+            name = "If-Match" if version else "If-None-Match"
+            headers[name] = "*" if version in ("", "*") else f'"{version}"'
         async with (
             _translated(what),
             self._open().request(

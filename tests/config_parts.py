@@ -14,7 +14,7 @@ import msgspec
 from config_server import service
 from config_server.config import ConfigServerConfig
 from shared import api, enrol, identity, tls
-from shared.api.certificates import CertificateList, RevokeRequest, Token, TokenRequest
+from shared.api.certificates import RefusedList, RevokeRequest, Token, TokenRequest
 from shared.control_client import ControlClient
 from shared.rest import RestClient
 
@@ -46,7 +46,7 @@ class ConfigServer:
     async def enrolled(self, role: str, name: str, folder: Path) -> tls.TlsFiles:
         return await enrol.enrol(self.url, (await self.token(role, name)).token, folder)
 
-    async def revoke(self, certificate: str, reason: str = "stolen") -> CertificateList:
+    async def revoke(self, certificate: str, reason: str = "stolen") -> RefusedList:
         async with self.operator() as client:
             return await client.call(
                 api.CERTIFICATE_REVOKE, RevokeRequest(certificate=certificate, reason=reason)

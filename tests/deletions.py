@@ -22,7 +22,7 @@ from config_server.store import deletions, inventory
 from shared import api
 from shared.api.deletion import DeletionRequest, Kept
 from shared.api.machines import MachineView
-from shared.api.route import Limit, Nothing
+from shared.api.route import Nothing, Page
 from shared.errors import MachineNotFoundError, StorageError
 from shared.machine_storage import REGISTRY, MachineStorage
 from shared.rest import RestClient
@@ -141,7 +141,7 @@ async def stops(agent: ObedientAgent) -> None:
 
 
 async def audit(operator: RestClient) -> list[str]:
-    return [entry.action for entry in (await operator.call(api.AUDIT, Limit())).entries]
+    return [entry.action for entry in (await operator.call(api.AUDIT, Page())).entries]
 
 
 async def is_waiting(operator: RestClient, code: str) -> None:

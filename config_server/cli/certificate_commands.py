@@ -9,6 +9,7 @@ import click
 
 from config_server.cli.options import COMMON, add_options, find_target
 from config_server.cli.output import emit, grid, run, say
+from config_server.cli.pages import collected, limit_option
 from shared.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def certificate() -> None:
 
 
 @certificate.command("list")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
+@limit_option
 @add_options(*COMMON)
 def certificate_list(limit: int) -> None:
     """Certificates that were issued, newest first."""
@@ -65,10 +66,10 @@ def certificate_revoke(certificate_: str, reason: str, yes: bool) -> None:
 
 async def _list(limit: int) -> list[CertificateView]:
     from shared import api
-    from shared.api.route import Limit
+    from shared.api.route import Page
 
     async with find_target().connect() as client:
-        return (await client.call(api.CERTIFICATES, Limit(limit=limit))).certificates
+        return await collected(client, api.CERTIFICATES, Page(), limit, lambda page: page.certificates)
 
 
 async def _revoke(certificate_: str, reason: str) -> tuple[list[CertificateView], str]:

@@ -23,6 +23,7 @@ from config_server.cli.output import (
     run,
     told,
 )
+from config_server.cli.pages import collected, limit_option
 from shared.errors import DeadlineError, JobEndedError, PeerError, RequestError, UnderstudyError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def job() -> None:
     "--machine", default="", metavar="NAME", shell_complete=complete_machine, help="Only of this one."
 )
 @click.option("--active", is_flag=True, help="Only those that have not ended.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
+@limit_option
 @add_options(*COMMON)
 def job_list(machine: str, active: bool, limit: int) -> None:
     """Jobs, newest first.
@@ -81,8 +82,8 @@ async def _jobs(machine: str, *, active: bool, limit: int) -> list[JobView]:
     from shared.api.jobs import JobQuery
 
     async with find_target().connect() as client:
-        query = JobQuery(machine=machine, active=active, limit=limit)
-        return (await client.call(api.JOBS, query)).jobs
+        query = JobQuery(machine=machine, active=active)
+        return await collected(client, api.JOBS, query, limit, lambda page: page.jobs)
 
 
 def _page(found: list[JobView]) -> RenderableType:

@@ -12,7 +12,7 @@ from config_server.cli.machine_pages import machine_page
 from config_server.cli.names import checked_name, name_argument
 from config_server.cli.options import COMMON, add_options, find_target
 from config_server.cli.output import emit, grid, plain_fields, run
-from shared.errors import PolicyNotFoundError, ServerOutdatedError
+from shared.errors import ChangedSinceError, PolicyNotFoundError, ServerOutdatedError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from shared.rest import RestClient
 
 _DEFAULT: Final = "default"
+_TRIES: Final = 5
+"""Of a change, while others change the same."""
 _R = TypeVar("_R", bound=msgspec.Struct)
 
 _policy_argument = click.argument("policy_name", metavar="POLICY", callback=checked_name)
@@ -128,10 +130,15 @@ def _interval(seconds: float | None) -> str:
     return "as configured" if seconds is None else f"{seconds:g} s"
 
 
-async def _call(client: RestClient, route: Route[Any, _R], body: msgspec.Struct, path: dict[str, str]) -> _R:
-    return await versions.answered(
-        client, client.call_plain(route, msgspec.to_builtins(body), path, 0.0), is_new=True
-    )
+async def _call(
+    client: RestClient,
+    route: Route[Any, _R],
+    body: msgspec.Struct,
+    path: dict[str, str],
+    version: str | None = None,
+) -> _R:
+    asked = client.call_plain(route, msgspec.to_builtins(body), path, 0.0, version=version)
+    return await versions.answered(client, asked, is_new=True)
 
 
 async def _list() -> list[PolicyView]:
@@ -156,23 +163,35 @@ async def _get(name: str) -> PolicyView | Policy:
 
 
 async def _set(name: str, changes: dict[str, float | msgspec.UnsetType]) -> PolicyView | Policy:
-    from shared import api
-    from shared.api.route import Nothing
-
+    """What is not named in `changes` stays as it is, also where somebody changes it at the same time."""
     async with find_target().connect() as client:
-        before = await client.call(api.POLICY, Nothing())
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return await _change(client, name, changes)
+            except ChangedSinceError:
+                if tries == _TRIES:
+                    raise
+
+
+async def _change(
+    client: RestClient, name: str, changes: dict[str, float | msgspec.UnsetType]
+) -> PolicyView | Policy:
+    from shared import api
+
+    before, version = await _before(client, name)
+    changed = msgspec.structs.replace(before, **changes)
+    try:
+        return await _call(client, api.POLICY_PUT, changed, {"policy": name}, version)
+    except ServerOutdatedError:
         if name != _DEFAULT:
-            before = await _before(client, name, before)
-        changed = msgspec.structs.replace(before, **changes)
-        try:
-            return await _call(client, api.POLICY_PUT, changed, {"policy": name})
-        except ServerOutdatedError:
-            if name != _DEFAULT:
-                raise
-            return await client.call(api.POLICY_SET, changed)
+            raise
+        return await client.call(api.POLICY_SET, changed)
 
 
-async def _before(client: RestClient, name: str, otherwise: Policy) -> Policy:
+async def _before(client: RestClient, name: str) -> tuple[Policy, str | None]:
+    """And its version: empty where it is not there yet, None where the server does not tell."""
     from shared import api
     from shared.api.policies import Policy
     from shared.api.route import Nothing
@@ -180,9 +199,14 @@ async def _before(client: RestClient, name: str, otherwise: Policy) -> Policy:
     try:
         found = await _call(client, api.POLICY_GET, Nothing(), {"policy": name})
     except PolicyNotFoundError:
-        return otherwise
+        return await client.call(api.POLICY, Nothing()), ""
+    except ServerOutdatedError:
+        if name != _DEFAULT:
+            raise
+        return await client.call(api.POLICY, Nothing()), None
     interval_s = msgspec.UNSET if found.point_interval_s is None else found.point_interval_s
-    return Policy(point_interval_s=interval_s, rpo_threshold_s=found.rpo_threshold_s)
+    policy = Policy(point_interval_s=interval_s, rpo_threshold_s=found.rpo_threshold_s)
+    return policy, found.version or None
 
 
 async def _assign(policy_name: str, machine: str) -> MachineView:

@@ -12,6 +12,7 @@ from config_server.cli.machine_pages import HEALTH_STYLES
 from config_server.cli.names import checked_name, optional_name_argument
 from config_server.cli.options import COMMON, add_options, find_target
 from config_server.cli.output import compact, emit, grid, line, plain_fields, run, seconds, told
+from config_server.cli.pages import collected, limit_option
 from shared import durable
 from shared.errors import UsageError
 from shared.vocabulary import ENROLLED, Role, Severity
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 _STYLES: Final = {Severity.CRITICAL: "red", Severity.ERROR: "red", Severity.WARNING: "yellow"}
 _NO_DAEMONS: Final = "No daemon has reported yet. Next, for each host: understudy token create ROLE NAME, and there python -m ROLE setup."
-limit_option = click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
 
 
 async def _call(route: Route[Any, Any], body: msgspec.Struct, **path: str) -> Any:
@@ -64,8 +64,8 @@ async def _events(about: str, *, only_open: bool, limit: int) -> list[EventView]
     from shared.api.events import EventQuery
 
     async with find_target().connect() as client:
-        query = EventQuery(object=about, open=only_open, limit=limit)
-        found = (await client.call(api.EVENTS, query)).events
+        query = EventQuery(object=about, open=only_open)
+        found = await collected(client, api.EVENTS, query, limit, lambda page: page.events)
         if about and not found:
             await _check_known(client, about.partition("/")[0])
         return found
@@ -164,11 +164,16 @@ def audit() -> None:
 @add_options(*COMMON)
 def audit_list(limit: int) -> None:
     """The audit log, newest first."""
-    from shared import api
-    from shared.api.route import Limit
-
-    found = run(_call(api.AUDIT, Limit(limit=limit))).entries
+    found = run(_audit(limit))
     emit(found, lambda: _audit_page(found))
+
+
+async def _audit(limit: int) -> list[AuditView]:
+    from shared import api
+    from shared.api.route import Page
+
+    async with find_target().connect() as client:
+        return await collected(client, api.AUDIT, Page(), limit, lambda page: page.entries)
 
 
 def _audit_page(found: list[AuditView]) -> RenderableType:

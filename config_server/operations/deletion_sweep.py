@@ -46,7 +46,7 @@ from config_server.storage.deletion_note import NONE, Written
 from config_server.store import audit, deleted, deletions, incarnations, inventory
 from config_server.store.database import Connection
 from shared import logging
-from shared.api.certificates import CertificateList
+from shared.api.certificates import RefusedList
 from shared.crashpoints import reach
 from shared.errors import (
     ContainerMissingError,
@@ -85,7 +85,7 @@ class Revokes(Protocol):
         who: str,
         *,
         still: Callable[[Connection], bool] | None = None,
-    ) -> CertificateList: ...
+    ) -> RefusedList: ...
 
 
 class _Said(NamedTuple):

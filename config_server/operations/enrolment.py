@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from config_server.identity.ca import check_host, check_subject, pem_of
 from config_server.operations.call import Call
 from config_server.operations.control import Control, check_name
+from config_server.operations.pages import page
 from config_server.operations.revoking import Revoking
 from config_server.operations.sides import Sides
 from config_server.rules.certificates import fingerprint_of
@@ -30,7 +31,7 @@ from shared.api.certificates import (
     TokenRequest,
 )
 from shared.api.events import EventKind
-from shared.api.route import Limit, Nothing
+from shared.api.route import Nothing, Page
 from shared.errors import CertificateRevokedError, EnrolmentError, KeyRevokedError, RequestError
 from shared.status import Problem
 from shared.vocabulary import ENROLLED, Role, Severity
@@ -206,9 +207,10 @@ class Identity:
         await self._revoking.take()
         return self._answer(certificate, grant)
 
-    async def certificates(self, _call: Call, body: Limit) -> CertificateList:
-        found = await self._control.db.run(lambda db: certificates.newest(db, body.limit))
-        return CertificateList(certificates=found)
+    async def certificates(self, _call: Call, body: Page) -> CertificateList:
+        found = await self._control.db.run(lambda db: certificates.newest(db, body.limit + 1, body.before))
+        shown, next_ = page(found, body, lambda view: view.serial)
+        return CertificateList(certificates=shown, next=next_)
 
     def _issue(
         self,

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 from config_server.operations.call import Call
 from config_server.operations.control import Control
+from config_server.operations.pages import page
 from config_server.store import audit, jobs, journal
 from config_server.store.database import Connection
 from shared.api.jobs import JobAct, JobList, JobQuery, JobView
@@ -24,7 +27,11 @@ class Jobs:
         self._control = control
 
     async def all(self, _call: Call, body: JobQuery) -> JobList:
-        return JobList(jobs=await self._control.db.run(lambda db: jobs.newest(db, body)))
+        more = msgspec.structs.replace(body, limit=body.limit + 1)
+        shown, next_ = page(
+            await self._control.db.run(lambda db: jobs.newest(db, more)), body, lambda job: job.id
+        )
+        return JobList(jobs=shown, next=next_)
 
     async def one(self, call: Call, _body: Nothing) -> JobView:
         return await self._control.db.run(lambda db: jobs.get(db, call.path["id"]))

@@ -40,7 +40,7 @@ class Points:
             )
         target = machines.present_agent(self._control, machine, f"A point of '{machine.name}' cannot be made")
         now_ns = self._control.now_ns()
-        id_ = check_name(body.id, "point request") if body.id else new_id()
+        id_ = check_name(body.id, "point request") if body.id else call.key or new_id()
         args = {"id": id_, "consistency": body.consistency}
 
         def work(db: Connection) -> CommandView:
@@ -89,7 +89,7 @@ class Points:
 
     async def resync(self, call: Call, _body: Nothing) -> CommandView:
         """Have the agent begin a new epoch: everything is read again, earlier points stay. The command's id is also that of the job which
-        sees to it. Raises LaneTakenError while another one copies."""
+        sees to it. Raises LaneTakenError while another one copies; KeyUsedError."""
         machine = await machines.known(self._control, call.path["machine"])
         target = machines.present_agent(
             self._control, machine, f"A resync of '{machine.name}' cannot be started"
@@ -98,6 +98,8 @@ class Points:
 
         def work(db: Connection) -> CommandView:
             commands.expire(db, now_ns)
+            if call.key and journal.is_there(db, call.key, kind=resync.NAME, machine=machine.name):
+                return commands.get(db, call.key)
             if (same := commands.waiting(db, target, CommandKind.RESYNC)) is not None:
                 return same  # once is enough: each reads all disks
             id_ = journal.create(
@@ -109,6 +111,7 @@ class Points:
                 who=call.who,
                 args={resync.EPOCH: seen.epoch},
                 now_ns=now_ns,
+                id_=call.key,
             )
             audit.add(db, call.who, "machine.resync", machine.name, {"job": id_}, now_ns)
             return resync.ask(db, id_, machine.name, now_ns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -40,13 +40,21 @@ class PolicyOperations:
         return await self._control.db.run(lambda db: policies.view(db, call.path["policy"]))
 
     async def put(self, call: Call, body: Policy) -> PolicyView:
-        """Agents whose machines follow it are told at once."""
-        return await self._put(call, check_name(call.path["policy"], "policy"), body)
+        """Agents whose machines follow it are told at once. Raises ChangedSinceError, VersionNeededError."""
+        name = check_name(call.path["policy"], "policy")
 
-    async def _put(self, call: Call, name: str, body: Policy) -> PolicyView:
+        def check(db: Connection) -> None:
+            call.check_version(f"Policy '{name}' was not changed", policies.version(db, name))
+
+        return await self._put(call, name, body, check)
+
+    async def _put(
+        self, call: Call, name: str, body: Policy, check: Callable[[Connection], None] = lambda _db: None
+    ) -> PolicyView:
         now_ns = self._control.now_ns()
 
         def work(db: Connection) -> PolicyView:
+            check(db)
             before = msgspec.to_builtins(policies.find(db, name))
             policies.put(db, name, body)
             detail = {"before": before, "after": msgspec.to_builtins(body)}
@@ -58,11 +66,12 @@ class PolicyOperations:
         return changed
 
     async def delete(self, call: Call, _body: Nothing) -> PolicyView:
-        """What it was. Raises RequestError while it is assigned to a machine."""
+        """What it was. Raises RequestError while it is assigned to a machine; ChangedSinceError."""
         name, now_ns = call.path["policy"], self._control.now_ns()
 
         def work(db: Connection) -> PolicyView:
             before = policies.view(db, name)
+            call.check_version(f"Policy '{name}' was not deleted", before.version, is_needed=False)
             detail = {"before": msgspec.to_builtins(policies.find(db, name))}
             policies.delete(db, name)
             audit.add(db, call.who, "policy.delete", name, detail, now_ns)

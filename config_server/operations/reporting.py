@@ -12,6 +12,7 @@ from config_server.operations import desired_state
 from config_server.operations.call import Call
 from config_server.operations.control import Control, check_name
 from config_server.operations.deleted import Deleted
+from config_server.operations.pages import before, page
 from config_server.operations.sides import Sides
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
@@ -25,7 +26,7 @@ from shared.api.audit import AuditList
 from shared.api.commands import Command, CommandState, CommandView
 from shared.api.daemons import DaemonList, DaemonView, StatusReply
 from shared.api.events import EventKind, EventList, EventQuery, EventView
-from shared.api.route import Limit, Nothing
+from shared.api.route import Nothing, Page
 from shared.desired import Desired, Verb, Wish
 from shared.errors import DatabaseError
 from shared.status import AgentReport, Problem
@@ -205,16 +206,23 @@ class Reporting:
         return view
 
     async def events(self, _call: Call, body: EventQuery) -> EventList:
-        found = await self._control.db.run(lambda db: events.find(db, body.object, body.open, body.limit))
-        return EventList(events=found)
+        behind = before(body)
+
+        def work(db: Connection) -> list[EventView]:
+            return events.find(db, body.object, body.open, body.limit + 1, behind)
+
+        shown, next_ = page(await self._control.db.run(work), body, lambda event: str(event.id))
+        return EventList(events=shown, next=next_)
 
     async def daemons(self, _call: Call, _body: Nothing) -> DaemonList:
         now_ns = self._control.mono_ns()
         return DaemonList(daemons=[_daemon_view(seen, now_ns) for seen in self._control.presence.all()])
 
-    async def audit(self, _call: Call, body: Limit) -> AuditList:
-        found = await self._control.db.run(lambda db: audit.newest(db, body.limit))
-        return AuditList(entries=found)
+    async def audit(self, _call: Call, body: Page) -> AuditList:
+        behind = before(body)
+        found = await self._control.db.run(lambda db: audit.newest(db, body.limit + 1, behind))
+        shown, next_ = page(found, body, lambda entry: str(entry.id))
+        return AuditList(entries=shown, next=next_)
 
     def _note_state(self, db: Connection, before: Seen | None, seen: Seen, now_ns: int) -> None:
         if not isinstance(seen.report, AgentReport):

@@ -32,7 +32,7 @@ from config_server.store import audit, events, restored, revocation, taking_in
 from config_server.store.database import Connection
 from config_server.store.taking_in import Unwritten, as_written
 from shared import logging
-from shared.api.certificates import CertificateList, CertificateView, Revocations, RevokeRequest
+from shared.api.certificates import CertificateView, RefusedList, Revocations, RevokeRequest
 from shared.api.events import EventKind
 from shared.blob import BlobStore, Retry
 from shared.crashpoints import reach
@@ -94,7 +94,7 @@ class Revoking:
         self.problem: RevocationUnstoredError | None = None
         """What storage lacks."""
 
-    async def revoke(self, call: Call, body: RevokeRequest) -> CertificateList:
+    async def revoke(self, call: Call, body: RevokeRequest) -> RefusedList:
         """Raises RequestError, RevocationUnrecordedError."""
         return await self.refuse(revocation.subject_of(body.certificate), body.reason, call.who)
 
@@ -105,7 +105,7 @@ class Revoking:
         who: str,
         *,
         still: Callable[[Connection], bool] | None = None,
-    ) -> CertificateList:
+    ) -> RefusedList:
         """In force when it returns. `still` is asked in the same transaction: where it says no, nothing is refused. Raises
         RevocationUnrecordedError; with `still` DatabaseError, too."""
         last_ns = self._control.revoked.since.get(subject, 0)
@@ -123,7 +123,7 @@ class Revoking:
                 raise
             failed, covered = exc, await self._keep(record)
         if covered is None:
-            return CertificateList(certificates=[])
+            return RefusedList(certificates=[])
         reach("revocation.in-row")
         await self.take()
         _log.warning("certificate revoked", certificate=subject, who=who, reason=reason)
@@ -135,7 +135,7 @@ class Revoking:
         unstored = await self._store_soon()
         if failed is None:
             warning = "" if unstored is None else f"It is in force. {unstored}"
-            return CertificateList(certificates=covered, warning=warning)
+            return RefusedList(certificates=covered, warning=warning)
         if unstored is not None or not self._control.storage.place:
             away = unstored.cause if unstored is not None else "none is configured"
             raise RevocationUnrecordedError(
@@ -143,7 +143,7 @@ class Revoking:
                 cause=f"the database: {failed.cause}; storage: {away}",
             )
         warning = f"It is in force, and recorded in storage alone, until the database works again. {failed}"
-        return CertificateList(certificates=covered, warning=warning)
+        return RefusedList(certificates=covered, warning=warning)
 
     async def take(self) -> None:
         """From now on what the database has is in force, and what it still lacks."""

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, bindparam, insert, select
 
 from config_server.rules.clock import rfc3339
 from config_server.store.schema import audit
+from config_server.store.statements import BEHIND_ALL
 from shared import decoding
 from shared.api.audit import AuditView
 
@@ -16,7 +17,9 @@ _ADD: Final = insert(audit).inline()
 _DETAILS: Final = select(audit.c.detail).where(
     audit.c.action == bindparam("of_action"), audit.c.object == bindparam("of_object")
 )
-_NEWEST: Final = select(audit).order_by(audit.c.id.desc()).limit(bindparam("most"))
+_NEWEST: Final = (
+    select(audit).where(audit.c.id < bindparam("before")).order_by(audit.c.id.desc()).limit(bindparam("most"))
+)
 
 
 def add(db: Connection, who: str, action: str, object_: str, detail: dict[str, Any], now_ns: int) -> None:
@@ -31,14 +34,16 @@ def details(db: Connection, action: str, object_: str) -> list[dict[str, Any]]:
     return [decoding.decode(detail, type=dict[str, Any]) for detail in found]
 
 
-def newest(db: Connection, limit: int) -> list[AuditView]:
+def newest(db: Connection, limit: int, before: int = BEHIND_ALL) -> list[AuditView]:
+    """`before`: the id of the last entry of the page before."""
     return [
         AuditView(
+            id=row.id,
             time=rfc3339(row.time_ns),
             who=row.who,
             action=row.action,
             object=row.object,
             detail=decoding.decode(row.detail, type=Any),
         )
-        for row in db.execute(_NEWEST, {"most": limit})
+        for row in db.execute(_NEWEST, {"most": limit, "before": before})
     ]

@@ -15,6 +15,7 @@ from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.store.schema import certificates, revocations
 from config_server.store.statements import Into, Put
 from shared.api.certificates import CertificateView
+from shared.errors import NotFoundError
 from shared.vocabulary import Role
 
 OF_NAME: Final = (certificates.c.role == bindparam("of_role"), certificates.c.name == bindparam("of_name"))
@@ -70,7 +71,17 @@ _VIEWS_OF_KEY: Final = _VIEWS.where(
         and_(certificates.c.key == _KEY_OF, certificates.c.key != ""),
     )
 )
+_THAT: Final = certificates.alias("that")
+_BEHIND: Final = and_(
+    _THAT.c.serial == bindparam("before"),
+    or_(
+        certificates.c.issued_ns < _THAT.c.issued_ns,
+        and_(certificates.c.issued_ns == _THAT.c.issued_ns, certificates.c.serial > _THAT.c.serial),
+    ),
+)
 _NEWEST: Final = _VIEWS.limit(bindparam("most"))
+_THERE: Final = select(_THAT.c.serial).where(_THAT.c.serial == bindparam("before"))
+_NEXT: Final = _NEWEST.where(exists().where(_BEHIND))
 
 
 def _presented(into: Into) -> Insert:
@@ -177,8 +188,13 @@ def same_key(db: Connection, serial: str) -> list[str]:
     return [serial, *(other for other in db.scalars(_SAME_KEY, {"of_serial": serial}) if other != serial)]
 
 
-def newest(db: Connection, limit: int) -> list[CertificateView]:
-    return _views(db.execute(_NEWEST, {"most": limit}))
+def newest(db: Connection, limit: int, before: str = "") -> list[CertificateView]:
+    """`before`: the serial number of the last one of the page before. Raises NotFoundError."""
+    if not before:
+        return _views(db.execute(_NEWEST, {"most": limit}))
+    if db.scalar(_THERE, {"before": before}) is None:
+        raise NotFoundError(f"Certificate '{before}' was not found")
+    return _views(db.execute(_NEXT, {"most": limit, "before": before}))
 
 
 def of_name(db: Connection, role: str, name: str) -> list[CertificateView]:

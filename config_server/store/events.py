@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert,
 
 from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.store.schema import OPEN, events
-from config_server.store.statements import Prepared, Put
+from config_server.store.statements import BEHIND_ALL, Prepared, Put
 from shared.api.events import EventKind, EventView
 from shared.status import Problem
 from shared.vocabulary import Severity
@@ -163,15 +163,20 @@ def _trim_source(db: Connection, source: str) -> None:
     _TRIM_SOURCE(db, {"of_source": source, "kept": KEPT_OF_SOURCE})
 
 
-def find(db: Connection, object_: str, only_open: bool, limit: int) -> list[EventView]:
-    """Newest first. `object_` "" means all; "web1" also finds its disks ("web1/sda")."""
-    asked = {"most": limit} | ({"of_object": object_, "within": f"{object_}/"} if object_ else {})
+def find(
+    db: Connection, object_: str, only_open: bool, limit: int, before: int = BEHIND_ALL
+) -> list[EventView]:
+    """Newest first. `before`: the id of the last one of the page before.
+    `object_` "" means all; "web1" also finds its disks ("web1/sda")."""
+    asked: dict[str, Any] = {"most": limit, "before": before}
+    asked |= {"of_object": object_, "within": f"{object_}/"} if object_ else {}
     return [_view(row) for row in db.execute(_found(bool(object_), only_open), asked)]
 
 
 @functools.cache
 def _found(of_object: bool, only_open: bool) -> Select[Any]:
-    found = _VIEWED.order_by(events.c.id.desc()).limit(bindparam("most"))
+    found = _VIEWED.where(events.c.id < bindparam("before"))
+    found = found.order_by(events.c.id.desc()).limit(bindparam("most"))
     if of_object:
         within = bindparam("within", type_=events.c.object.type)
         # (Of LIKE, each database takes other letters for the same.)

@@ -33,6 +33,7 @@ _SILENT_NS: Final = 120 * SECOND_NS
 """A running job whose worker says nothing for so long has lost it."""
 
 
+_THAT: Final = jobs.alias("that")
 _IT: Final = jobs.c.id == bindparam("it")
 _CREATE: Final = insert(jobs)
 _GET: Final = select(jobs).where(_IT)
@@ -51,11 +52,13 @@ _ENDED_WITH_ERROR: Final = (
     .order_by(jobs.c.id)
 )
 _ATTENTION: Final = select(jobs).where(_ACTIVE, jobs.c.attention.is_(True)).order_by(jobs.c.rowid)
+_PLACE: Final = select(_THAT.c.rowid).where(_THAT.c.id == bindparam("before")).scalar_subquery()
 _NEWEST: Final = (
     select(jobs)
     .where(
         or_(bindparam("of_machine") == "", jobs.c.machine == bindparam("of_machine")),
         or_(bindparam("whether_ended"), _ACTIVE),
+        or_(bindparam("before") == "", jobs.c.rowid < _PLACE),
     )
     .order_by(jobs.c.rowid.desc())
     .limit(bindparam("most"))
@@ -145,7 +148,12 @@ def given_up(db: Connection, machine: str) -> list[str]:
 
 
 def newest(db: Connection, query: JobQuery) -> list[JobView]:
-    asked = {"of_machine": query.machine, "whether_ended": not query.active, "most": query.limit}
+    """Raises JobNotFoundError, of `before`."""
+    if query.before:
+        _row(db, query.before)
+    asked = {
+        "of_machine": query.machine, "whether_ended": not query.active, "before": query.before, "most": query.limit,
+    }  # fmt: skip
     return _views(db, db.execute(_NEWEST, asked).all())
 
 

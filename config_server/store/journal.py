@@ -28,7 +28,7 @@ from config_server.store.statements import clock_ns, replacing, unless_there
 from shared import decoding
 from shared.api.jobs import Direction, JobState, StepState
 from shared.api.route import Failure
-from shared.errors import LaneTakenError, LostJobError
+from shared.errors import KeyUsedError, LaneTakenError, LostJobError
 
 OF_WORKER: Final = 0
 """The version of a job that nobody here drives: whoever runs it reports how it goes."""
@@ -114,9 +114,11 @@ def create(
     who: str,
     args: Mapping[str, Any],
     now_ns: int,
+    id_: str = "",
 ) -> str:
-    """The id of the new job. Raises LaneTakenError where another job of the machine has the lane; nothing was written then."""
-    id_ = secrets.token_hex(8)
+    """The id of the new job: `id_` where it is given, which no other has (`is_there`). Raises LaneTakenError where another job of
+    the machine has the lane; nothing was written then."""
+    id_ = id_ or secrets.token_hex(8)
     new = {
         "id": id_, "kind": kind, "version": version, "machine": machine, "lane": lane, "who": who,
         "state": JobState.RUNNING, "detail": "", "args": msgspec.json.encode(args).decode(),
@@ -130,6 +132,17 @@ def create(
             f"The {kind} of '{machine}' was not begun", cause=f"its {kind_there} is under way (job {there})"
         )
     return id_
+
+
+def is_there(db: Connection, id_: str, *, kind: str, machine: str) -> bool:
+    """Whether this job was begun, ended or not. Raises KeyUsedError where the id is another's."""
+    found = db.execute(select(jobs.c.kind, jobs.c.machine).where(_IT), {"it": id_}).first()
+    if found is not None and tuple(found) != (kind, machine):
+        raise KeyUsedError(
+            f"The {kind} of '{machine}' was not begun",
+            cause=f"with this key the {found.kind} of '{found.machine}' was begun (job {id_})",
+        )
+    return found is not None
 
 
 def due(db: Connection, kinds: Container[tuple[str, int]], most: int) -> list[str]:

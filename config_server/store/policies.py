@@ -6,6 +6,7 @@ default policy again, which nobody ever set, takes back what another one said. S
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final
 
 import msgspec
@@ -103,7 +104,18 @@ def view(db: Connection, name: str) -> PolicyView:
         machines=users(db, name),
         point_interval_s=settings(policy).point_interval_s,
         rpo_threshold_s=policy.rpo_threshold_s,
+        version=_version(policy),
     )
+
+
+def version(db: Connection, name: str) -> str | None:
+    """None where there is none of that name."""
+    found = find(db, name)
+    return _version(get(db, name)) if found is not None or name == DEFAULT else None
+
+
+def _version(policy: Policy) -> str:
+    return hashlib.sha256(msgspec.json.encode(policy)).hexdigest()[:16]
 
 
 def assign(db: Connection, machine: str, name: str) -> None:

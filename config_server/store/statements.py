@@ -30,6 +30,8 @@ from config_server.store.schema import IMPLICIT
 
 Into = Callable[[Table], sqlite.Insert]
 """The beginning of such an INSERT, of either database."""
+BEHIND_ALL: Final = (1 << 63) - 1
+"""A number that no row has: they are all before it."""
 _COUNTED: Final = {"preserve_rowcount": True}
 """Of an INSERT, drivers forget how many rows it put."""
 

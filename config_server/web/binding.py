@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
+import re
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol, TypeVar
@@ -17,22 +19,25 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from config_server.operations.call import Call, Operator
+from config_server.operations.call import ANY, Call, Operator
 from shared import decoding, logging, tls
 from shared.api import ROUTES, Access, Route, openapi
-from shared.api.route import MAX_BODY_B, FailureAnswer, Nothing
+from shared.api.route import MAX_BODY_B, FailureAnswer, Nothing, Versioned
 from shared.connections import unmapped
 from shared.errors import (
     UNDECODABLE,
     AccessError,
     CertificateRevokedError,
+    ChangedSinceError,
     DeadlineError,
     ForbiddenError,
+    KeyUsedError,
     NotFoundError,
     RequestError,
     UnderstudyError,
     UnhealthyError,
     UsageError,
+    VersionNeededError,
     WrongKeyError,
     WrongRoleError,
 )
@@ -44,10 +49,16 @@ _R = TypeVar("_R", bound=msgspec.Struct)
 _Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _MAX_WAIT_S: Final = 30.0
+_VERSION: Final = re.compile(r'(?:W/)?"[!#-~]*"|\*')
+_LONGEST_KEY: Final = 255
+_KEY_DIGITS: Final = 16
 _BODY_S: Final = 15.0
 _STRANGERS_BODY_B: Final = 64 << 10
 """Of a caller who has not said who he is; a request for a certificate has one kilobyte."""
 _HTTP_STATUS: Final[tuple[tuple[type[UnderstudyError] | tuple[type[UnderstudyError], ...], int], ...]] = (
+    (ChangedSinceError, 412),
+    (VersionNeededError, 428),
+    (KeyUsedError, 422),
     (AccessError, 401),
     ((ForbiddenError, WrongRoleError, CertificateRevokedError), 403),
     (UsageError, 400),
@@ -131,6 +142,9 @@ class Binder:
             (ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None) or b"",
             _peer_hosts(request),
             unmapped(request.remote or ""),
+            _over(request, route),
+            request.headers.get("If-None-Match", "").strip() == ANY,
+            _key(request, route, who),
             lambda: request.transport is not None and not request.transport.is_closing(),
         )
         return call, _decode(request, route, raw)
@@ -254,6 +268,35 @@ def _decode(request: web.Request, route: Route[_Q, _R], raw: bytes) -> _Q:
         raise RequestError(f"The call '{route.name}' was not understood", cause=str(exc)) from exc
 
 
+def _over(request: web.Request, route: Route[Any, Any]) -> frozenset[str] | None:
+    """Raises RequestError."""
+    value = request.headers.get("If-Match")
+    if value is None:
+        return None
+    versions = [part.strip() for part in value.split(",")]
+    if not all(_VERSION.fullmatch(part) for part in versions):
+        raise RequestError(
+            f"The call '{route.name}' was refused",
+            cause=f"{value[:100]!a} is no If-Match",
+            action='Give the version in quotes: If-Match: "1f2e…", or *.',
+        )
+    return frozenset(part.removeprefix('"').removesuffix('"') for part in versions)
+
+
+def _key(request: web.Request, route: Route[Any, Any], who: str) -> str:
+    """Of this caller and this route alone: no other can meet it, or guess it from what it names. Raises RequestError."""
+    value = request.headers.get("Idempotency-Key")
+    if value is None or not route.keyed:
+        return ""
+    if not 0 < len(value) <= _LONGEST_KEY:
+        raise RequestError(
+            f"The call '{route.name}' was refused",
+            cause=f"its Idempotency-Key has {len(value)} characters",
+            action=f"Give 1 to {_LONGEST_KEY}, a random UUID say.",
+        )
+    return hashlib.sha256("\0".join((who, route.name, value)).encode()).hexdigest()[:_KEY_DIGITS]
+
+
 def _wait_s(request: web.Request) -> float:
     preference = request.headers.get("Prefer", "")
     try:
@@ -264,7 +307,10 @@ def _wait_s(request: web.Request) -> float:
 
 
 def _answer(status: int, body: msgspec.Struct, content_type: str = "application/json") -> web.Response:
-    return web.Response(status=status, body=msgspec.json.encode(body), content_type=content_type)
+    headers = {"ETag": f'"{body.version}"'} if isinstance(body, Versioned) else None
+    return web.Response(
+        status=status, body=msgspec.json.encode(body), content_type=content_type, headers=headers
+    )
 
 
 async def _describe(described: bytes, _request: web.Request) -> web.StreamResponse:

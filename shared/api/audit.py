@@ -7,10 +7,12 @@ from typing import Any
 import msgspec
 
 from shared.api.permissions import Permission
-from shared.api.route import Access, Limit, Route
+from shared.api.route import Access, Page, Paged, Route
 
 
 class AuditView(msgspec.Struct, kw_only=True):
+    id: int = 0
+    """0: of a server that does not tell it."""
     time: str
     who: str
     action: str
@@ -18,7 +20,7 @@ class AuditView(msgspec.Struct, kw_only=True):
     detail: dict[str, Any]
 
 
-class AuditList(msgspec.Struct):
+class AuditList(Paged):
     entries: list[AuditView]
 
 
@@ -27,7 +29,7 @@ AUDIT = Route(
     "GET",
     "/v1/audit",
     Access.OPERATOR,
-    Limit,
+    Page,
     AuditList,
     "Who changed what, newest first",
     needs=Permission.AUDIT_READ,

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 
 from shared.api.permissions import Permission
-from shared.api.route import Access, Limit, Nothing, Route
+from shared.api.route import Access, Nothing, Page, Paged, Route
 from shared.vocabulary import Role
 
 
@@ -88,7 +88,13 @@ class CertificateView(msgspec.Struct, kw_only=True):
     reason: str = ""
 
 
-class CertificateList(msgspec.Struct):
+class CertificateList(Paged):
+    certificates: list[CertificateView]
+
+
+class RefusedList(msgspec.Struct):
+    """Those that are refused from now on."""
+
     certificates: list[CertificateView]
     warning: str = ""
     """What was done, and is not as safe as it should be yet."""
@@ -125,7 +131,7 @@ CERTIFICATES = Route(
     "GET",
     "/v1/certificates",
     Access.OPERATOR,
-    Limit,
+    Page,
     CertificateList,
     "Certificates, newest first",
     needs=Permission.DAEMON_READ,
@@ -136,7 +142,7 @@ CERTIFICATE_REVOKE = Route(
     "/v1/certificates/revoke",
     Access.OPERATOR,
     RevokeRequest,
-    CertificateList,
+    RefusedList,
     "Refuse a certificate, or all of a daemon",
     needs=Permission.DAEMON_REVOKE,
 )

@@ -7,7 +7,7 @@ import enum
 import msgspec
 
 from shared.api.permissions import Permission
-from shared.api.route import Access, Count, Route
+from shared.api.route import Access, Page, Paged, Route
 from shared.vocabulary import Severity
 
 
@@ -26,10 +26,9 @@ class EventKind(enum.StrEnum):
     """The database was put back from a backup; or a machine's agent knew of another act of an operator than the database did."""
 
 
-class EventQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class EventQuery(Page, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     object: str = ""
     open: bool = False
-    limit: Count = 200
 
 
 class EventView(msgspec.Struct, kw_only=True):
@@ -48,7 +47,7 @@ class EventView(msgspec.Struct, kw_only=True):
     resolved: str | None
 
 
-class EventList(msgspec.Struct):
+class EventList(Paged):
     events: list[EventView]
 
 

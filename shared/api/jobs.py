@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 
 from shared.api.permissions import Permission
-from shared.api.route import Access, Count, Failure, Nothing, Route
+from shared.api.route import Access, Failure, Nothing, Page, Paged, Route
 
 
 class JobState(enum.StrEnum):
@@ -106,15 +106,14 @@ class JobView(msgspec.Struct, kw_only=True):
     allowed: list[JobAct] = []
 
 
-class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
+class JobQuery(Page, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     machine: str = ""
     """Only of this one; empty: of all."""
     active: bool = False
     """Only those that have not ended."""
-    limit: Count = 200
 
 
-class JobList(msgspec.Struct):
+class JobList(Paged):
     jobs: list[JobView]
 
 

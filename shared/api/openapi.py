@@ -22,6 +22,9 @@ PROBLEM: Final = "application/problem+json"
 _JSON: Final = "application/json"
 _REPORTS: Final = (AgentReport, ProcessServerReport, MasterTargetReport)
 """Of `POST /v1/status`: which, follows from the caller's certificate."""
+_OVER: Final = "The `version` that is changed, in quotes; or *"
+_NEW: Final = "*: only if there is none yet"
+_KEY: Final = "1 to 255 characters, of this request alone: sent again with it, it begins nothing twice"
 _SECURITY: Final[dict[Access, list[dict[str, list[str]]]]] = {
     Access.PUBLIC: [],
     Access.OPERATOR: [{"operator": []}],
@@ -83,6 +86,12 @@ def _operation(
             },
         },
     }
+    if route.versioned:
+        found["responses"][str(int(route.status))]["headers"] = {"ETag": {"schema": {"type": "string"}}}
+        if route.method != "GET":
+            found["parameters"] += [_header("If-Match", _OVER), _header("If-None-Match", _NEW)]
+    if route.keyed:
+        found["parameters"].append(_header("Idempotency-Key", _KEY))
     if route.needs is not None:
         found["x-needs"] = str(route.needs)
     if route.roles:
@@ -94,6 +103,16 @@ def _operation(
     elif route.request is not Nothing:
         found["requestBody"] = _body(of[route.request])
     return found
+
+
+def _header(name: str, described: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "header",
+        "required": False,
+        "description": described,
+        "schema": {"type": "string"},
+    }
 
 
 def _body(schema: dict[str, Any]) -> dict[str, Any]:

@@ -32,8 +32,12 @@ The command line shows the same: `understudy machine list --output json`.
 - Times are RFC 3339 in UTC with nanoseconds. What ends in `_b` is bytes, in `_s` seconds.
 - 200: done. 201: there is something new. 202: it is asked for, and done later (`GET /v1/commands/{id}` says how it goes;
   with `Prefer: wait=20` that answer is held until there is something to say, or 20 s).
-- A request that may have been lost can be sent again: PUT and DELETE say how things shall be; each POST that begins something takes an `id`
-  or a `request` of yours, where twice would matter.
+- A request that may have been lost can be sent again: PUT and DELETE say how things shall be. Where twice would matter, a POST takes an
+  `Idempotency-Key` of yours (a random UUID, say; or a `request` in its body): the same key begins the same thing once.
+- Long lists come in pages, the newest first: `limit` entries, and `next`. The page behind it is the same request with `before` = that;
+  an empty `next` is the end.
+- What people read and then change has a `version`, which is also its `ETag`. Say over which you change it (`If-Match: "VERSION"`, or `*`;
+  `If-None-Match: *` where there is to be none yet): what somebody else has said meanwhile is not undone unseen.
 
 ## When it fails
 
@@ -46,6 +50,9 @@ failed, `cause` is why, `action` is what to do, and `exit_code` how the command 
 | 401 | no token, or one that this server does not know |
 | 403 | the operator is not allowed this, or the certificate is revoked or of another role |
 | 404 | nothing of that name, or no such key in the vault |
+| 412 | it was changed since you have read it: read it again |
+| 422 | another request had this `Idempotency-Key` |
+| 428 | it is there, and the request does not say over which version it is changed |
 | 500 | an error in the server: its log says more |
 | 503 | something that it needs does not work: storage, the database, a daemon |
 | 504 | it was not done in time |

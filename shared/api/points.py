@@ -76,6 +76,7 @@ RESYNC = Route(
     CommandView,
     "Replicate a machine anew, in a new epoch",
     needs=Permission.MACHINE_PROTECT,
+    keyed=True,
     status=HTTPStatus.ACCEPTED,
 )
 POINTS = Route(
@@ -97,6 +98,7 @@ POINT_CREATE = Route(
     CommandView,
     "Ask for a point of now",
     needs=Permission.POINT_CREATE,
+    keyed=True,
     status=HTTPStatus.ACCEPTED,
 )
 FLUSH = Route(

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from shared.api.permissions import Permission
-from shared.api.route import Access, Nothing, Route
+from shared.api.route import Access, Nothing, Route, Versioned
 from shared.desired import Interval
 
 
@@ -22,7 +22,7 @@ class Policy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 POLICY_NAME_LENGTH: Final = 63
 
 
-class PolicyView(msgspec.Struct, kw_only=True):
+class PolicyView(Versioned, kw_only=True):
     """A policy, and the machines for which it holds."""
 
     name: str
@@ -75,6 +75,7 @@ POLICY_GET = Route(
     PolicyView,
     "One policy",
     needs=Permission.POLICY_READ,
+    versioned=True,
 )
 POLICY_PUT = Route(
     "policy_put",
@@ -85,6 +86,7 @@ POLICY_PUT = Route(
     PolicyView,
     "Create or change a policy",
     needs=Permission.POLICY_CHANGE,
+    versioned=True,
 )
 POLICY_DELETE = Route(
     "policy_delete",
@@ -95,4 +97,5 @@ POLICY_DELETE = Route(
     PolicyView,
     "Delete a policy that is assigned to no machine",
     needs=Permission.POLICY_CHANGE,
+    versioned=True,
 )

@@ -70,6 +70,31 @@ class SaidSinceError(RequestError):
     default_action = "See `understudy machine show NAME`, and say anew what you want."
 
 
+class ChangedSinceError(RequestError):
+    """Who asks has read another version of it than there is by now, or has read none and there is one."""
+
+    code = "US136"
+    default_action = "Read it again, and ask again over what it is now."
+
+
+class VersionNeededError(RequestError):
+    """What is there would be replaced by somebody who does not say that he has read it."""
+
+    code = "US137"
+    default_cause = "it does not say over which version"
+    default_action = (
+        "Read it, and send its `version` in quotes as If-Match, or `If-Match: *` to replace whatever is there. A command line of an"
+        " earlier version has to be upgraded."
+    )
+
+
+class KeyUsedError(RequestError):
+    """Another request was made with this Idempotency-Key."""
+
+    code = "US138"
+    default_action = "Give each request a key of its own; the same request again has the same."
+
+
 class RenewalNotDueError(RequestError):
     """Most of the certificate's life is left."""
 

@@ -17,7 +17,7 @@ from config_server.rules.clock import SECOND_NS
 from shared import api
 from shared.api.certificates import RevokeRequest
 from shared.api.restores import GrantEnd, RestoreRequest
-from shared.api.route import Limit, Nothing
+from shared.api.route import Limit, Nothing, Page
 from shared.blob import BlobConfig, BlobStore
 from shared.crashpoints import CONTROL_POINTS
 from shared.machine_storage import MachineStorage
@@ -122,7 +122,7 @@ async def test_a_stray_that_was_being_ended_is_on_record_and_ends(
             return await ends(container) == {}
 
         await until(over)
-        entries = (await client.call(api.AUDIT, Limit())).entries
+        entries = (await client.call(api.AUDIT, Page())).entries
         assert {entry.detail["grant"] for entry in entries if entry.action == "grant.swept"} == {STRAY[11:]}
 
 
@@ -140,7 +140,7 @@ async def test_a_revocation_that_was_begun_is_in_both_places_after_the_next_star
         assert before in ([], after)
         await client.call(api.CERTIFICATE_REVOKE, RevokeRequest(certificate="agent:web1"))
         assert [blob.name async for blob in store.list("revoked/")] == after, "once"
-        entries = (await client.call(api.AUDIT, Limit())).entries
+        entries = (await client.call(api.AUDIT, Page())).entries
         assert not [entry for entry in entries if entry.action == "certificate.revoke.recovered"]
     with contextlib.closing(sqlite3.connect(config.data_dir / "state.db")) as db:
         assert db.execute("SELECT subject FROM revocations").fetchall() == [("agent:web1",)]

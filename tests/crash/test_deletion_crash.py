@@ -11,7 +11,7 @@ import pytest
 
 from shared import api
 from shared.api.protection import Protection
-from shared.api.route import Limit
+from shared.api.route import Page
 from shared.blob import BlobConfig
 from shared.crashpoints import DELETION_POINTS
 from shared.machine_storage import MachineStorage
@@ -55,5 +55,5 @@ async def test_a_deletion_that_is_cut_off_is_gone_on_with(
             pass_delay(config.data_dir)
         await until(lambda: is_gone(operator))
         assert await in_storage(machine_storage) == ({other}, {"machines/web2.json"})
-        entries = (await operator.call(api.AUDIT, Limit())).entries
+        entries = (await operator.call(api.AUDIT, Page())).entries
         assert [entry.object for entry in entries if entry.action == "machine.deleted"] == ["web1"]

@@ -39,7 +39,7 @@ from config_server.storage.deletion_note import NONE, Written
 from config_server.store import deletions, grants, incarnations, inventory, restored, sqlite
 from config_server.store.grants import Grant
 from config_server.store.schema import audit
-from shared.api.certificates import CertificateList, Revocations
+from shared.api.certificates import RefusedList, Revocations
 from shared.api.deletion import DeletionRequest
 from shared.api.points import PointList
 from shared.api.protection import Protection
@@ -489,12 +489,12 @@ class _Revoking:
 
     async def refuse(
         self, subject: str, _reason: str, _who: str, *, still: Callable[[Connection], bool]
-    ) -> CertificateList:
+    ) -> RefusedList:
         self._world.point()
         if still(self._world.db):
             self._world.say(subject)
         self._world.point()
-        return CertificateList(certificates=[])
+        return RefusedList(certificates=[])
 
 
 class _Storage:

@@ -19,7 +19,7 @@ from config_server.data_folder import backup, belonging, restoring
 from shared import api, durable
 from shared.api.certificates import RevokeRequest
 from shared.api.protection import Protection
-from shared.api.route import Limit, Nothing
+from shared.api.route import Nothing, Page
 from shared.errors import CertificateRevokedError, ConfigError, DataFolderInUseError, StateFileError
 from shared.status import AgentReport
 from tests.config_parts import config_for, daemon, running
@@ -83,7 +83,7 @@ async def test_a_restore_beside_the_log_of_a_server_that_was_killed_takes_nothin
     assert {"state.db", "state.db-wal", "ca.key"} <= {path.name for path in aside.iterdir()}
     async with running(config) as server, server.operator() as operator:
         assert (await operator.call(api.MACHINES, Nothing())).machines == []
-        await operator.call(api.AUDIT, Limit())
+        await operator.call(api.AUDIT, Page())
     with contextlib.closing(sqlite3.connect(aside / "state.db")) as before:
         assert before.execute("SELECT name FROM machines").fetchall() == [("after",)]
 

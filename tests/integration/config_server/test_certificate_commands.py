@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shared import api
-from shared.api.route import Limit
+from shared.api.route import Page
 from shared.rest import RestClient
 from shared.tls import TlsFiles
 from tests.command_line import Line
@@ -21,9 +21,9 @@ async def test_what_nobody_has_is_refused_and_is_no_success(
     done = await line.run("certificate", "revoke", mistyped, "--reason", "stolen", "--yes")
     assert (done.exit_code, done.stdout) == (3, "")
     assert f"No certificate is known that is one of {mistyped}" in done.stderr
-    [kept] = (await operator.call(api.CERTIFICATES, Limit())).certificates
+    [kept] = (await operator.call(api.CERTIFICATES, Page())).certificates
     assert kept.revoked is None
-    [entry] = (await operator.call(api.AUDIT, Limit(limit=1))).entries
+    [entry] = (await operator.call(api.AUDIT, Page(limit=1))).entries
     assert (entry.action, entry.object) == ("certificate.revoke", mistyped)
     [refused] = await line.json("certificate", "revoke", serial(files), "--reason", "stolen")
     assert (refused["name"], refused["reason"]) == ("agent:web1", "stolen")

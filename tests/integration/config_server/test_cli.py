@@ -20,7 +20,7 @@ from shared import api, enrol
 from shared.api.events import EventQuery
 from shared.api.jobs import JobQuery
 from shared.api.protection import Protection
-from shared.api.route import Limit
+from shared.api.route import Page
 from shared.blob import BlobConfig, BlobStore
 from shared.control_client import ControlClient
 from shared.errors import PointNotFoundError
@@ -388,7 +388,7 @@ async def test_restore_writes_the_images_a_manifest_and_a_job(site: Site, tmp_pa
     assert [disk["sha256"] for disk in done.json["disks"]] == site.machine.digests[position]
     async with site.server.operator() as operator:
         jobs = (await operator.call(api.JOBS, JobQuery())).jobs
-        log = (await operator.call(api.AUDIT, Limit())).entries
+        log = (await operator.call(api.AUDIT, Page())).entries
         events = (await operator.call(api.EVENTS, EventQuery(object="web1"))).events
     # The model's points are years old: a sweep may have found that, too.
     (event,) = [event for event in events if event.kind == "job"]

@@ -29,7 +29,7 @@ from config_server.store.grants import Grant
 from shared import api
 from shared.api.protection import Protection
 from shared.api.restores import GrantEnd, GrantView, RestoreRequest, StorageGrant
-from shared.api.route import Limit, Nothing
+from shared.api.route import Limit, Nothing, Page
 from shared.blob import BlobConfig, BlobStore
 from shared.blob.policies import Policies
 from shared.errors import (
@@ -94,7 +94,7 @@ async def listed(operator: RestClient) -> list[GrantView]:
 
 async def grant_entries(operator: RestClient) -> list[str]:
     """Of the audit log, newest first."""
-    entries = (await operator.call(api.AUDIT, Limit())).entries
+    entries = (await operator.call(api.AUDIT, Page())).entries
     return [entry.action for entry in entries if entry.action.startswith("grant.")]
 
 
@@ -258,7 +258,7 @@ async def test_policies_of_ours_that_nobody_has_make_room_and_those_of_others_st
         "understudy-reports",
         *(f"understudy-{g.id}" for g in (kept, grant)),
     }
-    entries = (await operator.call(api.AUDIT, Limit())).entries
+    entries = (await operator.call(api.AUDIT, Page())).entries
     assert {entry.detail["grant"] for entry in entries if entry.action == "grant.swept"} == {
         left.removeprefix("understudy-") for left in LEFT[:2]
     }
@@ -313,7 +313,7 @@ async def test_grants_of_what_is_not_there_are_not_found(operator: RestClient) -
 
 
 async def audited(operator: RestClient, action: str) -> list[str]:
-    entries = (await operator.call(api.AUDIT, Limit())).entries
+    entries = (await operator.call(api.AUDIT, Page())).entries
     return sorted(entry.detail["grant"] for entry in entries if entry.action == action)
 
 
@@ -498,5 +498,5 @@ async def test_a_restore_gets_the_keys_of_before_the_machine_s_document_was_made
         for key, why in ((lost, f"wrapped by vault key {lost.key_id}"), (another, "does not open it")):
             with pytest.raises(WrongKeyError, match=why):
                 await opened.vault.unwrap(WrappedKey(key.key_id, key.wrapped), "web1")
-    entries = (await operator.call(api.AUDIT, Limit())).entries
+    entries = (await operator.call(api.AUDIT, Page())).entries
     assert [entry.who for entry in entries if entry.action == "key.grant"] == ["operator:admin"]

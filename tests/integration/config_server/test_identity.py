@@ -19,7 +19,7 @@ from shared import identity as identity_files
 from shared.api.audit import AuditList
 from shared.api.certificates import EnrolRequest, RenewRequest, RevokeRequest, TokenRequest
 from shared.api.events import EventQuery
-from shared.api.route import Limit, Nothing
+from shared.api.route import Nothing, Page
 from shared.control_client import ControlClient
 from shared.errors import (
     AccessError,
@@ -88,7 +88,7 @@ async def test_refused_enrolments_are_on_record_and_a_flood_of_them_is_one_entry
     for token in (used, invented, used, invented, used):
         await refused(token)
     async with server.operator() as client:
-        log = (await client.call(api.AUDIT, Limit())).entries
+        log = (await client.call(api.AUDIT, Page())).entries
         events = (await client.call(api.EVENTS, EventQuery())).events
     assert [(e.action, e.object, e.detail["code"]) for e in log if e.who == "unknown"] == [
         ("enrol.refused", "", "US121"),
@@ -103,7 +103,7 @@ async def test_refused_enrolments_are_on_record_and_a_flood_of_them_is_one_entry
     monkeypatch.setattr(enrolment, "_REFUSALS_NS", 0)
     await refused(used)
     async with server.operator() as client:
-        (newest,) = (await client.call(api.AUDIT, Limit(limit=1))).entries
+        (newest,) = (await client.call(api.AUDIT, Page(limit=1))).entries
     assert newest.detail["attempts"] == 3
     secrets = [token.split(".")[1] for token in (used, invented)]
     assert not any(secret in str(entry) for secret in secrets for entry in (*log, *events))
@@ -323,7 +323,7 @@ async def test_enrolment_is_audited_and_no_secret_is_stored(server: ConfigServer
     token = (await server.token("agent", "web1")).token
     await enrol.enrol(server.url, token, tmp_path / "agent")
     async with server.operator() as client:
-        log: AuditList = await client.call(api.AUDIT, Limit())
+        log: AuditList = await client.call(api.AUDIT, Page())
     assert [(e.who, e.action, e.object) for e in log.entries[:2]] == [
         ("agent:web1", "enrol", "agent:web1"),
         ("operator:admin", "token.create", "agent:web1"),

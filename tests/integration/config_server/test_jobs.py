@@ -14,7 +14,7 @@ from shared.api.commands import CommandView
 from shared.api.events import EventQuery
 from shared.api.jobs import JobAct, JobProgress, JobQuery, JobState, JobView, StepState, WorkerState
 from shared.api.protection import Protection
-from shared.api.route import Limit, Nothing
+from shared.api.route import Nothing, Page
 from shared.control_client import ControlClient
 from shared.errors import JobActError, JobNotFoundError, LaneTakenError, UnhealthyError
 from shared.rest import RestClient
@@ -98,7 +98,7 @@ async def test_cancelled_before_its_agent_takes_it_nothing_begins(
     assert await agent.report(report()) == []
     again = await operator.call(api.JOB_CANCEL, Nothing(), id=asked.id)
     assert again.state is JobState.CANCELLED, "a second time changes nothing, and is no error"
-    actions = [entry.action for entry in (await operator.call(api.AUDIT, Limit())).entries]
+    actions = [entry.action for entry in (await operator.call(api.AUDIT, Page())).entries]
     assert actions.count("job.cancel") == 1
 
 

@@ -12,7 +12,7 @@ from shared import api, tls
 from shared.api.audit import AuditView
 from shared.api.certificates import RevokeRequest
 from shared.api.keys import KeyRequest, MachineKeyGrant
-from shared.api.route import Limit, Nothing
+from shared.api.route import Nothing, Page
 from shared.errors import (
     AccessError,
     CertificateRevokedError,
@@ -50,7 +50,7 @@ async def asked(client: RestClient, request: KeyRequest, machine: str = "web1") 
 
 async def entries(server: ConfigServer) -> list[AuditView]:
     async with server.operator() as operator:
-        found = (await operator.call(api.AUDIT, Limit())).entries
+        found = (await operator.call(api.AUDIT, Page())).entries
     return [entry for entry in found if entry.action.startswith("key.")]
 
 

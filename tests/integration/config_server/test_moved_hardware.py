@@ -16,7 +16,7 @@ from shared.api.copies import RebindRequest
 from shared.api.events import EventQuery, EventView
 from shared.api.machines import MachineView
 from shared.api.protection import Protection
-from shared.api.route import Limit, Nothing
+from shared.api.route import Nothing, Page
 from shared.blob import BlobConfig
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import (
@@ -117,9 +117,7 @@ async def test_new_hardware_is_told_to_protect_and_none_of_the_former_disks(
     assert (event.severity, event.resolved is not None) == ("warning", True)
     assert "/dev/sda, /dev/sdb, on old" in event.cause
     assert "the disks of its configuration" in event.cause
-    [entry] = [
-        e for e in (await operator.call(api.AUDIT, Limit())).entries if e.action == "machine.wish.anew"
-    ]
+    [entry] = [e for e in (await operator.call(api.AUDIT, Page())).entries if e.action == "machine.wish.anew"]
     assert (entry.detail["before"]["identity"], entry.detail["after"]["identity"]) == ("old", "new")
 
 

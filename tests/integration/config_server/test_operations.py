@@ -21,7 +21,7 @@ from shared.api.events import EventQuery
 from shared.api.points import FlushRequest, PointRequest
 from shared.api.policies import Policy
 from shared.api.protection import Protection
-from shared.api.route import Limit, Nothing
+from shared.api.route import Nothing, Page
 from shared.control_client import ControlClient
 from shared.errors import (
     ConfigError,
@@ -285,7 +285,7 @@ async def test_policies_are_checked_and_apply_to_machines_without_their_own(oper
     await protect(operator)
     shown = await operator.call(api.MACHINE, Nothing(), machine="web1")
     assert shown.policy.point_interval_s == 60
-    log = await operator.call(api.AUDIT, Limit(limit=2))
+    log = await operator.call(api.AUDIT, Page(limit=2))
     assert [entry.action for entry in log.entries] == ["machine.protect", "policy.set"]
 
 

@@ -10,7 +10,7 @@ from shared import api
 from shared.api.machines import PolicyChoice
 from shared.api.policies import Policy
 from shared.api.protection import Protection
-from shared.api.route import Limit, Nothing
+from shared.api.route import Nothing, Page
 from shared.desired import Settings
 from shared.errors import PolicyNotFoundError, RequestError
 from shared.rest import RestClient
@@ -94,9 +94,9 @@ async def test_a_threshold_that_is_set_by_an_earlier_version_sets_no_interval(op
 
 async def test_what_was_changed_is_in_the_audit_log_with_what_was_before(operator: RestClient) -> None:
     await operator.call(api.POLICY_PUT, Policy(point_interval_s=10), policy="gold")
-    await operator.call(api.POLICY_PUT, Policy(point_interval_s=20), policy="gold")
+    await operator.call(api.POLICY_PUT, Policy(point_interval_s=20), policy="gold", version="*")
     await operator.call(api.POLICY_DELETE, Nothing(), policy="gold")
-    entries = (await operator.call(api.AUDIT, Limit(limit=3))).entries
+    entries = (await operator.call(api.AUDIT, Page(limit=3))).entries
     ten, twenty = ({"point_interval_s": seconds, "rpo_threshold_s": 900} for seconds in (10, 20))
     assert [(e.action, e.object, e.detail) for e in entries] == [
         ("policy.delete", "gold", {"before": twenty}),

@@ -21,7 +21,7 @@ from shared.api.events import EventQuery, EventView
 from shared.api.machines import MachineView
 from shared.api.policies import Policy
 from shared.api.protection import Protection
-from shared.api.route import Limit, Nothing
+from shared.api.route import Nothing, Page
 from shared.desired import Desired, Mark, Settings, Verb, WantedDisk, Wish
 from shared.errors import (
     DiskTooLargeError,
@@ -103,7 +103,7 @@ async def test_a_held_report_is_answered_as_soon_as_something_else_is_wanted(
     assert web1.wish is not None
     await web1.report()
     held = asyncio.create_task(web1.report(wait_s=20))
-    await operator.call(api.POLICY_PUT, Policy(point_interval_s=60), policy="default")
+    await operator.call(api.POLICY_PUT, Policy(point_interval_s=60), policy="default", version="*")
     async with asyncio.timeout(10):
         await held
     assert web1.settings is not None
@@ -349,7 +349,7 @@ async def test_each_act_is_in_the_audit_log_with_what_was_before(
     await web1.report()
     await protect(operator, "sda")
     await unprotect(operator)
-    ended, begun = (await operator.call(api.AUDIT, Limit(limit=2))).entries
+    ended, begun = (await operator.call(api.AUDIT, Page(limit=2))).entries
     assert (begun.action, ended.action) == ("machine.protect", "machine.unprotect")
     assert (begun.detail["before"]["wish"], begun.detail["before"]["protected"]) == (None, False)
     assert begun.detail["after"] == ended.detail["before"]
@@ -461,7 +461,7 @@ async def test_a_restored_server_learns_from_the_agent_what_its_backup_lacks(
             [event] = [found for found in await events(operator) if found.kind == "restored"]
             assert "protect /dev/sda, /dev/sdb" in event.what
             assert "it had: stop" in event.cause
-            [entry, *_] = (await operator.call(api.AUDIT, Limit(limit=1))).entries
+            [entry, *_] = (await operator.call(api.AUDIT, Page(limit=1))).entries
             assert (entry.action, entry.who) == ("machine.wish.adopted", "config-server")
             assert known is not None
             assert entry.detail["before"]["wish"] == "stop"
@@ -520,7 +520,7 @@ async def test_an_agent_that_makes_up_acts_fills_no_log(
         return Wish(mark=Mark(f"x{number}", (1 << 53) - number % 2, act), verb=Verb.STOP)
 
     async def entries() -> tuple[list[AuditView], list[EventView]]:
-        return (await operator.call(api.AUDIT, Limit())).entries, await events(operator)
+        return (await operator.call(api.AUDIT, Page())).entries, await events(operator)
 
     web1.obeys = False
     web1.wish = made_up(0)

@@ -17,7 +17,7 @@ from shared import api
 from shared.api.jobs import JobQuery, JobState
 from shared.api.protection import Protection
 from shared.api.restores import GrantEnd, GrantState, GrantView
-from shared.api.route import Limit
+from shared.api.route import Limit, Page
 from shared.blob import BlobConfig, BlobStore
 from shared.blob.config import read_key
 from shared.blob.policies import token
@@ -131,7 +131,7 @@ async def test_a_restore_that_takes_longer_than_its_grant_has_it_renewed_in_stor
         await held_up(proxy)
         async with asyncio.timeout(_DEADLINE_S):
             while True:
-                entries = (await client.call(api.AUDIT, Limit())).entries
+                entries = (await client.call(api.AUDIT, Page())).entries
                 if sum(entry.action == "grant.renew" for entry in entries) > 2:
                     break
                 await asyncio.sleep(0.05)

@@ -18,7 +18,7 @@ from config_server.rules.certificates import BACKDATED
 from shared import api, enrol, identity, tls
 from shared.api.certificates import RenewRequest
 from shared.api.daemons import StatusReply
-from shared.api.route import Limit, Nothing
+from shared.api.route import Nothing, Page
 from shared.errors import (
     CertificateRevokedError,
     KeyRevokedError,
@@ -56,8 +56,8 @@ async def test_a_revoked_certificate_neither_reports_nor_renews_and_others_do(
     await refused(server, old)
     await admitted(server, new)
     async with server.operator() as operator:
-        listed = (await operator.call(api.CERTIFICATES, Limit())).certificates
-        log = (await operator.call(api.AUDIT, Limit(limit=1))).entries
+        listed = (await operator.call(api.CERTIFICATES, Page())).certificates
+        log = (await operator.call(api.AUDIT, Page(limit=1))).entries
     assert {c.serial: bool(c.revoked) for c in listed} == {serial(old): True, serial(new): False}
     assert [(e.action, e.object, e.detail) for e in log] == [
         ("certificate.revoke", serial(old), {"reason": "stolen"})

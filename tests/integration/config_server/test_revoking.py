@@ -28,7 +28,7 @@ from shared import api, enrol, identity
 from shared.api.audit import AuditView
 from shared.api.certificates import RenewRequest
 from shared.api.events import EventQuery, EventView
-from shared.api.route import Limit
+from shared.api.route import Page
 from shared.blob import BlobConfig, BlobStore
 from shared.errors import (
     CertificateRevokedError,
@@ -62,7 +62,7 @@ async def renew(server: ConfigServer, files: TlsFiles) -> None:
 
 async def taken_in(server: ConfigServer) -> tuple[list[AuditView], list[EventView]]:
     async with server.operator() as operator:
-        entries = (await operator.call(api.AUDIT, Limit())).entries
+        entries = (await operator.call(api.AUDIT, Page())).entries
         events = (await operator.call(api.EVENTS, EventQuery())).events
     return (
         [entry for entry in entries if entry.action == "certificate.revoke.recovered"],
@@ -147,7 +147,7 @@ async def test_a_restored_database_takes_in_what_was_revoked_since_and_readmits_
         assert [await is_refused(server, files) for files in (again, other)] == [False] * 2
         # Certificates that this database did not know are known when they were shown, with their keys.
         async with server.operator() as operator:
-            listed = (await operator.call(api.CERTIFICATES, Limit())).certificates
+            listed = (await operator.call(api.CERTIFICATES, Page())).certificates
         assert {serial(again), serial(other)} <= {view.serial for view in listed if view.revoked is None}
         with pytest.raises(TokenUnknownError):
             await enrol.enrol(server.url, token, tmp_path / "thief")
@@ -241,7 +241,7 @@ async def test_who_was_revoked_before_a_backup_and_readmitted_after_it_is_admitt
         await until(is_back)
         assert await is_refused(server, lost)
         async with server.operator() as operator:
-            entries = (await operator.call(api.AUDIT, Limit())).entries
+            entries = (await operator.call(api.AUDIT, Page())).entries
         assert [e.object for e in entries if e.action == "certificate.readmit.recovered"] == ["agent:web1"]
 
 

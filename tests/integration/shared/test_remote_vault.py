@@ -12,7 +12,7 @@ import pytest
 from config_server.config import ConfigServerConfig
 from shared import api
 from shared.api.certificates import RevokeRequest
-from shared.api.route import Limit
+from shared.api.route import Page
 from shared.errors import KeyCacheError, KeyUnavailableError, WrongKeyError
 from shared.key_cache import KeyCache
 from shared.remote_vault import RemoteVault, warnings
@@ -54,7 +54,7 @@ async def daemon(tmp_path: Path) -> Daemon:
 
 async def handed_out(server: ConfigServer) -> int:
     async with server.operator() as operator:
-        entries = (await operator.call(api.AUDIT, Limit())).entries
+        entries = (await operator.call(api.AUDIT, Page())).entries
     return sum(entry.action.startswith("key.") for entry in entries)
 
 

@@ -18,7 +18,7 @@ from shared.api.deletion import DeletionRequest
 from shared.api.events import EventQuery
 from shared.api.machines import MachineView
 from shared.api.protection import Protection
-from shared.api.route import Limit, Nothing
+from shared.api.route import Nothing, Page
 from shared.blob import BlobConfig
 from shared.desired import Verb
 from shared.errors import AskerGoneError, ConfigError, RequestError
@@ -49,7 +49,7 @@ from tests.storage_faults import Answer, FaultProxy, Slow, Stall
 
 
 async def entry(operator: RestClient, action: str) -> AuditView:
-    return next(e for e in (await operator.call(api.AUDIT, Limit())).entries if e.action == action)
+    return next(e for e in (await operator.call(api.AUDIT, Page())).entries if e.action == action)
 
 
 # ---- who may be there

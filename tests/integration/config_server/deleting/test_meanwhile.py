@@ -16,7 +16,7 @@ from config_server.storage import removal
 from shared import api, enrol
 from shared.api.copies import RebindRequest
 from shared.api.protection import Protection
-from shared.api.route import Limit, Nothing
+from shared.api.route import Nothing, Page
 from shared.blob import BlobConfig
 from shared.errors import BeingDeletedError, RequestError, StorageError, ToBeDeletedError
 from shared.machine_storage import MachineStorage
@@ -184,7 +184,7 @@ async def test_who_is_enrolled_behind_keep_is_not_refused_by_a_look_that_was_slo
     await asyncio.to_thread(proxy.wait_idle)
     async with obedient_agent(server, again) as anew:
         await anew.report(**HARDWARE)
-    actions = [entry.action for entry in (await operator.call(api.AUDIT, Limit())).entries]
+    actions = [entry.action for entry in (await operator.call(api.AUDIT, Page())).entries]
     assert "certificate.revoke" not in actions
 
 
