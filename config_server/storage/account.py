@@ -34,7 +34,7 @@ from shared.vault import Vault, machine_key
 _FRESH_S: Final = 3.0
 """A list of points is read again when it is older: `machine watch` of several people costs storage no more
 than of one."""
-_PATIENCE_S: Final = 1.0
+_PATIENCE_S: Final = 0.4
 """How long the view of a machine waits for its points; later it shows those of the last reading."""
 _DEADLINE: Final = Retry(deadline_s=8.0, attempt_s=3.0)
 

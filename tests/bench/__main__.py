@@ -15,6 +15,7 @@ from typing import Any
 
 from tests.bench.capture import cost_and_consumer
 from tests.bench.latency import latency
+from tests.bench.many_machines import many_machines
 from tests.bench.peers import against_peers
 from tests.bench.system import apply_speed, initial_replication, steady_load
 
@@ -25,6 +26,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "peers": against_peers,
     "steady-load": steady_load,
     "apply": apply_speed,
+    "many-machines": many_machines,
 }
 
 

@@ -137,7 +137,7 @@ def usage(site: Lab, seconds: float) -> dict[str, Any]:
 def _used(site: Lab, before: dict[str, float], elapsed_s: float) -> dict[str, Any]:
     return {
         daemon: {"cores": round((after - before[daemon]) / elapsed_s, 3), "resident_mib": resident_mib(pid)}
-        for daemon, after, pid in ((name, _cpu_s(pid), pid) for name, pid in running(site).items())
+        for daemon, after, pid in ((name, cpu_of(pid), pid) for name, pid in running(site).items())
         if daemon in before
     }
 
@@ -162,10 +162,10 @@ def running(site: Lab) -> dict[str, int]:
 
 
 def cpu_s(site: Lab) -> dict[str, float]:
-    return {name: _cpu_s(pid) for name, pid in running(site).items()}
+    return {name: cpu_of(pid) for name, pid in running(site).items()}
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_of(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) * _TICK_S
 
