@@ -285,9 +285,8 @@ class Runner:
                     return await begin()
                 finally:
                     renewing.cancel()
-                    await asyncio.wait(
-                        [renewing]
-                    )  # unlike `await renewing` it takes nobody's cancelling for its own
+                    # Unlike `await renewing` this takes nobody's cancelling for its own.
+                    await asyncio.wait([renewing])
         except TimeoutError as exc:
             if not until.expired():
                 raise

@@ -1,5 +1,5 @@
 """The journal of jobs, over both databases: who has a job, which of its steps were begun, and what others than its owner say. What follows
-from it all when servers die and come back, the property test says (tests/property/test_jobs_model.py), of SQLite."""
+from it all when servers die and come back, the property test says (tests/property/test_jobs_model.py)."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ def test_a_job_is_its_owners_until_the_lease_ends_and_a_former_owner_writes_noth
             journal.look(db, former, HOUR_NS)
         with pytest.raises(LostJobError):
             journal.put(db, former, HOUR_NS, "ask", BEGUN, NOW)
+        with pytest.raises(LostJobError):
+            journal.doubt(db, former, HOUR_NS, ["ask"], NOW)
     assert journal.look(db, other, HOUR_NS).journal == {}
 
 

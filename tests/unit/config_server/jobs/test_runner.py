@@ -1,5 +1,5 @@
-"""What a runner does with the lease of a job, and with what nobody thought of: on hosts whose clocks are the test's. (What comes of all of it
-together when hosts die, and come back: tests/property/test_jobs_model.py.)"""
+"""What a runner does with the lease of a job, and with what nobody thought of: on hosts whose clocks are the test's. (What comes of all
+of it together when hosts die, and come back: tests/property/test_jobs_model.py.)"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from config_server.store import jobs, journal, schema
 from config_server.store.database import Database
 from config_server.store.journal import Entry, Job
 from shared.api.jobs import Direction, JobAct, JobState, JobView, StepState
-from shared.errors import RequestError
+from shared.errors import RequestError, UnreachableError
 from tests.jobs_model.databases import Sqlite
 from tests.jobs_model.host import Host, Still
 
@@ -214,6 +214,52 @@ def test_one_that_is_cancelled_when_nothing_is_left_to_be_done_goes_back_at_once
     site.store.transact(lambda db: journal.cancel(db, site.id, "operator:o", 0))
     site.advance()
     assert (step.log, site.job.state) == (["do", "undo"], JobState.CANCELLED)
+
+
+def test_one_that_is_cancelled_before_a_step_is_begun_does_not_do_it(site: Site) -> None:
+    first, second = Step("make"), Step("use")
+    site.has(first, second)
+    site.look()
+    while StepState.DONE not in [each.state for each in site.job.steps]:
+        site.advance(times=1)
+    site.advance(times=2)  # it looked, and is about to begin the second
+    site.store.transact(lambda db: journal.cancel(db, site.id, "operator:o", 0))
+    site.advance()
+    assert (first.log, second.log) == (["do", "undo"], ["undo"])
+    assert site.job.state is JobState.CANCELLED
+
+
+def test_one_that_is_cancelled_while_its_step_finds_that_it_has_to_wait_goes_back_at_once(site: Site) -> None:
+    gate = Gate(site.hosts[0])
+
+    async def waits() -> Waits:
+        await gate()
+        return Waits("the agent", 3600.0)
+
+    step = Step("make", waits)
+    site.has(step)
+    site.drives()
+    site.store.transact(lambda db: journal.cancel(db, site.id, "operator:o", 0))
+    gate.open()
+    site.advance()
+    assert (step.log, site.job.state) == (["do", "undo"], JobState.CANCELLED)
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_what_does_not_pass_by_itself_ends_the_trying(site: Site, back: bool) -> None:
+    async def busy() -> None:
+        raise UnreachableError("no answer")
+
+    steps = [Step("make", undone=busy), Step("use", refused)] if back else [Step("make", busy)]
+    site.has(*steps)
+    tries = list[str]()
+    while site.job.state in (JobState.RUNNING, JobState.WAITING):
+        tries.append(site.job.waits)
+        site.later(601)
+        site.drives()
+        assert len(tries) < 20, "it never ends"
+    assert site.job.state is (JobState.ATTENTION if back else JobState.FAILED)
+    assert (len(tries), set(tries[1:])) == (8, {"make: no answer"})
 
 
 def test_what_came_late_of_a_step_does_not_hold_what_an_earlier_one_made(site: Site) -> None:
