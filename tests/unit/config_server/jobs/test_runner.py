@@ -262,6 +262,28 @@ def test_what_does_not_pass_by_itself_ends_the_trying(site: Site, back: bool) ->
     assert (len(tries), set(tries[1:])) == (8, {"make: no answer"})
 
 
+@pytest.mark.parametrize("back", [False, True])
+def test_of_a_database_that_was_put_back_each_step_is_looked_at_again(site: Site, back: bool) -> None:
+    first, second = Step("make"), Step("use")
+    site.has(first, second)
+    site.look()
+    while StepState.DONE not in [each.state for each in site.job.steps]:
+        site.advance(times=1)
+    site.hosts[0].asks.clear()
+    site.store.transact(lambda db: journal.hold_unended(db, "the database was put back"))
+    site.drives(1)
+    assert (site.job.state, first.log, second.log) == (JobState.ATTENTION, ["do"], [])
+    if back:
+        site.store.transact(lambda db: journal.cancel(db, site.id, "operator:o", 0))
+    else:
+        site.store.transact(lambda db: journal.again(db, site.id))
+    site.drives(1)
+    if back:
+        assert (site.job.state, first.log, second.log) == (JobState.CANCELLED, ["do", "undo"], ["undo"])
+    else:
+        assert (site.job.state, first.log, second.log) == (JobState.DONE, ["do", "do"], ["do"])
+
+
 def test_what_came_late_of_a_step_does_not_hold_what_an_earlier_one_made(site: Site) -> None:
     """A virtual machine whose making was asked for, and was seen in no list, holds the network interface under it."""
     world = {"interface"}
