@@ -170,6 +170,9 @@ class Runner:
         except UnderstudyError as exc:
             return await self._failed(held, look, kind, name, entry, exc)
         crashpoints.reach(f"job.after-{begun}")
+        if isinstance(outcome, Waits) and entry.tries:  # it does not fail any more
+            calm = Entry(state=begun, tries=0, result=entry.result)
+            await self._db.run(lambda db: journal.put(db, held, self._lease_ns, name, calm, self._now_ns()))
         if isinstance(outcome, Waits):
             return await self._db.run(
                 lambda db: self._pause(

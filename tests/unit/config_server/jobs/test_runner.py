@@ -262,6 +262,23 @@ def test_what_does_not_pass_by_itself_ends_the_trying(site: Site, back: bool) ->
     assert (len(tries), set(tries[1:])) == (8, {"make: no answer"})
 
 
+def test_a_step_that_waits_for_days_may_fail_now_and_then(site: Site) -> None:
+    looks = list[int]()
+
+    async def follow() -> Waits | None:
+        looks.append(1)
+        if len(looks) % 3 == 0:
+            raise UnreachableError("no answer")
+        return None if len(looks) == 50 else Waits("the agent", 5.0)
+
+    site.has(Step("make", follow))
+    while site.job.state in (JobState.RUNNING, JobState.WAITING):
+        assert site.job.direction is Direction.FORWARD
+        site.drives()
+        site.later(601)
+    assert (site.job.state, len(looks)) == (JobState.DONE, 50)
+
+
 @pytest.mark.parametrize("back", [False, True])
 def test_of_a_database_that_was_put_back_each_step_is_looked_at_again(site: Site, back: bool) -> None:
     first, second = Step("make"), Step("use")
