@@ -83,6 +83,14 @@ class Site:
             host.advance(host.asks[0])
             self.failures += host.failures()
 
+    def advance_until(self, state: StepState) -> None:
+        """A step is so."""
+        for _ in range(100):
+            if state in [each.state for each in self.job.steps]:
+                return
+            self.advance(times=1)
+        raise AssertionError(f"no step is {state}")
+
     def later(self, seconds: float) -> None:
         self.store.later(seconds)
         for host in self.hosts:
@@ -160,8 +168,7 @@ def test_an_owner_who_hears_too_late_that_he_has_the_job_begins_nothing(site: Si
     step = Step("make")
     site.has(step)
     site.look()
-    while StepState.BEGUN not in [each.state for each in site.job.steps]:
-        site.advance(times=1)
+    site.advance_until(StepState.BEGUN)
     site.hosts[0].stand_still(Still.BESIDE_ITS_CLOCK)
     site.later(LEASE_S + 1)
     site.drives(1)
@@ -208,8 +215,7 @@ def test_one_that_is_cancelled_when_nothing_is_left_to_be_done_goes_back_at_once
     step = Step("make")
     site.has(step)
     site.look()
-    while StepState.DONE not in [each.state for each in site.job.steps]:
-        site.advance(times=1)
+    site.advance_until(StepState.DONE)
     site.advance(times=3)  # it looked once more, and is about to end it
     site.store.transact(lambda db: journal.cancel(db, site.id, "operator:o", 0))
     site.advance()
@@ -220,8 +226,7 @@ def test_one_that_is_cancelled_before_a_step_is_begun_does_not_do_it(site: Site)
     first, second = Step("make"), Step("use")
     site.has(first, second)
     site.look()
-    while StepState.DONE not in [each.state for each in site.job.steps]:
-        site.advance(times=1)
+    site.advance_until(StepState.DONE)
     site.advance(times=2)  # it looked, and is about to begin the second
     site.store.transact(lambda db: journal.cancel(db, site.id, "operator:o", 0))
     site.advance()
@@ -274,6 +279,7 @@ def test_a_step_that_waits_for_days_may_fail_now_and_then(site: Site) -> None:
     site.has(Step("make", follow))
     while site.job.state in (JobState.RUNNING, JobState.WAITING):
         assert site.job.direction is Direction.FORWARD
+        assert len(looks) <= 50
         site.drives()
         site.later(601)
     assert (site.job.state, len(looks)) == (JobState.DONE, 50)
@@ -284,8 +290,7 @@ def test_of_a_database_that_was_put_back_each_step_is_looked_at_again(site: Site
     first, second = Step("make"), Step("use")
     site.has(first, second)
     site.look()
-    while StepState.DONE not in [each.state for each in site.job.steps]:
-        site.advance(times=1)
+    site.advance_until(StepState.DONE)
     site.hosts[0].asks.clear()
     site.store.transact(lambda db: journal.hold_unended(db, "the database was put back"))
     site.drives(1)
@@ -320,8 +325,7 @@ def test_what_came_late_of_a_step_does_not_hold_what_an_earlier_one_made(site: S
     machine = Step("machine", refused, remove_machine)
     site.has(Step("interface", undone=remove_interface), machine)
     site.look()
-    while StepState.UNDONE not in [each.state for each in site.job.steps]:
-        site.advance(times=1)
+    site.advance_until(StepState.UNDONE)
     world.add("machine")
     site.advance()
     assert (site.job.state, site.job.waits) == (JobState.WAITING, "interface: it is in use")
