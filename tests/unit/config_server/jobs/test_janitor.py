@@ -104,7 +104,7 @@ def test_it_looks_until_nothing_can_come_and_anew_from_what_it_finds(site_of: Ca
 
     site = site_of(undo)
     id_ = site.ended(JobState.CANCELLED)
-    site.store.later(LASTING_S)
+    site.store.later(LASTING_S + 100)
     site.looks()
     assert site.state(id_) is StepState.UNDONE, "hosts' clocks may differ"
     things.append(id_)

@@ -163,6 +163,31 @@ def test_a_step_is_cut_off_before_the_lease_ends_where_it_cannot_be_renewed(site
     assert site.owner == "cs1"
 
 
+def test_a_step_that_was_renewed_is_cut_off_before_that_lease_ends(site: Site) -> None:
+    gate = Gate(site.hosts[0])
+    site.has(Step("make", gate))
+    site.drives()
+    site.later(LEASE_S / 3)
+    site.advance()
+    for _ in range(20):
+        site.later(1)
+        assert not gate.future.cancelled()
+    for _ in range(6):
+        site.later(1)
+    assert gate.future.cancelled()
+
+
+def test_a_step_is_cut_off_when_its_job_is_found_to_be_somebody_elses(site: Site) -> None:
+    gate = Gate(site.hosts[0])
+    site.has(Step("make", gate))
+    site.drives()
+    site.store.transact(lambda db: journal.hold_unended(db, "the database was put back"))
+    site.later(LEASE_S / 3)
+    assert not gate.future.cancelled()
+    site.advance()
+    assert gate.future.cancelled()
+
+
 def test_an_owner_who_hears_too_late_that_he_has_the_job_begins_nothing(site: Site) -> None:
     """What is begun may send its first request before anything can cut it off."""
     step = Step("make")
