@@ -25,7 +25,7 @@ from tests.jobs_model.world import FENCED, FOREIGN, PLAIN, STEPS, STILL_S, World
 OFTEN: Final = ("go", "run", "look", "janitor", "tick", "clock")
 RARE: Final = (
     "kill", "still", "wake", "cancel", "begin", "land", "late", "waits", "refuse", "mend", "foreign", "sick", "holds",
-    "back-up", "restore", "again", "abandon", "nap", "regret",
+    "back-up", "restore", "again", "abandon", "nap", "regret", "regret", "regret",
 )  # fmt: skip
 MACHINES: Final = ("web1", "web2")
 
@@ -36,7 +36,7 @@ class Model:
         self.store = store
         self.watch = Watch(store.read, lambda: store.now_ns)
         self.world = World(lambda: store.now_ns / SECOND_NS, chance)
-        self.world.is_late = not chance.randrange(3)
+        self.world.is_late = not chance.randrange(2)
         store.begin(chance, self._committed)
         self.foreign: dict[str, str] = {"web1/a": FOREIGN, "0123456789abcdef/a": "0123456789abcdef"}
         self.world.things |= self.foreign

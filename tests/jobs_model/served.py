@@ -262,5 +262,6 @@ class _InSteps:
         if self.waits_for_a_lock:
             self._store.end_sessions([self.pid])
         self._go.release()
-        self._end()
+        if self in self._store.running:  # else it came to its end when its session did
+            self._end()
         self._store.look_again()
