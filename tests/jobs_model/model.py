@@ -249,12 +249,14 @@ class Model:
     def drain(self) -> None:
         """Nothing goes wrong any more: each job ends, or names whom it waits for, and is then gone on with or given up."""
         self.world.is_late = self.world.is_waiting = self.store.is_sick = False
-        if self.chance.randrange(3):
-            self.world.refused.clear()
-        else:  # what cannot be removed is a person's then
-            self.world.refused = {
-                what: RequestError for what in self.world.refused if what.startswith("delete")
-            }
+        self.world.refused.clear()
+        if not self.chance.randrange(
+            3
+        ):  # what is made is not wanted, and what cannot be removed is a person's then
+            self.world.refused[f"delete {self.pick(list(STEPS))}"] = RequestError
+            for id_, row in self.watch.rows.items():
+                if row.is_active:
+                    self.said(lambda db, id_=id_: self._cancelled(db, id_))  # type: ignore[misc]
         for host in list(self.hosts):
             if host.still is not None:
                 host.wake()

@@ -126,7 +126,7 @@ class Watch:
     def doing(self, host: Host, job: str, step: str, results: Mapping[str, Any]) -> Iterator[None]:
         before = STEPS[: STEPS.index(step)]
         if self._knows(host, job):
-            if [results.get(each) for each in before] != [{"made": f"{job}/{each}"} for each in before]:
+            if dict(results) != {each: {"made": f"{job}/{each}"} for each in before}:
                 self.says(f"{job}/{step} was done with {dict(results)}")
             if self.states[job].get(step) is not StepState.BEGUN:
                 self.says(f"{job}/{step} was done, and is {self.states[job].get(step)}")
