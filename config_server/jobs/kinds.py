@@ -44,7 +44,8 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     fence: str | None = None
     """From this step on a failure does not undo what was done: a person decides."""
     lasting_s: float
-    """The longest that a request of a step may be on its way, and have its effect, after nobody waits for it any more."""
+    """The longest that a request of a step may be on its way, and have its effect, after nobody waits for it any more. To that belongs for
+    how long a host may have stood still, and then send it: who was suspended does not know that his lease has ended."""
 
     def step(self, name: str) -> Step:
         return next(step for step in self.steps if step.name == name)

@@ -8,7 +8,6 @@ why what was undone is looked for again (janitor.py).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
@@ -103,9 +102,27 @@ class Runner:
         except DatabaseError as exc:
             # Its lease ends, and whoever takes it goes on from what is written.
             _log.warning("a job was let go", job=held.id, **exc.as_dict())
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the job does not stand still without a word
             _log.error("driving a job failed: this is a bug", job=held.id, exc_info=exc)
-            raise
+            await self._unthought_of(held, exc)
+
+    async def _unthought_of(self, held: Held, exc: Exception) -> None:
+        """A person decides: to take back what was done may be as wrong as to do it again for ever."""
+        error = UnderstudyError(
+            "A job stands still",
+            cause=f"an error inside the config server ({type(exc).__name__}: {exc})",
+            action="See its log, and report it.",
+        )
+        told = Told(**error.as_dict(), exit_code=error.exit_code)
+
+        def work(db: Connection) -> None:
+            journal.renew(db, held, self._lease_ns)
+            journal.ask_for_attention(db, held, waits=error.cause, error=told)
+
+        try:
+            await self._db.run(work)
+        except (LostJobError, DatabaseError) as again:
+            _log.warning("a job was let go", job=held.id, **again.as_dict())
 
     async def drive(self, held: Held) -> None:
         """Until the job has ended, or waits. Raises LostJobError, DatabaseError."""
@@ -118,8 +135,7 @@ class Runner:
             states = {name: entry.state for name, entry in look.journal.items()}
             match next_of(kind.names, states, look.job.direction):
                 case Ended(direction):
-                    await self._end(held, look, kind, direction)
-                    return
+                    goes_on = not await self._end(held, look, kind, direction)
                 case Do(name):
                     goes_on = await self._step(held, look, kind, name, StepState.BEGUN)
                 case Undo(name):
@@ -146,13 +162,17 @@ class Runner:
             each: known.result for each, known in look.journal.items() if known.state is StepState.DONE
         }
         try:
-            effect = step.do(job, results) if begun is StepState.BEGUN else step.undo(job)
-            outcome = await self._while_leased(held, leased_s, effect)
+            outcome = await self._while_leased(
+                held, leased_s, lambda: step.do(job, results) if begun is StepState.BEGUN else step.undo(job)
+            )
         except (LostJobError, DatabaseError):
             raise
         except UnderstudyError as exc:
-            return await self._failed(held, kind, name, entry, job.direction, exc)
+            return await self._failed(held, look, kind, name, entry, exc)
         crashpoints.reach(f"job.after-{begun}")
+        if isinstance(outcome, Waits) and entry.tries:  # it does not fail any more
+            calm = Entry(state=begun, tries=0, result=entry.result)
+            await self._db.run(lambda db: journal.put(db, held, self._lease_ns, name, calm, self._now_ns()))
         if isinstance(outcome, Waits):
             return await self._db.run(
                 lambda db: self._pause(
@@ -172,17 +192,22 @@ class Runner:
         return True
 
     async def _failed(
-        self, held: Held, kind: Kind, name: str, entry: Entry, direction: Direction, exc: UnderstudyError
+        self, held: Held, look: Look, kind: Kind, name: str, entry: Entry, exc: UnderstudyError
     ) -> bool:
-        tries = entry.tries + 1
+        tries, direction = entry.tries + 1, look.job.direction
         what = after_failure(
             kind.names,
-            name,
+            {*look.journal, name},
             direction,
             tries=tries,
             may_pass=isinstance(exc, _PASSING),
             fence=kind.fence,
         )
+        # What hinders an undoing may be of a later step, and have come late.
+        behind = kind.names[kind.names.index(name) + 1 :] if direction is Direction.BACK else []
+        again = [
+            step for step in behind if step in look.journal and look.journal[step].state is StepState.UNDONE
+        ]
         told = Told(**exc.as_dict(), exit_code=exc.exit_code)
         failed = Entry(state=entry.state, tries=tries, result=entry.result)
         _log.warning(
@@ -193,6 +218,10 @@ class Runner:
             job = journal.put(db, held, self._lease_ns, name, failed, self._now_ns())
             if job.direction is not direction:
                 return True
+            for step in again:
+                journal.put(
+                    db, held, self._lease_ns, step, Entry(state=StepState.UNDOING, tries=0), self._now_ns()
+                )
             match what:
                 case Failure.AGAIN:
                     return self._pause(db, held, direction, f"{name}: {exc.what}", pause_s(tries), error=told)
@@ -205,17 +234,20 @@ class Runner:
 
         return await self._db.run(work)
 
-    async def _end(self, held: Held, look: Look, kind: Kind, direction: Direction) -> None:
+    async def _end(self, held: Held, look: Look, kind: Kind, direction: Direction) -> bool:
+        """False: it was turned meanwhile, and goes on."""
         undone = JobState.CANCELLED if look.job.cancelled_by else JobState.FAILED
         state = JobState.DONE if direction is Direction.FORWARD else undone
         last = look.journal.get(kind.names[-1]) if direction is Direction.FORWARD else None
         result = last.result if last is not None and isinstance(last.result, dict) else None
 
-        def work(db: Connection) -> None:
-            if journal.renew(db, held, self._lease_ns).direction is direction:
-                journal.end(db, held, state, result, self._now_ns())
+        def work(db: Connection) -> bool:
+            if journal.renew(db, held, self._lease_ns).direction is not direction:
+                return False
+            journal.end(db, held, state, result, self._now_ns())
+            return True
 
-        await self._db.run(work)
+        return await self._db.run(work)
 
     def _pause(
         self,
@@ -242,24 +274,26 @@ class Runner:
         )
         return False
 
-    async def _while_leased(self, held: Held, leased_s: float, effect: Awaitable[_T]) -> _T:
-        """`leased_s`: when the lease was renewed, or before. Raises LostJobError where it could not be renewed again in time, and what
-        `effect` raises."""
+    async def _while_leased(self, held: Held, leased_s: float, begin: Callable[[], Awaitable[_T]]) -> _T:
+        """`leased_s`: when the lease was renewed, or before. `begin`: the effect, which is not begun at all where the lease is nearly over
+        already: what is begun may send something before it can be cut off. Raises LostJobError where the lease could not be renewed again
+        in time, and what the effect raises."""
+        until_s = leased_s + self._lease_s - self._margin_s
+        if asyncio.get_running_loop().time() >= until_s:
+            raise _not_kept(held)
         try:
-            async with asyncio.timeout_at(leased_s + self._lease_s - self._margin_s) as until:
+            async with asyncio.timeout_at(until_s) as until:
                 renewing = asyncio.create_task(self._renew(held, until))
                 try:
-                    return await effect
+                    return await begin()
                 finally:
                     renewing.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await renewing
+                    # Unlike `await renewing` this takes nobody's cancelling for its own.
+                    await asyncio.wait([renewing])
         except TimeoutError as exc:
             if not until.expired():
                 raise
-            raise LostJobError(
-                f"Job '{held.id}' could not be kept", cause="its lease was not renewed in time"
-            ) from exc
+            raise _not_kept(held) from exc
 
     @property
     def _margin_s(self) -> float:
@@ -273,8 +307,15 @@ class Runner:
             try:
                 await self._db.run(lambda db: journal.renew(db, held, self._lease_ns))
             except LostJobError:
-                until.reschedule(clock())
-                return
+                end_s = clock()
             except DatabaseError:
                 continue  # until the lease is nearly over
-            until.reschedule(begun_s + self._lease_s - self._margin_s)
+            else:
+                end_s = begun_s + self._lease_s - self._margin_s
+            if until.expired():
+                return  # the step is cut off already, and tidies up
+            until.reschedule(end_s)
+
+
+def _not_kept(held: Held) -> LostJobError:
+    return LostJobError(f"Job '{held.id}' could not be kept", cause="its lease was not renewed in time")

@@ -76,17 +76,19 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
 _IT: Final = jobs.c.id == bindparam("it")
 _ACTIVE: Final = jobs.c.state == JobState.RUNNING
 _DRIVEN: Final = and_(_ACTIVE, jobs.c.version > OF_WORKER)
+_FOR_ANYBODY: Final = and_(
+    _DRIVEN, jobs.c.lease_ns < clock_ns(), jobs.c.wake_ns <= clock_ns(), jobs.c.attention.is_(False)
+)
 _MINE: Final = and_(_IT, jobs.c.term == bindparam("mine"), jobs.c.word == bindparam("my_word"))
 _CREATE: Final = unless_there(jobs)
 _DUE: Final = (
     select(jobs.c.id, jobs.c.kind, jobs.c.version)
-    .where(_DRIVEN, jobs.c.lease_ns < clock_ns(), jobs.c.wake_ns <= clock_ns(), jobs.c.attention.is_(False))
+    .where(_FOR_ANYBODY)
     .order_by(jobs.c.wake_ns, jobs.c.created_ns, jobs.c.id)
-    .limit(bindparam("most"))
 )
 _CLAIM: Final = (
     update(jobs)
-    .where(_IT, _DRIVEN, jobs.c.lease_ns < clock_ns(), jobs.c.attention.is_(False))
+    .where(_IT, _FOR_ANYBODY)
     .values(
         term=jobs.c.term + 1,
         word=bindparam("new_word"),
@@ -101,7 +103,8 @@ _RENEW: Final = (
 )
 _STEPS: Final = select(steps).where(steps.c.job == bindparam("it"))
 _PUT_STEP: Final = replacing(steps)
-_FREE: Final = {"lease_ns": 0, "owner": ""}
+_FREE: Final = {"lease_ns": 0, "owner": "", "word": ""}
+"""Nobody's: also a renewal that its last owner had sent before, and that is carried out after this, finds nothing."""
 
 
 def create(
@@ -147,12 +150,12 @@ def is_there(db: Connection, id_: str, *, kind: str, machine: str) -> bool:
 
 def due(db: Connection, kinds: Container[tuple[str, int]], most: int) -> list[str]:
     """Jobs that somebody who knows these kinds and versions could claim now. None of them is his yet."""
-    found = db.execute(_DUE, {"most": most})
-    return [row.id for row in found if (row.kind, row.version) in kinds]
+    found = db.execute(_DUE)
+    return [row.id for row in found if (row.kind, row.version) in kinds][:most]
 
 
 def claim(db: Connection, id_: str, owner: str, lease_ns: int) -> Held | None:
-    """None where somebody else has it, or it has ended."""
+    """None where somebody else has it, it has ended, or it waits: whoever had it meanwhile may have written that down."""
     word = secrets.token_hex(8)
     term = db.scalar(_CLAIM, {"it": id_, "new_word": word, "new_owner": owner, "for_ns": lease_ns})
     return None if term is None else Held(id_, term, word)
@@ -317,7 +320,7 @@ def hold_unended(db: Connection, waits: str) -> list[str]:
     held = (
         update(jobs)
         .where(_DRIVEN)
-        .values(**_FREE, attention=True, in_doubt=True, waits=waits, term=jobs.c.term + 1, word="")
+        .values(**_FREE, attention=True, in_doubt=True, waits=waits, term=jobs.c.term + 1)
         .returning(jobs.c.id)
     )
     return list(db.scalars(held))
@@ -335,10 +338,10 @@ def undone(db: Connection) -> list[Job]:
     return [_job(row) for row in found]
 
 
-def put_undone(db: Connection, id_: str, step: str, entry: Entry, now_ns: int) -> None:
-    """Of a job that has ended, where nobody has written otherwise since it was looked at."""
-    known = entries(db, id_).get(step)
-    if known is not None and known.state is StepState.UNDONE:
+def put_undone(db: Connection, id_: str, step: str, before: Entry, entry: Entry, now_ns: int) -> None:
+    """Of a job that has ended, where nobody has written otherwise since it was looked at, and was `before`: another server that found
+    something meanwhile looks for longer."""
+    if entries(db, id_).get(step) == before:
         _write(db, id_, step, entry, now_ns)
 
 

@@ -1,16 +1,18 @@
 """The journal of jobs, over both databases: who has a job, which of its steps were begun, and what others than its owner say. What follows
-from it all when servers die and come back, the property test says (tests/property/test_jobs_model.py), of SQLite."""
+from it all when servers die and come back, the property test says (tests/property/test_jobs_model.py)."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select, text
 
 from config_server.rules.clock import SECOND_NS
-from config_server.store import jobs, journal
+from config_server.store import jobs, journal, schema
 from config_server.store.journal import Entry, Held
+from config_server.store.statements import clock_ns
 from shared.api.jobs import Direction, JobAct, JobProgress, JobState, StepState, WorkerState
 from shared.api.route import Failure
 from shared.errors import LaneTakenError, LostJobError
@@ -58,6 +60,8 @@ def test_a_job_is_its_owners_until_the_lease_ends_and_a_former_owner_writes_noth
             journal.look(db, former, HOUR_NS)
         with pytest.raises(LostJobError):
             journal.put(db, former, HOUR_NS, "ask", BEGUN, NOW)
+        with pytest.raises(LostJobError):
+            journal.doubt(db, former, HOUR_NS, ["ask"], NOW)
     assert journal.look(db, other, HOUR_NS).journal == {}
 
 
@@ -98,6 +102,20 @@ def test_what_a_step_is_stays_known_and_is_shown_in_the_order_of_their_beginning
     assert journal.entries(db, "none") == {}
 
 
+def test_the_clock_of_leases_goes_on_in_a_transaction(db: Connection) -> None:
+    """One that stood still in its midst would find a lease good that is over."""
+    seen = {db.scalar(select(clock_ns())) for _ in range(1000)}
+    assert len(seen) > 1
+
+
+def test_those_that_nobody_here_knows_stand_in_nobodys_way(db: Connection) -> None:
+    for number in range(40):  # which of them is the first of all, their random ids say
+        begun(db, f"new{number}", version=2)
+    known = [begun(db, f"web{number}") for number in range(2, 4)]
+    assert journal.due(db, KINDS, 1)[0] in known
+    assert journal.due(db, KINDS, 0) == []
+
+
 def test_one_that_waits_is_nobodys_until_its_time_or_until_somebody_wakes_it(db: Connection) -> None:
     id_ = begun(db)
     assert not journal.again(db, id_), "it does not wait"
@@ -107,6 +125,7 @@ def test_one_that_waits_is_nobodys_until_its_time_or_until_somebody_wakes_it(db:
     seen = jobs.get(db, id_)
     assert (seen.state, seen.waits, seen.progress, seen.error) == (JobState.WAITING, "the agent", 0.5, FAILED)
     assert due(db) == []
+    assert journal.claim(db, id_, "cs2", HOUR_NS) is None, "as whoever saw it due a moment before would"
     assert journal.again(db, id_)
     assert journal.entries(db, id_)["copy"].tries == 0
     assert due(db) == [id_]
@@ -114,6 +133,23 @@ def test_one_that_waits_is_nobodys_until_its_time_or_until_somebody_wakes_it(db:
     journal.pause(db, claimed(db, id_), waits="a moment", pause_ns=OVER_NS, now_ns=NOW)
     assert due(db) == [id_]
     assert jobs.get(db, id_).error == FAILED, "why it waited stays until it is said otherwise"
+
+
+@pytest.mark.parametrize("gives", ["waits", "attention", "free"])
+def test_who_gave_a_job_up_renews_nothing(db: Connection, gives: str) -> None:
+    id_ = begun(db)
+    held = claimed(db, id_)
+    match gives:
+        case "waits":
+            journal.pause(db, held, waits="the agent", pause_ns=OVER_NS, now_ns=NOW)
+        case "attention":
+            journal.ask_for_attention(db, held, waits="a person", error=FAILED)
+        case _:
+            journal.free_all(db)
+    with pytest.raises(LostJobError):
+        journal.renew(db, held, HOUR_NS)
+    journal.again(db, id_)
+    assert due(db) == [id_]
 
 
 def test_one_that_needs_attention_stands_until_a_person_says_how_it_goes_on(db: Connection) -> None:
@@ -200,6 +236,27 @@ def test_of_a_database_that_was_put_back_all_steps_are_looked_at_again(
     assert not journal.renew(db, held, HOUR_NS).in_doubt
 
 
+def test_what_people_say_to_a_database_that_they_put_back_is_what_a_restore_says(db: Connection) -> None:
+    page = (Path(__file__).parents[2] / "docs/operations/database.md").read_text(encoding="utf-8")
+    [statement] = [each for each in page.split("```") if "UPDATE jobs SET" in each]
+    for machine in ("web1", "web2"):
+        journal.ask_for_attention(db, claimed(db, begun(db, machine)), waits="a person", error=FAILED)
+        claimed(db, begun(db, machine, "life"))
+        journal.end(db, claimed(db, begun(db, machine, "drill")), JobState.DONE, None, NOW)
+        jobs.create(db, f"worker {machine}", "restore", machine, "operator:o", {}, NOW)
+    everything = select(schema.jobs).order_by(schema.jobs.c.rowid)
+    before = db.execute(everything).all()
+    db.execute(text(statement.partition("UPDATE")[2].partition(";")[0].join(["UPDATE", ""])))
+    said = db.execute(everything).all()
+    journal.hold_unended(db, "the database was put back")
+    held = db.execute(everything).all()
+    driven = [row.state == JobState.RUNNING and row.version > journal.OF_WORKER for row in before]
+    assert driven.count(True) == driven.count(False) == 4
+    for was, by_hand, by_restore, is_held in zip(before, said, held, driven, strict=True):
+        assert {**by_hand._mapping, "term": 0} == {**by_restore._mapping, "term": 0}
+        assert (by_hand.term, by_hand == was) == (was.term + is_held, not is_held)
+
+
 def test_what_was_undone_is_looked_for_once_more_until_nothing_can_come_of_it(db: Connection) -> None:
     undone = Entry(state=StepState.UNDONE, tries=0, undone_ns=NOW)
     ids = [begun(db, f"web{number}") for number in range(3)]
@@ -209,10 +266,15 @@ def test_what_was_undone_is_looked_for_once_more_until_nothing_can_come_of_it(db
         if state is not None:
             journal.end(db, held, state, None, NOW)
     assert [job.id for job in journal.undone(db)] == ids[:1]
-    journal.put_undone(db, ids[0], "ask", Entry(state=StepState.GONE, tries=0), NOW)
+    later = Entry(state=StepState.UNDONE, tries=0, undone_ns=NOW + 1)
+    gone = Entry(state=StepState.GONE, tries=0)
+    journal.put_undone(db, ids[0], "ask", undone, later, NOW)
+    journal.put_undone(db, ids[0], "ask", undone, gone, NOW)
+    assert journal.entries(db, ids[0])["ask"] == later, "another one found something since it was looked at"
+    journal.put_undone(db, ids[0], "ask", later, gone, NOW)
     assert journal.undone(db) == []
     for step in ("ask", "copy"):
-        journal.put_undone(db, ids[0], step, undone, NOW)
+        journal.put_undone(db, ids[0], step, later, undone, NOW)
     assert {name: entry.state for name, entry in journal.entries(db, ids[0]).items()} == {
         "ask": StepState.GONE
     }

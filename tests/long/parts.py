@@ -22,6 +22,7 @@ from tests.long.environment import environment
 from tests.long.health import health
 from tests.long.identity import identity_of, identity_over_md
 from tests.long.install import install
+from tests.long.jobs import jobs
 from tests.long.moved import moved
 from tests.long.outage import outage
 from tests.long.reboot import reboot
@@ -193,6 +194,7 @@ PARTS: Final[dict[str, Callable[[], Result]]] = {
     "clocks": clocks,
     "containers": containers,
     "install": install,
+    "jobs": jobs,
     "copy": copies,
     "environment": environment,
     "every-case": every_case,
