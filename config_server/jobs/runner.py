@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from sqlalchemy import Connection
 
-from config_server.jobs.kinds import Kind, Kinds, Waits
+from config_server.jobs.kinds import Kind, Kinds, Stands, Waits
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.steps import (
     Do,
@@ -59,13 +59,15 @@ class Runner:
         now_ns: Callable[[], int],
         *,
         lease_s: float = LEASE_S,
+        ended: Callable[[str], None] = lambda _id: None,
     ) -> None:
-        """`owner`: this config server's name. `now_ns`: for what people read."""
+        """`owner`: this config server's name. `now_ns`: for what people read. `ended` is told the id of each job that has ended here."""
         self._db = db
         self._kinds = kinds
         self._owner = owner
         self._now_ns = now_ns
         self._lease_s = lease_s
+        self._ended = ended
         self._driven = set[asyncio.Task[None]]()
 
     @property
@@ -118,8 +120,7 @@ class Runner:
             states = {name: entry.state for name, entry in look.journal.items()}
             match next_of(kind.names, states, look.job.direction):
                 case Ended(direction):
-                    await self._end(held, look, kind, direction)
-                    return
+                    goes_on = not await self._end(held, look, kind, direction)
                 case Do(name):
                     goes_on = await self._step(held, look, kind, name, StepState.BEGUN)
                 case Undo(name):
@@ -153,12 +154,8 @@ class Runner:
         except UnderstudyError as exc:
             return await self._failed(held, kind, name, entry, job.direction, exc)
         crashpoints.reach(f"job.after-{begun}")
-        if isinstance(outcome, Waits):
-            return await self._db.run(
-                lambda db: self._pause(
-                    db, held, job.direction, outcome.why, outcome.again_s, progress=outcome.progress
-                )
-            )
+        if isinstance(outcome, (Waits, Stands)):
+            return await self._db.run(lambda db: self._let_go(db, held, job.direction, outcome))
         now_ns = self._now_ns()
         done = (
             Entry(state=StepState.DONE, tries=0, result=outcome)
@@ -183,7 +180,7 @@ class Runner:
             may_pass=isinstance(exc, _PASSING),
             fence=kind.fence,
         )
-        told = Told(**exc.as_dict(), exit_code=exc.exit_code)
+        told = _told(exc)
         failed = Entry(state=entry.state, tries=tries, result=entry.result)
         _log.warning(
             "a step of a job failed", job=held.id, step=name, tries=tries, becomes=what.value, **exc.as_dict()
@@ -193,53 +190,53 @@ class Runner:
             job = journal.put(db, held, self._lease_ns, name, failed, self._now_ns())
             if job.direction is not direction:
                 return True
+            waits = f"{name}: {exc.what}"
+            # Why a job went back stays, whatever hinders that.
+            error = job.error if direction is Direction.BACK and job.error is not None else told
             match what:
                 case Failure.AGAIN:
-                    return self._pause(db, held, direction, f"{name}: {exc.what}", pause_s(tries), error=told)
+                    pause_ns, now_ns = int(pause_s(tries) * SECOND_NS), self._now_ns()
+                    journal.pause(db, held, waits=waits, pause_ns=pause_ns, now_ns=now_ns, error=error)
+                    return False
                 case Failure.BACK:
                     journal.turn(db, held, told)
                     return True
                 case Failure.ATTENTION:
-                    journal.ask_for_attention(db, held, waits=f"{name}: {exc.what}", error=told)
+                    journal.ask_for_attention(db, held, waits=waits, error=error)
                     return False
 
         return await self._db.run(work)
 
-    async def _end(self, held: Held, look: Look, kind: Kind, direction: Direction) -> None:
+    async def _end(self, held: Held, look: Look, kind: Kind, direction: Direction) -> bool:
+        """Whether it has: it may have been cancelled meanwhile."""
         undone = JobState.CANCELLED if look.job.cancelled_by else JobState.FAILED
         state = JobState.DONE if direction is Direction.FORWARD else undone
         last = look.journal.get(kind.names[-1]) if direction is Direction.FORWARD else None
         result = last.result if last is not None and isinstance(last.result, dict) else None
 
-        def work(db: Connection) -> None:
-            if journal.renew(db, held, self._lease_ns).direction is direction:
-                journal.end(db, held, state, result, self._now_ns())
+        def work(db: Connection) -> bool:
+            if journal.renew(db, held, self._lease_ns).direction is not direction:
+                return False
+            journal.end(db, held, state, result, self._now_ns())
+            return True
 
-        await self._db.run(work)
+        if not await self._db.run(work):
+            return False
+        self._ended(held.id)
+        return True
 
-    def _pause(
-        self,
-        db: Connection,
-        held: Held,
-        direction: Direction,
-        why: str,
-        again_s: float,
-        *,
-        progress: float | None = None,
-        error: Told | None = None,
-    ) -> bool:
-        """False: it pauses. True: it was turned meanwhile, and goes on."""
+    def _let_go(self, db: Connection, held: Held, direction: Direction, outcome: Waits | Stands) -> bool:
+        """False: it waits. True: something came meanwhile, and it goes on."""
         if journal.renew(db, held, self._lease_ns).direction is not direction:
             return True
-        journal.pause(
-            db,
-            held,
-            waits=why,
-            pause_ns=int(again_s * SECOND_NS),
-            now_ns=self._now_ns(),
-            progress=progress,
-            error=error,
-        )
+        if outcome.still is not None and not outcome.still(db):
+            return True
+        match outcome:
+            case Waits(why, again_s, progress):
+                pause_ns, now_ns = int(again_s * SECOND_NS), self._now_ns()
+                journal.pause(db, held, waits=why, pause_ns=pause_ns, now_ns=now_ns, progress=progress)
+            case Stands(why, error):
+                journal.ask_for_attention(db, held, waits=why, error=_told(error))
         return False
 
     async def _while_leased(self, held: Held, leased_s: float, effect: Awaitable[_T]) -> _T:
@@ -278,3 +275,7 @@ class Runner:
             except DatabaseError:
                 continue  # until the lease is nearly over
             until.reschedule(begun_s + self._lease_s - self._margin_s)
+
+
+def _told(exc: UnderstudyError) -> Told:
+    return Told(**exc.as_dict(), exit_code=exc.exit_code)
