@@ -25,7 +25,7 @@ from config_server.cli.output import say
 from config_server.cli.profile import Rescue
 from config_server.cli.rescue import HINT, is_of_the_user
 from shared import api
-from shared.api.jobs import JobProgress, WorkerState
+from shared.api.jobs import JobProgress, JobState, JobView, WorkerState
 from shared.api.keys import KeyRequest, MachineKeyGrant
 from shared.api.points import FlushReply, FlushRequest
 from shared.api.restores import GrantEnd, RestoreGrant, RestoreRequest, StorageGrant
@@ -36,6 +36,7 @@ from shared.errors import (
     GrantEndedError,
     KeyUnavailableError,
     PeerError,
+    RestoreCancelledError,
     ServerOutdatedError,
     UnderstudyError,
     UnreachableError,
@@ -50,6 +51,12 @@ if TYPE_CHECKING:
     from shared.rest import RestClient
 
 
+_END_S: Final = 3.0
+"""What is said of an end is answered when the job has ended, or after so long, ..."""
+_END_AGAIN_S: Final = (0.0, 1.0, 3.0, 6.0)
+"""... and said so often, with these pauses before, ..."""
+_END_MOST_S: Final = 20.0
+"""... for so long at most."""
 _TAKEN_S: Final = 10.0
 """When a new grant is made longer, whose first life is short; what is done sooner gives it back without having been."""
 
@@ -81,7 +88,7 @@ class Access:
         if self.grant is not None:
             request = msgspec.structs.replace(request, grant=self.grant.id)
         try:
-            granted = await _restored(self.client, machine, request)
+            granted = await _asked(self.client, machine, request)
         except UnderstudyError as exc:
             if is_of_the_user(exc):
                 raise
@@ -123,14 +130,41 @@ class Access:
         detail: str = "",
         error: UnderstudyError | None = None,
         result: dict[str, Any] | None = None,
-    ) -> None:
-        """Report the job's progress. A config server that dies meanwhile does not stop a restore."""
+    ) -> JobView | None:
+        """Report the job's progress: how the job is now, None where nobody says. A config server that dies meanwhile does not stop a
+        restore. With an end, the answer waits a moment for the job to have ended, too; and how it ended is said again where nobody answers:
+        a server may be restarting, and a job of which nothing is heard needs somebody."""
         if self.client is None or not self.job:
-            return
+            return None
         failure = Failure(**error.as_dict(), exit_code=error.exit_code) if error else None
         body = JobProgress(state=state, progress=progress, detail=detail, error=failure, result=result)
-        with contextlib.suppress(UnderstudyError):
-            await self.client.call(api.JOB_UPDATE, body, id=self.job)
+        is_end = state is not WorkerState.RUNNING
+        # Who was interrupted waits for nobody.
+        pauses_s = _END_AGAIN_S if state in (WorkerState.DONE, WorkerState.FAILED) else (0.0,)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_END_MOST_S):
+                for pause_s in pauses_s:
+                    await asyncio.sleep(pause_s)
+                    try:
+                        return await self.client.call(
+                            api.JOB_UPDATE, body, wait_s=_END_S if is_end else 0.0, id=self.job
+                        )
+                    except UnreachableError:
+                        continue
+                    except UnderstudyError:
+                        break
+        return None
+
+
+def cancelled(job: JobView | None, machine: str) -> RestoreCancelledError | None:
+    """Whether somebody has cancelled the job of the restore. That alone stops it: whatever else a config server says of a job, it may have
+    lost its database, or its mind."""
+    if job is None or not (job.cancelled_by or job.state is JobState.CANCELLED):
+        return None
+    who = job.cancelled_by or "somebody"
+    return RestoreCancelledError(
+        f"The restore of '{machine}' was cancelled", cause=f"{who} cancelled its job {job.id}"
+    )
 
 
 def _renew_after_s(life_s: float) -> float:

@@ -247,7 +247,10 @@ def job_cancel(id_: str, yes: bool) -> None:
     from shared import api
 
     _act(
-        api.JOB_CANCEL, id_, yes=yes, question="Cancel the {kind} of '{machine}', and undo what it has done?"
+        api.JOB_CANCEL,
+        id_,
+        yes=yes,
+        question="Cancel the {kind} of '{machine}'? What it has done is undone, where that can be.",
     )
 
 

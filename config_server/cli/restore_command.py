@@ -22,7 +22,7 @@ from config_server.cli.names import name_argument
 from config_server.cli.options import COMMON, Target, add_options
 from config_server.cli.output import Progress, emit, fields, grid, run, say, seconds, size
 from shared import protected
-from shared.errors import RestoreError, UnderstudyError
+from shared.errors import RestoreCancelledError, RestoreError, UnderstudyError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -91,7 +91,7 @@ async def _plan_only(find: Target | Rescue, name: str, reference: str, to_dir: P
 
 
 async def _restore(find: Target | Rescue, name: str, reference: str, to_dir: Path) -> Manifest:
-    from config_server.cli.access import opened
+    from config_server.cli.access import cancelled, opened
     from shared.api.jobs import WorkerState
     from shared.api.restores import RestoreRequest
     from shared.recovery.folder import check_folder
@@ -108,13 +108,15 @@ async def _restore(find: Target | Rescue, name: str, reference: str, to_dir: Pat
         check_folder(to_dir, plan)
         access = await looking.begin(request, name)
         try:
-            if reference == "latest":
-                await _flush(access, name)
-                plan = await _plan(access, name, reference, journal)
-            _warn_of_room(plan, to_dir)
-            manifest = await _materialise(access, plan, to_dir)
+            manifest = await _done(access, name, reference, journal, plan, to_dir)
+        except RestoreCancelledError:
+            await access.tell(WorkerState.CANCELLED, detail="stopped; the same command continues it")
+            raise
         except UnderstudyError as exc:
-            await access.tell(WorkerState.FAILED, error=exc)
+            # Its access may have been taken back before it heard that it was cancelled.
+            job = await access.tell(WorkerState.FAILED, error=exc)
+            if (told := cancelled(job, name)) is not None:
+                raise told from exc
             raise
         except asyncio.CancelledError:
             await access.tell(WorkerState.CANCELLED, detail="interrupted; the same command continues it")
@@ -191,6 +193,8 @@ class _Meter:
     """Takes progress from the restore's threads; shown and reported by the event loop."""
 
     def __init__(self) -> None:
+        self.what = ""
+        """What is restored, for people."""
         self._lock = threading.Lock()
         self._last: engine.Progress | None = None
 
@@ -209,29 +213,53 @@ class _Meter:
         return begin + share * part, f"{_STAGES[last.stage]}: {size(last.done_b)} of {size(last.total_b)}"
 
 
-async def _materialise(access: Access, plan: Plan, to_dir: Path) -> Manifest:
-    from shared.api.jobs import WorkerState
-    from shared.recovery.materialise import materialise
-
+async def _done(
+    access: Access, name: str, reference: str, journal: Journal | None, plan: Plan, to_dir: Path
+) -> Manifest:
+    """The restore, while its job is told how it goes, and says whether it still shall."""
     meter = _Meter()
 
-    async def tell() -> None:
-        with Progress() as progress:
-            reported_at = -1e9
-            while True:
-                if (seen := meter.look()) is not None:
-                    progress.show(f"restoring {plan.machine} at {plan.position}: {seen[0]:.0%}, {seen[1]}")
-                    if time.monotonic() - reported_at >= _REPORT_S:
-                        reported_at = time.monotonic()
-                        await access.tell(WorkerState.RUNNING, progress=seen[0], detail=seen[1])
-                await asyncio.sleep(0.2)
+    async def work() -> Manifest:
+        from shared.recovery.materialise import materialise
 
-    telling = asyncio.create_task(tell(), name="progress")
+        now = plan
+        if reference == "latest":
+            await _flush(access, name)
+            now = await _plan(access, name, reference, journal)
+        _warn_of_room(now, to_dir)
+        meter.what = f"{now.machine} at {now.position}"
+        return await materialise(access.store, access.vault, now, to_dir, meter)
+
+    working = asyncio.create_task(work(), name="restore")
+    telling = asyncio.create_task(_tell(access, name, meter), name="progress")
     try:
-        return await materialise(access.store, access.vault, plan, to_dir, meter)
+        await asyncio.wait((working, telling), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            telling.result()
+        return await working
     finally:
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
+        for task in (telling, working):
+            task.cancel()
+        await asyncio.gather(telling, working, return_exceptions=True)
+
+
+async def _tell(access: Access, name: str, meter: _Meter) -> None:
+    """Show progress, and report it. Raises RestoreCancelledError."""
+    from config_server.cli.access import cancelled
+    from shared.api.jobs import WorkerState
+
+    with Progress() as progress:
+        reported_at = -1e9
+        while True:
+            share, words = meter.look() or (None, "")
+            if share is not None:
+                progress.show(f"restoring {meter.what}: {share:.0%}, {words}")
+            if time.monotonic() - reported_at >= _REPORT_S:
+                reported_at = time.monotonic()
+                job = await access.tell(WorkerState.RUNNING, progress=share, detail=words)
+                if (told := cancelled(job, name)) is not None:
+                    raise told
+            await asyncio.sleep(0.2)
 
 
 def _plan_view(plan: Plan, to_dir: Path) -> dict[str, Any]:

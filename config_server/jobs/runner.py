@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from sqlalchemy import Connection
 
-from config_server.jobs.kinds import Kind, Kinds, Waits
+from config_server.jobs.kinds import Kind, Kinds, Stands, Waits
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.steps import (
     Do,
@@ -58,13 +58,15 @@ class Runner:
         now_ns: Callable[[], int],
         *,
         lease_s: float = LEASE_S,
+        ended: Callable[[str], None] = lambda _id: None,
     ) -> None:
-        """`owner`: this config server's name. `now_ns`: for what people read."""
+        """`owner`: this config server's name. `now_ns`: for what people read. `ended` is told the id of each job that has ended here."""
         self._db = db
         self._kinds = kinds
         self._owner = owner
         self._now_ns = now_ns
         self._lease_s = lease_s
+        self._ended = ended
         self._driven = set[asyncio.Task[None]]()
 
     @property
@@ -113,11 +115,10 @@ class Runner:
             cause=f"an error inside the config server ({type(exc).__name__}: {exc})",
             action="See its log, and report it.",
         )
-        told = Told(**error.as_dict(), exit_code=error.exit_code)
 
         def work(db: Connection) -> None:
             journal.renew(db, held, self._lease_ns)
-            journal.ask_for_attention(db, held, waits=error.cause, error=told)
+            journal.ask_for_attention(db, held, waits=error.cause, error=_told(error))
 
         try:
             await self._db.run(work)
@@ -170,15 +171,8 @@ class Runner:
         except UnderstudyError as exc:
             return await self._failed(held, look, kind, name, entry, exc)
         crashpoints.reach(f"job.after-{begun}")
-        if isinstance(outcome, Waits) and entry.tries:  # it does not fail any more
-            calm = Entry(state=begun, tries=0, result=entry.result)
-            await self._db.run(lambda db: journal.put(db, held, self._lease_ns, name, calm, self._now_ns()))
-        if isinstance(outcome, Waits):
-            return await self._db.run(
-                lambda db: self._pause(
-                    db, held, job.direction, outcome.why, outcome.again_s, progress=outcome.progress
-                )
-            )
+        if isinstance(outcome, (Waits, Stands)):
+            return await self._db.run(lambda db: self._let_go(db, held, job.direction, outcome, name, entry))
         now_ns = self._now_ns()
         done = (
             Entry(state=StepState.DONE, tries=0, result=outcome)
@@ -208,7 +202,7 @@ class Runner:
         again = [
             step for step in behind if step in look.journal and look.journal[step].state is StepState.UNDONE
         ]
-        told = Told(**exc.as_dict(), exit_code=exc.exit_code)
+        told = _told(exc)
         failed = Entry(state=entry.state, tries=tries, result=entry.result)
         _log.warning(
             "a step of a job failed", job=held.id, step=name, tries=tries, becomes=what.value, **exc.as_dict()
@@ -222,20 +216,25 @@ class Runner:
                 journal.put(
                     db, held, self._lease_ns, step, Entry(state=StepState.UNDOING, tries=0), self._now_ns()
                 )
+            waits = f"{name}: {exc.what}"
+            # Why a job went back stays, whatever hinders that.
+            error = job.error if direction is Direction.BACK and job.error is not None else told
             match what:
                 case Failure.AGAIN:
-                    return self._pause(db, held, direction, f"{name}: {exc.what}", pause_s(tries), error=told)
+                    pause_ns, now_ns = int(pause_s(tries) * SECOND_NS), self._now_ns()
+                    journal.pause(db, held, waits=waits, pause_ns=pause_ns, now_ns=now_ns, error=error)
+                    return False
                 case Failure.BACK:
                     journal.turn(db, held, told)
                     return True
                 case Failure.ATTENTION:
-                    journal.ask_for_attention(db, held, waits=f"{name}: {exc.what}", error=told)
+                    journal.ask_for_attention(db, held, waits=waits, error=error)
                     return False
 
         return await self._db.run(work)
 
     async def _end(self, held: Held, look: Look, kind: Kind, direction: Direction) -> bool:
-        """False: it was turned meanwhile, and goes on."""
+        """Whether it has: it may have been turned meanwhile, and goes on."""
         undone = JobState.CANCELLED if look.job.cancelled_by else JobState.FAILED
         state = JobState.DONE if direction is Direction.FORWARD else undone
         last = look.journal.get(kind.names[-1]) if direction is Direction.FORWARD else None
@@ -247,31 +246,35 @@ class Runner:
             journal.end(db, held, state, result, self._now_ns())
             return True
 
-        return await self._db.run(work)
+        if not await self._db.run(work):
+            return False
+        self._ended(held.id)
+        return True
 
-    def _pause(
+    def _let_go(
         self,
         db: Connection,
         held: Held,
         direction: Direction,
-        why: str,
-        again_s: float,
-        *,
-        progress: float | None = None,
-        error: Told | None = None,
+        outcome: Waits | Stands,
+        name: str,
+        entry: Entry,
     ) -> bool:
-        """False: it pauses. True: it was turned meanwhile, and goes on."""
+        """False: it waits. True: something came meanwhile, and it goes on."""
         if journal.renew(db, held, self._lease_ns).direction is not direction:
             return True
-        journal.pause(
-            db,
-            held,
-            waits=why,
-            pause_ns=int(again_s * SECOND_NS),
-            now_ns=self._now_ns(),
-            progress=progress,
-            error=error,
-        )
+        if entry.tries:  # it does not fail any more
+            calm = Entry(state=entry.state, tries=0, result=entry.result)
+            journal.put(db, held, self._lease_ns, name, calm, self._now_ns())
+        if outcome.still is not None and not outcome.still(db):
+            return True
+        match outcome:
+            case Waits(why, again_s, progress):
+                pause_ns = int(again_s * SECOND_NS)
+                now_ns = self._now_ns() if outcome.still is None else None
+                journal.pause(db, held, waits=why, pause_ns=pause_ns, now_ns=now_ns, progress=progress)
+            case Stands(why, error):
+                journal.ask_for_attention(db, held, waits=why, error=_told(error))
         return False
 
     async def _while_leased(self, held: Held, leased_s: float, begin: Callable[[], Awaitable[_T]]) -> _T:
@@ -319,3 +322,7 @@ class Runner:
 
 def _not_kept(held: Held) -> LostJobError:
     return LostJobError(f"Job '{held.id}' could not be kept", cause="its lease was not renewed in time")
+
+
+def _told(exc: UnderstudyError) -> Told:
+    return Told(**exc.as_dict(), exit_code=exc.exit_code)

@@ -51,7 +51,7 @@ class Control:
     lasting_saved_ns: int = 0
     """When it was written down last (monotonic)."""
     job_heard_ns: dict[str, int] = field(default_factory=dict)
-    """Running jobs → when their workers were heard (monotonic)."""
+    """Running jobs of version 0 → when their workers were heard (monotonic)."""
 
     untaken: Untaken = field(default_factory=lambda: Untaken(SILENT_S))
     """Agents that were told of a wish and do not go by it yet, or are told nothing of it."""

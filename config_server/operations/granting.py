@@ -27,7 +27,7 @@ import contextlib
 import datetime as dt
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from config_server.operations.call import Call
@@ -48,6 +48,7 @@ from shared.errors import (
     ContainerMissingError,
     GrantEndedError,
     GrantLimitError,
+    NotFoundError,
     RequestError,
     StorageForgotError,
     TransientError,
@@ -120,7 +121,7 @@ class Granting:
                 raise _over(grant, "its policy was removed from the container")
             expires_ns = self._now_ns() + self._life_ns
             await self._note(
-                call,
+                call.who,
                 "grant.renew",
                 grant,
                 {"expires": rfc3339(expires_ns)},
@@ -138,18 +139,34 @@ class Granting:
         async with self._locks[store.container]:
             grant = await self._get(machine, id_)
             if grant.ended_ns is None:
-                with contextlib.suppress(*_GONE):
-                    await store.policies.remove([_policy(grant)])
-                reach("grant.ended-in-storage")
-                now_ns = self._now_ns()
-                await self._note(
-                    call,
-                    "grant.return" if body.returned else "grant.revoke",
-                    grant,
-                    {},
-                    lambda db: grants.end(db, id_, call.who, now_ns, returned=body.returned),
-                )
+                await self._end(store, grant, call.who, returned=body.returned)
         return grants.view(await self._get(machine, id_), self._now_ns())
+
+    async def take_back(
+        self, machine: str, id_: str, who: str, *, returned: bool, unless: Callable[[Connection], bool]
+    ) -> bool:
+        """As `end`, where nobody has ended it and not `unless`, which is asked where nobody takes it up meanwhile (`kept`). Whether it was.
+        (One whose time is over, too: that is by this host's clock, and storage goes by its own.) Raises StorageError: then it may
+        still count."""
+        try:
+            store = self._store((await self._get(machine, id_)).container)
+            async with self._locks[store.container]:
+                grant = await self._get(machine, id_)
+                if grant.ended_ns is not None or await self._control.db.run(unless):
+                    return False
+                await self._end(store, grant, who, returned=returned)
+        except NotFoundError:
+            return False  # it went with its machine; or the database does not know it, and sweep ends it
+        return True
+
+    @contextlib.asynccontextmanager
+    async def kept(self, call: Call, storage: StorageGrant) -> AsyncIterator[None]:
+        """While it is written down that somebody reads by this grant, nobody ends it. Raises GrantEndedError, AskerGoneError."""
+        async with self._locks[storage.container]:
+            if storage.id:
+                await self._living(call.path["machine"], storage.id)
+            _check_there(call, call.path["machine"])  # he may have waited long, behind others
+            yield
 
     async def sweep(self) -> None:
         """Ends what counts in storage and is on no record, in every container. What hinders it in one, whatever it is, hinders it in no
@@ -169,6 +186,19 @@ class Granting:
             raise next((exc for exc in failed if not isinstance(exc, TransientError)), failed[0])
 
     # ---- inside
+
+    async def _end(self, store: BlobStore, grant: Grant, who: str, *, returned: bool) -> None:
+        with contextlib.suppress(*_GONE):
+            await store.policies.remove([_policy(grant)])
+        reach("grant.ended-in-storage")
+        now_ns = self._now_ns()
+        await self._note(
+            who,
+            "grant.return" if returned else "grant.revoke",
+            grant,
+            {},
+            lambda db: grants.end(db, grant.id, who, now_ns, returned=returned),
+        )
 
     async def _sweep_one(self, container: str, machine: str) -> None:
         store = self._store(container)
@@ -223,7 +253,9 @@ class Granting:
                 if any(policy.id == _policy(before) for policy in look.policies):
                     return before
                 # Stopped before it counted, or somebody removed it: in neither case it comes alive under its name.
-                await self._note(call, "grant.untaken", before, {}, lambda db: grants.forget(db, before.id))
+                await self._note(
+                    call.who, "grant.untaken", before, {}, lambda db: grants.forget(db, before.id)
+                )
             now_ns = self._now_ns()
             grant = Grant(
                 id=new_id(),
@@ -259,7 +291,7 @@ class Granting:
             grants.add(db, grant)
 
         await self._note(
-            call,
+            call.who,
             "grant.give",
             grant,
             {"host": grant.host, "expires": rfc3339(grant.expires_ns)},
@@ -271,7 +303,7 @@ class Granting:
             reach("grant.given")
         except BaseException:
             # It may count already; nobody has its token, and the next grant, or sweep, removes it.
-            await self._note(call, "grant.failed", grant, {}, lambda db: grants.forget(db, grant.id))
+            await self._note(call.who, "grant.failed", grant, {}, lambda db: grants.forget(db, grant.id))
             raise
 
     async def _asked_before(self, call: Call, machine: str, store: BlobStore, request: str) -> Grant | None:
@@ -291,7 +323,7 @@ class Granting:
         """Nobody has its token. When storage does not take it back, its first life ends soon."""
         with contextlib.suppress(UnderstudyError):
             await store.policies.remove([_policy(grant)])
-            await self._note(call, "grant.untaken", grant, {}, lambda db: grants.forget(db, grant.id))
+            await self._note(call.who, "grant.untaken", grant, {}, lambda db: grants.forget(db, grant.id))
 
     async def _look(self, store: BlobStore) -> Look:
         look = await store.policies.look()
@@ -320,7 +352,7 @@ class Granting:
 
     async def _note(
         self,
-        call: Call,
+        who: str,
         action: str,
         grant: Grant,
         detail: dict[str, str],
@@ -330,7 +362,7 @@ class Granting:
 
         def both(db: Connection) -> None:
             work(db)
-            audit.add(db, call.who, action, grant.machine, {"grant": grant.id, **detail}, now_ns)
+            audit.add(db, who, action, grant.machine, {"grant": grant.id, **detail}, now_ns)
 
         await self._control.db.run(both)
 

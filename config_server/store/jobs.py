@@ -1,5 +1,8 @@
-"""Jobs as they are shown, those that a config server drives (journal.py) and those whose worker is a command somewhere: a restore that a
-command line runs, and reports.
+"""Jobs as they are shown, whoever drives them (journal.py).
+
+Those of version 0 are nobody's here: restores that a program from before the journal of jobs began, whose commands report them. They end as
+they did. Nothing makes them any more, so `update`, `fail_silent`, `given_up`'s word of FAILED ones and `journal.OF_WORKER` can go with the
+release behind the next one, together with Control.job_heard_ns: no upgrade leads past that.
 """
 
 from __future__ import annotations
@@ -8,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, insert, or_, select
+from sqlalchemy import Connection, Row, bindparam, or_, select
 from sqlalchemy import update as updating
 
 from config_server.rules import job_view
@@ -35,18 +38,17 @@ _SILENT_NS: Final = 120 * SECOND_NS
 
 _THAT: Final = jobs.alias("that")
 _IT: Final = jobs.c.id == bindparam("it")
-_CREATE: Final = insert(jobs)
 _GET: Final = select(jobs).where(_IT)
 _UPDATE: Final = updating(jobs).where(_IT)
 _ACTIVE: Final = jobs.c.state == JobState.RUNNING
 _OF_WORKERS: Final = select(jobs.c.id).where(_ACTIVE, jobs.c.version == OF_WORKER).order_by(jobs.c.rowid)
 _STEPS: Final = select(steps).where(steps.c.job.in_(bindparam("ids", expanding=True))).order_by(steps.c.rowid)
 _OF_MACHINE: Final = (
-    select(jobs.c.id, jobs.c.kind)
+    select(jobs.c.id, jobs.c.kind, jobs.c.error)
     .where(jobs.c.machine == bindparam("of_machine"), _ACTIVE)
     .order_by(jobs.c.id)
 )
-_ENDED_WITH_ERROR: Final = (
+_WITH_ERROR: Final = (
     select(jobs.c.id, jobs.c.error)
     .where(jobs.c.machine == bindparam("of_machine"), jobs.c.error.is_not(None))
     .order_by(jobs.c.id)
@@ -65,34 +67,14 @@ _NEWEST: Final = (
 )
 
 
-def create(
-    db: Connection, id_: str, kind: str, machine: str, who: str, args: dict[str, Any], now_ns: int
-) -> JobView:
-    """One whose worker is a command somewhere."""
-    new = {
-        "id": id_,
-        "kind": kind,
-        "machine": machine,
-        "who": who,
-        "state": JobState.RUNNING,
-        "detail": "",
-        "args": msgspec.json.encode(args).decode(),
-        "created_ns": now_ns,
-        "updated_ns": now_ns,
-    }
-    db.execute(_CREATE, new)
-    return get(db, id_)
-
-
 def update(db: Connection, id_: str, report: JobProgress, now_ns: int) -> JobView:
-    """Raises JobNotFoundError. An ended job stays as it ended; one that was only given up goes on when its worker is heard again. One that
-    a config server drives is not reported."""
-    row = _row(db, id_)
-    known = _view(row, [])
-    if row.version > OF_WORKER:
+    """Of version 0. Raises JobNotFoundError. An ended job stays as it ended; one that was only given up goes on when its worker is heard
+    again. One that a config server drives is not changed."""
+    found = row(db, id_)
+    known = _view(found, [])
+    if found.version > OF_WORKER:
         return get(db, id_)
-    is_given_up = known.error is not None and known.error.code == JobGivenUpError.code
-    if known.state is not JobState.RUNNING and not is_given_up:
+    if known.state is not JobState.RUNNING and not is_given_up(found.error):
         return known
     now = {
         "state": JobState(report.state),
@@ -107,8 +89,8 @@ def update(db: Connection, id_: str, report: JobProgress, now_ns: int) -> JobVie
 
 
 def fail_silent(db: Connection, heard_ns: dict[str, int], mono_ns: int, now_ns: int) -> list[JobView]:
-    """End the jobs whose worker is gone; those that were ended. `heard_ns` says when each was heard, by the monotonic clock: one that is
-    not in it yet (this server has just started) is heard now, and those that do not run are taken out."""
+    """End the jobs of version 0 whose worker is gone; those that were ended. `heard_ns` says when each was heard, by the monotonic clock:
+    one that is not in it yet (this server has just started) is heard now, and those that do not run are taken out."""
     running = list(db.scalars(_OF_WORKERS))
     for id_ in heard_ns.keys() - set(running):
         del heard_ns[id_]
@@ -122,14 +104,15 @@ def fail_silent(db: Connection, heard_ns: dict[str, int], mono_ns: int, now_ns: 
 
 def get(db: Connection, id_: str) -> JobView:
     """Raises JobNotFoundError."""
-    return _views(db, [_row(db, id_)])[0]
+    return _views(db, [row(db, id_)])[0]
 
 
-def _row(db: Connection, id_: str) -> Row[Any]:
-    row = db.execute(_GET, {"it": id_}).first()
-    if row is None:
+def row(db: Connection, id_: str) -> Row[Any]:
+    """Raises JobNotFoundError."""
+    found = db.execute(_GET, {"it": id_}).first()
+    if found is None:
         raise JobNotFoundError(f"Job '{id_}' was not found")
-    return row
+    return found
 
 
 def that_need_attention(db: Connection) -> list[JobView]:
@@ -137,20 +120,26 @@ def that_need_attention(db: Connection) -> list[JobView]:
 
 
 def running(db: Connection, machine: str) -> list[tuple[str, str]]:
-    """Id and kind of each that runs over it."""
-    return [(id_, kind) for id_, kind in db.execute(_OF_MACHINE, {"of_machine": machine})]
+    """Id and kind of each that runs over it, as far as is known."""
+    found = db.execute(_OF_MACHINE, {"of_machine": machine})
+    return [(id_, kind) for id_, kind, error in found if not is_given_up(error)]
 
 
 def given_up(db: Connection, machine: str) -> list[str]:
     """Those over it whose workers have lost this server, or are no more: such a one goes on when it is heard again."""
-    found = db.execute(_ENDED_WITH_ERROR, {"of_machine": machine})
-    return [row.id for row in found if decoding.decode(row.error, type=Failure).code == JobGivenUpError.code]
+    found = db.execute(_WITH_ERROR, {"of_machine": machine})
+    return [id_ for id_, error in found if is_given_up(error)]
+
+
+def is_given_up(error: str | None) -> bool:
+    """Whether this error of a job says that nobody knows whether its worker still runs."""
+    return error is not None and decoding.decode(error, type=Failure).code == JobGivenUpError.code
 
 
 def newest(db: Connection, query: JobQuery) -> list[JobView]:
     """Raises JobNotFoundError, of `before`."""
     if query.before:
-        _row(db, query.before)
+        row(db, query.before)
     asked = {
         "of_machine": query.machine, "whether_ended": not query.active, "before": query.before, "most": query.limit,
     }  # fmt: skip

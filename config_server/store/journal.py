@@ -118,8 +118,10 @@ def create(
     args: Mapping[str, Any],
     now_ns: int,
     id_: str = "",
+    begun: Iterable[str] = (),
 ) -> str:
-    """The id of the new job: `id_` where it is given, which no other has (`is_there`). Raises LaneTakenError where another job of
+    """The id of the new job: `id_` where it is given, which no other has (`is_there`). `begun`: steps of which something may be there
+    already, so that they are undone also where nobody drove the job before it turned back. Raises LaneTakenError where another job of
     the machine has the lane; nothing was written then."""
     id_ = id_ or secrets.token_hex(8)
     new = {
@@ -134,6 +136,8 @@ def create(
         raise LaneTakenError(
             f"The {kind} of '{machine}' was not begun", cause=f"its {kind_there} is under way (job {there})"
         )
+    for step in begun:
+        _write(db, id_, step, Entry(state=StepState.BEGUN, tries=0), now_ns)
     return id_
 
 
@@ -213,14 +217,17 @@ def pause(
     *,
     waits: str,
     pause_ns: int,
-    now_ns: int,
+    now_ns: int | None,
     progress: float | None = None,
     error: Failure | None = None,
 ) -> None:
-    """It is nobody's until `pause_ns` from now, or somebody wakes it. Behind a `renew` of the same transaction."""
+    """It is nobody's until `pause_ns` from now, or somebody wakes it. `now_ns`: None: others say when it changed last. Behind a `renew` of
+    the same transaction."""
     values: dict[str, Any] = {
-        **_FREE, "waits": waits, "wake_ns": clock_ns() + pause_ns, "progress": progress, "updated_ns": now_ns,
+        **_FREE, "waits": waits, "wake_ns": clock_ns() + pause_ns, "progress": progress,
     }  # fmt: skip
+    if now_ns is not None:
+        values["updated_ns"] = now_ns
     if error is not None:
         values["error"] = msgspec.json.encode(error).decode()
     db.execute(_CHANGE.values(**values), {"it": held.id})

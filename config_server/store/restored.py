@@ -3,11 +3,11 @@
 An enrolment token that it calls unused may have been used since, and lie in a file or a log: whoever finds it would get a certificate of
 his own. A command that it calls pending may have been done, and would be done again. So both end, with an entry in the audit log for each.
 A machine that was to be deleted may be kept since: a deletion of another incarnation waits for a person (deletion.py), and so does a job
-that had not ended (journal.py). What it wants of machines may be older than what their agents go by: a new incarnation begins, by which the
-two are told apart (wishes.py). One event says from when the database is, and a mark stays until revocations were compared with storage
-(revoking.py): what is done while it is there is later than all that the backup lacks, whatever the clocks of the two hosts say
-(taking_in.py). For how long something was not well then says nothing of now. The rest is made again by those who know it: revocations and
-readmissions from storage, grants (granting.py), reports and sides.
+that had not ended (journal.py); a restore among them goes on by itself when its command is heard (restores.py). What it wants of machines
+may be older than what their agents go by: a new incarnation begins, by which the two are told apart (wishes.py). One event says from when
+the database is, and a mark stays until revocations were compared with storage (revoking.py): what is done while it is there is later than
+all that the backup lacks, whatever the clocks of the two hosts say (taking_in.py). For how long something was not well then says nothing of
+now. The rest is made again by those who know it: revocations and readmissions from storage, grants (granting.py), reports and sides.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from config_server.store import (
     inventory,
     journal,
     lasting_record,
+    restores,
     schema,
     settings,
     tokens,
 )
 from shared.api.events import EventKind
+from shared.errors import JobGivenUpError
 from shared.status import Problem
 from shared.vocabulary import Severity
 
@@ -49,6 +51,11 @@ _NEWEST: Final = [
 ]
 """Each change leaves an entry in the audit log, and each daemon that is there a report every few seconds."""
 _LAST: Final = select(func.coalesce(func.max(schema.certificates.c.rowid), 0))
+_UNHEARD: Final = JobGivenUpError(
+    "Nothing is heard of a restore that this database calls unended",
+    cause="the database was put back from a backup: whether its command runs, or has ended since, is not known",
+    action="If it runs, it goes on, and so does the job with its next word. If it does not, cancel the job.",
+)
 _ALL: Final = 1 << 62
 """As the number of the newest certificate: none counts as issued here since."""
 
@@ -87,6 +94,7 @@ def prepare(db: Connection, now_ns: int) -> Restored:
         audit.add(db, SELF, "command.withdrawn", target, detail, now_ns)
     waiting = deletions.all_(db)
     held = journal.hold_unended(db, "the database was put back: whether it went on since is not known")
+    restores.doubt(db, _UNHEARD)
     for id_ in held:
         audit.add(db, SELF, "job.held", SELF, {"job": id_, "cause": "the database was restored"}, now_ns)
     restored = Restored(newest_ns, len(void), len(withdrawn), len(waiting), len(held))

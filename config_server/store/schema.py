@@ -249,6 +249,9 @@ jobs: Final = Table(
     Column("attention", FLAG, nullable=False, server_default=false()),  # a person has to say how it goes on
     Column("in_doubt", FLAG, nullable=False, server_default=false()),  # the database was put back since
     Column("ended_ns", NUMBER),
+    # Of those whose work a command does somewhere (restores.py):
+    _word("worker"),  # how it goes, as the command said last; empty: it has said nothing
+    Column("heard_ns", NUMBER, nullable=False, server_default=text("0")),  # when it said so
     _written(),
 )
 Index(

@@ -101,6 +101,7 @@ class JobView(msgspec.Struct, kw_only=True):
     waits: str = ""
     """For what; empty: it does not."""
     cancelled_by: str = ""
+    """Empty: nobody has. The command of a restore, which reports it, stops for this."""
     steps: list[StepView] = []
     """Those that were ever begun, in the order in which they are done."""
     allowed: list[JobAct] = []

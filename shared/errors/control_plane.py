@@ -318,6 +318,15 @@ class JobGivenUpError(RestoreError):
     default_action = "Run the same command again: it continues where the other stopped."
 
 
+class RestoreCancelledError(RestoreError):
+    """Somebody cancelled the job of a restore, and its command stopped for that."""
+
+    code = "US646"
+    default_action = (
+        "What is written so far stays: run the same command again, and it goes on where it stopped."
+    )
+
+
 class JobAttentionError(UnhealthyError):
     """A job stands still until a person says how it goes on."""
 

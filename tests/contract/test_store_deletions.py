@@ -30,6 +30,7 @@ from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import BeingDeletedError
 from shared.status import Problem
 from shared.vocabulary import Role
+from tests import older_jobs
 
 NOW: Final = 1_700_000_000 * SECOND_NS
 WEB1: Final = "agent:web1"
@@ -68,7 +69,7 @@ def test_a_deletion_is_counted_goes_on_from_where_it_was_seen_and_past_recall_no
         counted = deletions.count(db, "web1", "d1", 5, NOW + passed)
         assert counted is not None
         assert (counted.passed_ns, counted.counted_ns) == (counts, NOW + counts), "until it is over"
-    jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
+    older_jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
     grants.add(
         db,
         Grant(id="g1", machine="web1", container="c1", who="a", host="h", given_ns=NOW, expires_ns=NOW + 10),
@@ -105,7 +106,7 @@ def test_a_deletion_is_counted_goes_on_from_where_it_was_seen_and_past_recall_no
         assert deletions.advance(db, "web1", closed, to, NOW + 10) == ["a restore of it runs (job j1)"]
     jobs.update(db, "j1", JobProgress(state=WorkerState.DONE), NOW)
     assert deletions.advance(db, "web1", closed, Stage.REMOVING, NOW + 10) == []
-    jobs.create(db, "j2", "restore", "web1", "operator:o", {}, NOW)
+    older_jobs.create(db, "j2", "restore", "web1", "operator:o", {}, NOW)
     removing = replace(closing, stage=Stage.REMOVING)
     assert deletions.advance(db, "web1", removing, Stage.GONE, NOW) == [], "it was done, whoever reads"
     gone = machine(db).deletion

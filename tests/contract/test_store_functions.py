@@ -43,6 +43,7 @@ from shared.errors import (
 )
 from shared.status import Problem
 from shared.vocabulary import Role
+from tests import older_jobs
 
 NOW: Final = 1_700_000_000 * SECOND_NS
 WEB1: Final = "agent:web1"
@@ -62,6 +63,7 @@ MODULES: Final = (
     "lasting_record",
     "policies",
     "restored",
+    "restores",
     "revocation",
     "settings",
     "taking_in",
@@ -169,7 +171,7 @@ def test_a_command_waits_is_withdrawn_and_given_up(db: Connection) -> None:
 
 def test_jobs_are_found(db: Connection) -> None:
     for number in range(3):
-        jobs.create(db, f"j{number}", "restore", "web1", "operator:o", {"to": "/x"}, NOW)
+        older_jobs.create(db, f"j{number}", "restore", "web1", "operator:o", {"to": "/x"}, NOW)
     jobs.update(db, "j0", JobProgress(state=WorkerState.DONE, result={"n": 1}, progress=0.25), NOW)
     assert [job.id for job in jobs.newest(db, JobQuery(limit=2))] == ["j2", "j1"]
     assert jobs.running(db, "web1") == [("j1", "restore"), ("j2", "restore")]

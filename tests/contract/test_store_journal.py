@@ -16,6 +16,7 @@ from config_server.store.statements import clock_ns
 from shared.api.jobs import Direction, JobAct, JobProgress, JobState, StepState, WorkerState
 from shared.api.route import Failure
 from shared.errors import LaneTakenError, LostJobError
+from tests import older_jobs
 
 NOW: Final = 1_700_000_000 * SECOND_NS
 HOUR_NS: Final = 3600 * SECOND_NS
@@ -67,7 +68,7 @@ def test_a_job_is_its_owners_until_the_lease_ends_and_a_former_owner_writes_noth
 
 def test_at_the_start_of_the_only_process_every_job_is_free(db: Connection) -> None:
     driven, ended, of_worker = begun(db), begun(db, "web2"), "j1"
-    jobs.create(db, of_worker, "restore", "web1", "operator:o", {}, NOW)
+    older_jobs.create(db, of_worker, "restore", "web1", "operator:o", {}, NOW)
     journal.end(db, claimed(db, ended), JobState.DONE, None, NOW)
     claimed(db, driven)
     assert due(db) == []
@@ -188,7 +189,7 @@ def test_one_that_is_cancelled_is_undone_by_its_owner_and_one_of_a_command_has_e
     assert not journal.cancel(db, id_, "operator:c", NOW)
     with pytest.raises(LostJobError):
         journal.renew(db, held, HOUR_NS)
-    jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
+    older_jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
     assert (due(db), journal.claim(db, "j1", "cs1", HOUR_NS)) == ([], None)
     assert journal.cancel(db, "j1", "operator:a", NOW)
     assert not journal.cancel(db, "j1", "operator:b", NOW)
@@ -215,7 +216,7 @@ def test_of_a_database_that_was_put_back_all_steps_are_looked_at_again(
 ) -> None:
     id_, ended = begun(db), begun(db, "web2")
     journal.end(db, claimed(db, ended), JobState.DONE, None, NOW)
-    jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
+    older_jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
     before = claimed(db, id_)
     journal.put(db, before, HOUR_NS, "ask", DONE, NOW)
     if is_back:
@@ -243,7 +244,7 @@ def test_what_people_say_to_a_database_that_they_put_back_is_what_a_restore_says
         journal.ask_for_attention(db, claimed(db, begun(db, machine)), waits="a person", error=FAILED)
         claimed(db, begun(db, machine, "life"))
         journal.end(db, claimed(db, begun(db, machine, "drill")), JobState.DONE, None, NOW)
-        jobs.create(db, f"worker {machine}", "restore", machine, "operator:o", {}, NOW)
+        older_jobs.create(db, f"worker {machine}", "restore", machine, "operator:o", {}, NOW)
     everything = select(schema.jobs).order_by(schema.jobs.c.rowid)
     before = db.execute(everything).all()
     db.execute(text(statement.partition("UPDATE")[2].partition(";")[0].join(["UPDATE", ""])))

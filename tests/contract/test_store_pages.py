@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 from sqlalchemy import Connection
 
-from config_server.store import audit, certificates, events, jobs
+from config_server.store import audit, certificates, events, jobs, journal
 from config_server.store.certificates import Issued
 from shared.api.events import EventKind
 from shared.api.jobs import JobQuery
@@ -42,7 +42,10 @@ def read_entries(db: Connection, limit: int, before: str) -> list[tuple[str, str
 
 
 def write_job(db: Connection, number: int) -> None:
-    jobs.create(db, f"{9 - number:x}", "restore", "web1", "operator:admin", {"n": str(number)}, NOW)
+    args = {"n": str(number)}
+    journal.create(
+        db, kind="restore", version=1, machine="web1", lane="", who="operator:admin", args=args, now_ns=NOW, id_=f"{9 - number:x}"
+    )  # fmt: skip
 
 
 def read_jobs(db: Connection, limit: int, before: str) -> list[tuple[str, str]]:

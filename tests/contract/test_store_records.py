@@ -37,6 +37,7 @@ from shared.errors import (
 )
 from shared.status import Problem
 from shared.vocabulary import Role, Severity
+from tests import older_jobs
 
 NOW = 1_700_000_000 * SECOND_NS
 GRANT = tokens.Grant(Role.AGENT, "web1", ())
@@ -255,7 +256,7 @@ def test_who_makes_many_events_pushes_out_his_own_oldest_only(
 
 
 def test_a_job_that_ended_stays_as_it_ended(db: Connection) -> None:
-    jobs.create(db, "j1", "restore", "web1", "operator:o", {"to": "/x"}, NOW)
+    older_jobs.create(db, "j1", "restore", "web1", "operator:o", {"to": "/x"}, NOW)
     jobs.update(db, "j1", JobProgress(progress=0.5), NOW)
     jobs.update(db, "j1", JobProgress(state=WorkerState.DONE, progress=1.0), NOW)
     late = jobs.update(db, "j1", JobProgress(state=WorkerState.FAILED, error=Failure("US1", "x")), NOW)
@@ -265,7 +266,7 @@ def test_a_job_that_ended_stays_as_it_ended(db: Connection) -> None:
 
 
 def test_a_job_that_was_given_up_too_soon_ends_as_its_worker_says(db: Connection) -> None:
-    jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
+    older_jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
     heard: dict[str, int] = {}
     jobs.fail_silent(db, heard, 0, NOW)
     (given_up,) = jobs.fail_silent(db, heard, 121 * SECOND_NS, NOW)
@@ -278,7 +279,7 @@ def test_a_job_that_was_given_up_too_soon_ends_as_its_worker_says(db: Connection
 
 
 def test_a_job_whose_worker_is_silent_is_given_up(db: Connection) -> None:
-    jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
+    older_jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
     heard: dict[str, int] = {"over": 0}
     assert jobs.fail_silent(db, heard, 5 * SECOND_NS, NOW) == []
     assert heard == {"j1": 5 * SECOND_NS}

@@ -38,6 +38,7 @@ from config_server.store import (
     policies,
     postgresql,
     restored,
+    restores,
     revocation,
     schema,
     settings,
@@ -57,9 +58,10 @@ from shared.api.jobs import Direction, JobProgress, JobState, StepState, WorkerS
 from shared.api.policies import Policy
 from shared.api.route import Failure
 from shared.desired import Mark, Verb, WantedDisk, Wish
-from shared.errors import RequestError, UnderstudyError
+from shared.errors import JobGivenUpError, RequestError, UnderstudyError
 from shared.status import Problem
 from shared.vocabulary import Role
+from tests import older_jobs
 from tests.postgres import Postgres
 
 NOW: Final = 1_700_000_000 * SECOND_NS
@@ -242,7 +244,7 @@ def resync(id_: str) -> Work:
 
 
 def a_job(db: Connection) -> None:
-    jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
+    older_jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
 
 
 def silent(db: Connection) -> None:
@@ -308,6 +310,86 @@ def end_job(db: Connection) -> bool:
     if is_forward:
         journal.end(db, MINE, JobState.DONE, {}, NOW)
     return is_forward
+
+
+def a_restore_that_is_driven(db: Connection) -> None:
+    args = {restores.GRANT: "g1"}
+    journal.create(
+        db, kind=restores.KIND, version=restores.VERSION, machine="web1", lane="", who="operator:o", args=args, now_ns=NOW, id_=MINE.id
+    )  # fmt: skip
+    journal.claim(db, MINE.id, "cs1", HOUR_NS)
+    db.execute(update(schema.jobs).where(schema.jobs.c.id == MINE.id).values(word=MINE.word))
+
+
+def a_restore_that_stands(db: Connection) -> None:
+    to_be_deleted(Stage.CLOSED)(db)
+    a_restore_that_is_driven(db)
+    given_up = restores.failure_of(JobGivenUpError("x"))
+    journal.ask_for_attention(db, MINE, waits="a word", error=given_up)
+    for passed_ns in (0, int(rules.GIVEN_UP_S * SECOND_NS)):
+        deletions.count(db, "web1", "d1", passed_ns, NOW)
+
+
+def heard(state: WorkerState, at: int = 1) -> Work:
+    said = JobProgress(state=state, result={"at": at}, error=Failure("US1", f"{at}"))
+    return lambda db: restores.hear(db, MINE.id, said, "operator:o", NOW + at).is_end
+
+
+def let_go(*, stands: bool = False) -> Work:
+    """As jobs/runner.py, of a restore of which nothing was heard until it was looked at."""
+
+    def work(db: Connection) -> str:
+        if journal.renew(db, MINE, HOUR_NS).direction is not Direction.FORWARD:
+            return "turned"
+        if restores.worker(db, MINE.id).heard_ns:
+            return "heard"
+        if stands:
+            journal.ask_for_attention(
+                db, MINE, waits="a word", error=restores.failure_of(JobGivenUpError("x"))
+            )
+        else:
+            journal.pause(db, MINE, waits="the command", pause_ns=HOUR_NS, now_ns=None)
+        # When it is woken is by the clock, so it cannot be compared; whether it was is.
+        db.execute(update(schema.jobs).where(schema.jobs.c.id == MINE.id).values(wake_ns=1))
+        return "let go"
+
+    return work
+
+
+def another_by_its_grant(db: Connection) -> None:
+    args = {restores.GRANT: "g1"}
+    journal.create(
+        db, kind=restores.KIND, version=restores.VERSION, machine="web1", lane="", who="operator:o", args=args, now_ns=NOW, id_="other"
+    )  # fmt: skip
+
+
+def end_unless_shared(db: Connection) -> None:
+    """As operations/granting.py."""
+    if not restores.have_grant(db, "web1", "g1", MINE.id):
+        grants.end(db, "g1", "operator:o", NOW, returned=True)
+
+
+def begin_by_a_grant(db: Connection) -> None:
+    """As operations/restores.py."""
+    if grants.get(db, "web1", "g1").lives(NOW):
+        another_by_its_grant(db)
+
+
+def granted_and_driven(db: Connection) -> None:
+    granted(db)
+    a_restore_that_is_driven(db)
+
+
+def a_restore_that_was_cancelled(db: Connection) -> None:
+    a_restore_that_is_driven(db)
+    cancel_job(db)
+
+
+def two_of_one_grant(db: Connection) -> None:
+    """One of them was cancelled."""
+    granted_and_driven(db)
+    another_by_its_grant(db)
+    cancel_job(db)
 
 
 def cancel_job(db: Connection) -> bool:
@@ -507,6 +589,40 @@ CASES: Final = {
         a_job_stands,
         lambda db: journal.again(db, MINE.id),
         lambda db: journal.abandon(db, MINE.id, NOW),
+    ),
+    "a restore is done, or failed": Case(
+        a_restore_that_is_driven, heard(WorkerState.DONE), heard(WorkerState.FAILED, 2)
+    ),
+    "a restore is done, or cancelled": Case(a_restore_that_is_driven, heard(WorkerState.DONE), cancel_job),
+    "two reports of a restore": Case(
+        a_restore_that_is_driven, heard(WorkerState.RUNNING), heard(WorkerState.RUNNING, 2)
+    ),
+    "a restore is heard, and let go": Case(a_restore_that_is_driven, heard(WorkerState.DONE), let_go()),
+    "a restore is heard, and stands": Case(
+        a_restore_that_is_driven, heard(WorkerState.RUNNING), let_go(stands=True)
+    ),
+    "a restore goes on, or its machine is removed": Case(
+        a_restore_that_stands,
+        lambda db: deletions.advance(db, "web1", seen(db), Stage.REMOVING, NOW),
+        heard(WorkerState.RUNNING),
+    ),
+    "a restore that stands goes on, or is abandoned": Case(
+        a_restore_that_stands,
+        heard(WorkerState.RUNNING),
+        lambda db: journal.abandon(db, MINE.id, NOW),
+    ),
+    "a restore answers, or is told of": Case(
+        a_restore_that_was_cancelled,
+        heard(WorkerState.CANCELLED),
+        lambda db: restores.give_up(db, MINE.id, JobGivenUpError("x")) is not None,
+    ),
+    "a grant is taken back, or somebody reads by it": Case(
+        granted_and_driven, end_unless_shared, begin_by_a_grant
+    ),
+    "two of one grant end": Case(
+        two_of_one_grant,
+        end_unless_shared,
+        lambda db: journal.cancel(db, "other", "operator:o", NOW),
     ),
     "a job that is driven, or deletion": Case(
         to_be_deleted(Stage.CLOSED), begin_job, advance(Stage.CLOSED, Stage.REMOVING)

@@ -8,12 +8,14 @@ import enum
 import msgspec
 
 from config_server.config import ConfigServerConfig
+from config_server.operations import restore_job
 from shared import api, crashpoints
 from shared.api.certificates import RevokeRequest
+from shared.api.jobs import StepState
 from shared.api.protection import Protection
 from shared.api.restores import GrantEnd, RestoreRequest
 from shared.api.route import Limit, Nothing
-from tests.config_parts import running
+from tests.config_parts import running, until
 
 REQUEST = "0123456789abcdef" * 2
 
@@ -25,6 +27,8 @@ class Call(enum.Enum):
     NOTHING = "nothing"
     """What the server does by itself at its start."""
     REVOKE = "revoke"
+    CANCEL = "cancel"
+    """A restore, whose command says nothing."""
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -58,5 +62,18 @@ async def _run(work: Work) -> None:
                     await client.call(api.GRANT_END, GrantEnd(), machine="web1", id=grant.id)
             case Call.REVOKE:
                 await client.call(api.CERTIFICATE_REVOKE, RevokeRequest(certificate="agent:web1"))
+            case Call.CANCEL:
+                vars(restore_job)["HEARS_S"] = -1.0  # nobody waits for its command
+                begun = await client.call(
+                    api.RESTORE, RestoreRequest(to="/x", request=REQUEST), machine="web1"
+                )
+
+                async def is_watched() -> bool:
+                    steps = (await client.call(api.JOB, Nothing(), id=begun.job)).steps
+                    return steps[0].state is StepState.DONE
+
+                await until(is_watched)
+                await client.call(api.JOB_CANCEL, Nothing(), id=begun.job)
+                await asyncio.Event().wait()
             case Call.NOTHING:
                 await asyncio.Event().wait()

@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 
 from config_server.config import ConfigServerConfig
+from config_server.operations import restore_job
 from config_server.rules.clock import SECOND_NS
 from shared import api
 from shared.api.certificates import RevokeRequest
+from shared.api.events import EventQuery
+from shared.api.jobs import JobQuery, JobState
 from shared.api.restores import GrantEnd, RestoreRequest
 from shared.api.route import Limit, Nothing, Page
 from shared.blob import BlobConfig, BlobStore
@@ -145,3 +148,45 @@ async def test_a_revocation_that_was_begun_is_in_both_places_after_the_next_star
     with contextlib.closing(sqlite3.connect(config.data_dir / "state.db")) as db:
         assert db.execute("SELECT subject FROM revocations").fetchall() == [("agent:web1",)]
         assert db.execute("SELECT blob FROM recorded_revocations").fetchall() == [(after[0],)]
+
+
+JOB_POINTS = (
+    "job.begun",
+    "job.after-begun",
+    "job.after-step",
+    "job.undoing",
+    "job.after-undoing",
+    "grant.ended-in-storage",
+    "job.after-undoing:2",
+    "job.after-step:2",
+    "job.after-step:3",
+)
+
+
+@pytest.mark.parametrize(
+    "crash_at", some(JOB_POINTS, short=["grant.ended-in-storage", "job.after-undoing:2"])
+)
+async def test_a_restore_that_was_cancelled_gives_its_grant_back_whenever_the_server_is_killed(
+    container: BlobStore, config: ConfigServerConfig, monkeypatch: pytest.MonkeyPatch, crash_at: str
+) -> None:
+    monkeypatch.setattr(restore_job, "HEARS_S", -1.0)
+    await killed(config, Call.CANCEL, crash_at)
+    async with running(config) as server, server.operator() as client:
+        # Who did not hear an answer asks again, with the same id; a second cancel changes nothing.
+        job = (await client.call(api.JOBS, JobQuery())).jobs[0].id
+        await client.call(api.JOB_CANCEL, Nothing(), id=job)
+
+        async def is_over() -> bool:
+            return (await client.call(api.JOB, Nothing(), id=job)).state is JobState.CANCELLED
+
+        await until(is_over)
+        steps = (await client.call(api.JOB, Nothing(), id=job)).steps
+        assert [(step.name, step.state) for step in steps] == [("grant", "undone"), ("watch", "undone")]
+        assert await ends(container) == {}
+        assert rows(config) == {}
+        told = (await client.call(api.EVENTS, EventQuery(object="web1"))).events
+        assert [event.what for event in told if event.kind == "job"] == [
+            "The restore of web1 to /x was cancelled"
+        ]
+        entries = (await client.call(api.AUDIT, Page())).entries
+        assert [entry.action for entry in entries].count("grant.revoke") == 1

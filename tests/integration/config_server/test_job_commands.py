@@ -61,7 +61,7 @@ async def test_what_undoes_is_asked_for_at_a_terminal_and_has_to_be_said_without
 ) -> None:
     refused = await line.run("job", "cancel", job)
     assert (refused.exit_code, "--yes" in refused.stderr) == (2, True)
-    assert "Cancel the resync of 'web1', and undo what it has done?" in refused.stderr
+    assert "Cancel the resync of 'web1'? What it has done is undone, where that can be." in refused.stderr
     assert (await line.run("job", "cancel", job, typed="n\n")).exit_code == 130
     assert (await line.run("job", "show", job, "--output", "json")).json["cancelled_by"] == ""
     cancelled = await line.run("job", "cancel", job, "--yes", "--output", "json")

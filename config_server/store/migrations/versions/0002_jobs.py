@@ -31,6 +31,8 @@ def upgrade() -> None:
         sa.Column("attention", FLAG, nullable=False, server_default=sa.false()),
         sa.Column("in_doubt", FLAG, nullable=False, server_default=sa.false()),
         sa.Column("ended_ns", NUMBER),
+        _word("worker"),
+        _number("heard_ns"),
     ):
         op.add_column("jobs", column)
     op.create_index(

@@ -33,6 +33,7 @@ from shared.machine_storage import REGISTRY, MachineStorage
 from shared.rest import RestClient
 from shared.status import ProcessServerReport, StreamReport
 from shared.tls import TlsFiles
+from tests import older_jobs
 from tests.config_parts import ConfigServer, daemon, until
 from tests.deletions import (
     HARDWARE,
@@ -250,7 +251,7 @@ async def test_it_waits_for_a_job_and_for_a_grant_that_only_storage_knows(
     await delete(operator)
     await stops(web1)
     with opened(folder(server)) as db:
-        jobs.create(db, "j1", "restore", "web1", "operator:o", {}, 1)
+        older_jobs.create(db, "j1", "restore", "web1", "operator:o", {}, 1)
     pass_delay(folder(server))
     await is_waiting(operator, "US630")
     assert "job j1" in (await shown(operator)).cause

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from config_server.operations import deletion_sweep
+from config_server.operations import deletion_sweep, restore_job
 from config_server.operations.deleting import Deleting
 from config_server.operations.deletion_sweep import DeletionSweep
 from config_server.rules import deletion
@@ -16,8 +16,10 @@ from shared import api
 from shared.api.audit import AuditView
 from shared.api.deletion import DeletionRequest
 from shared.api.events import EventQuery
+from shared.api.jobs import JobProgress, JobState
 from shared.api.machines import MachineView
 from shared.api.protection import Protection
+from shared.api.restores import GrantEnd, RestoreRequest
 from shared.api.route import Nothing, Page
 from shared.blob import BlobConfig
 from shared.desired import Verb
@@ -26,10 +28,12 @@ from shared.machine_storage import REGISTRY, MachineStorage
 from shared.rest import RestClient
 from shared.status import Problem
 from shared.vocabulary import Severity
+from tests import older_jobs
 from tests.azurite import Azurite
 from tests.config_parts import ConfigServer, config_for, running, until
 from tests.deletions import (
     HARDWARE,
+    Looks,
     delete,
     deletion_of,
     folder,
@@ -61,12 +65,48 @@ async def test_it_waits_for_a_job_that_was_given_up_since_that_may_go_on(
     await delete(operator)
     await stops(web1)
     with opened(folder(server)) as db:
-        jobs.create(db, "j1", "restore", "web1", "operator:o", {}, 1)
+        older_jobs.create(db, "j1", "restore", "web1", "operator:o", {}, 1)
         assert jobs.fail_silent(db, {"j1": 0}, 10**15, 1)[0].state == "failed"
     pass_delay(folder(server))
     await is_waiting(operator, "US630")
     assert "job j1, of which nothing is heard, may go on" in (await shown(operator)).cause
     monkeypatch.setattr(deletion, "GIVEN_UP_S", 0)
+    await until(lambda: is_gone(operator))
+
+
+async def test_it_waits_for_a_restore_of_which_nothing_is_heard_for_a_day_and_for_one_that_is_heard_until_it_ends(
+    server: ConfigServer,
+    operator: RestClient,
+    web1: ObedientAgent,
+    looks: Looks,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It stands still, and needs somebody; its grant is over."""
+    monkeypatch.setattr(restore_job, "_LOOK_S", 0.05)
+    monkeypatch.setattr(restore_job, "SILENT_S", 0.3)
+    await delete(operator)
+    await stops(web1)
+    granted = await operator.call(api.RESTORE, RestoreRequest(to="/x"), machine="web1")
+    await operator.call(api.GRANT_END, GrantEnd(returned=True), machine="web1", id=granted.storage.id)
+
+    async def stands() -> bool:
+        return (await operator.call(api.JOB, Nothing(), id=granted.job)).state is JobState.ATTENTION
+
+    await until(stands)
+    pass_delay(folder(server))
+    await is_waiting(operator, "US630")
+    assert f"job {granted.job}, of which nothing is heard, may go on" in (await shown(operator)).cause
+    monkeypatch.setattr(restore_job, "SILENT_S", 3600.0)
+    await operator.call(api.JOB_UPDATE, JobProgress(), id=granted.job)
+
+    async def runs() -> bool:
+        return f"a restore of it runs (job {granted.job})" in (await shown(operator)).cause
+
+    await until(runs)
+    monkeypatch.setattr(deletion, "GIVEN_UP_S", 0)
+    await looks.more(2)
+    assert await runs(), "a day of silence is not over for one that is heard"
+    monkeypatch.setattr(restore_job, "SILENT_S", 0.3)
     await until(lambda: is_gone(operator))
 
 

@@ -13,7 +13,7 @@ import pytest
 from config_server.operations import deletion_sweep
 from config_server.rules.deletion import Stage
 from config_server.storage import removal
-from config_server.store import deletions, inventory, jobs, restored
+from config_server.store import deletions, inventory, restored
 from shared import api
 from shared.api.copies import RebindRequest
 from shared.api.protection import Protection
@@ -23,6 +23,7 @@ from shared.errors import BeingDeletedError, CertificateRevokedError
 from shared.machine_storage import MachineStorage
 from shared.rest import RestClient
 from shared.tls import TlsFiles
+from tests import older_jobs
 from tests.config_parts import ConfigServer, config_for, daemon, running, until
 from tests.deletions import (
     HARDWARE,
@@ -67,7 +68,7 @@ async def test_a_request_without_an_answer_that_arrives_later_deletes_nothing_th
     def begin_a_restore() -> None:
         """By whom it is read, and it is not tried again."""
         with opened(folder(server)) as db:
-            jobs.create(db, "j1", "restore", "web1", "operator:o", {}, 1)
+            older_jobs.create(db, "j1", "restore", "web1", "operator:o", {}, 1)
 
     await delete(operator)
     await stops(web1)
