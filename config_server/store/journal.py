@@ -10,6 +10,9 @@ whether the claim still holds, and then to write, is not enough: a claim by anot
 Leases are compared by the clock of the database (`clock_ns`): the hosts' clocks do not matter, and no transaction sees an old `now()`.
 On SQLite there is one process; what it had is free at its start (`free_all`).
 
+Something that is wanted of a machine now waits for no job that saw to something else: such a job is *superseded* (`supersede`) in the
+transaction that says it. It turns back and gives up its lane at once; what it does back is seen by whoever has it, as with a cancel.
+
 What this database loses (it is put back from a backup) is: jobs that end differently than they did. So those that had not ended stay
 as they are until somebody says otherwise (restored.py).
 """
@@ -17,7 +20,7 @@ as they are until somebody says otherwise (restored.py).
 from __future__ import annotations
 
 import secrets
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -51,6 +54,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     args: dict[str, Any]
     direction: Direction
     cancelled_by: str
+    superseded_by: str
+    """What took its place while it went forward; empty: nothing."""
+    attention: bool
+    """It is nobody's until a person says how it goes on."""
     error: Failure | None
     """Why it turned back, or stands still."""
     in_doubt: bool
@@ -99,6 +106,10 @@ _CLAIM: Final = (
 _RENEW: Final = (
     update(jobs).where(_MINE, _ACTIVE).values(lease_ns=clock_ns() + bindparam("for_ns")).returning(*jobs.c)
 )
+_GET: Final = select(jobs).where(_IT)
+_IN_LANE: Final = select(jobs).where(
+    _DRIVEN, jobs.c.machine == bindparam("of_machine"), jobs.c.lane == bindparam("the_lane")
+)
 _STEPS: Final = select(steps).where(steps.c.job == bindparam("it"))
 _PUT_STEP: Final = replacing(steps)
 _FREE: Final = {"lease_ns": 0, "owner": ""}
@@ -114,9 +125,12 @@ def create(
     who: str,
     args: Mapping[str, Any],
     now_ns: int,
+    id_: str = "",
+    done: str = "",
 ) -> str:
-    """The id of the new job. Raises LaneTakenError where another job of the machine has the lane; nothing was written then."""
-    id_ = secrets.token_hex(8)
+    """The id of the new job: `id_`, where it was drawn before (`new_id`). `done`: its first step, which this transaction does by itself.
+    Raises LaneTakenError where another job of the machine has the lane; nothing was written then."""
+    id_ = id_ or new_id()
     new = {
         "id": id_, "kind": kind, "version": version, "machine": machine, "lane": lane, "who": who,
         "state": JobState.RUNNING, "detail": "", "args": msgspec.json.encode(args).decode(),
@@ -129,7 +143,25 @@ def create(
         raise LaneTakenError(
             f"The {kind} of '{machine}' was not begun", cause=f"its {kind_there} is under way (job {there})"
         )
+    if done:
+        _write(db, id_, done, Entry(state=StepState.DONE, tries=0), now_ns)
     return id_
+
+
+def new_id() -> str:
+    return secrets.token_hex(8)
+
+
+def find(db: Connection, id_: str) -> Job:
+    """As it is now: for a step that reads it together with what it sees to. (What its owner has been told may have changed since:
+    `say_again`.) It is there."""
+    return _job(db.execute(_GET, {"it": id_}).one())
+
+
+def in_lane(db: Connection, machine: str, lane: str) -> Job | None:
+    """The one that has not ended."""
+    row = db.execute(_IN_LANE, {"of_machine": machine, "the_lane": lane}).first()
+    return None if row is None else _job(row)
 
 
 def due(db: Connection, kinds: Container[tuple[str, int]], most: int) -> list[str]:
@@ -268,6 +300,36 @@ def cancel(db: Connection, id_: str, who: str, now_ns: int) -> bool:
     return bool(ended.rowcount)
 
 
+def supersede(
+    db: Connection, machine: str, lanes: Collection[str], who: str, by: str, now_ns: int
+) -> list[str]:
+    """Something else is wanted of the machine: whatever has these lanes of it is in nobody's way any more, when this transaction is
+    committed. Each such job has no lane from now on and turns back, if it does not already; it is due at once, also one that stood still
+    for a person's word, and its owner sees that with his next transaction, as with `cancel`. Of one that went forward it is written down
+    that `who` said so, and what took its place: `by`, a job's id or `deletion`. (One that was going back before that goes back for the
+    reason that it had.) The ids of all."""
+    in_lanes = and_(_DRIVEN, jobs.c.machine == machine, jobs.c.lane.in_(lanes))
+    db.execute(
+        update(jobs)
+        .where(in_lanes, jobs.c.direction == Direction.FORWARD)
+        .values(direction=Direction.BACK, cancelled_by=who, superseded_by=by)
+    )
+    out_of_the_way = (
+        update(jobs)
+        .where(in_lanes)
+        .values(lane="", wake_ns=0, waits="", attention=False, updated_ns=now_ns)
+        .returning(jobs.c.id)
+    )
+    return sorted(db.scalars(out_of_the_way))
+
+
+def say_again(db: Connection, id_: str, args: Mapping[str, Any], now_ns: int) -> None:
+    """The same was asked for once more while the job goes forward: it sees to that from now on, and looks at once."""
+    said = update(jobs).where(_IT, _DRIVEN, jobs.c.direction == Direction.FORWARD)
+    plain = msgspec.json.encode(args).decode()
+    db.execute(said.values(args=plain, wake_ns=0, waits="", updated_ns=now_ns), {"it": id_})
+
+
 def again(db: Connection, id_: str) -> bool:
     """It goes on at once, and what failed is tried as often as at first. False where it does not wait: then nothing is changed."""
     woken = db.execute(
@@ -339,6 +401,8 @@ def _job(row: Row[Any]) -> Job:
         args=decoding.decode(row.args, type=dict[str, Any]),
         direction=Direction(row.direction),
         cancelled_by=row.cancelled_by,
+        superseded_by=row.superseded_by,
+        attention=bool(row.attention),
         in_doubt=bool(row.in_doubt),
         error=None if row.error is None else decoding.decode(row.error, type=Failure),
     )

@@ -240,6 +240,7 @@ jobs: Final = Table(
     _word("who"),  # began it
     _word("direction", "forward"),
     _word("cancelled_by"),
+    _word("superseded_by"),  # which job took its place, or what else (journal.supersede); empty: nothing
     _word("owner"),  # the config server that has it, for people; empty: nobody
     Column("term", NUMBER, nullable=False, server_default=text("0")),  # rises with each claim
     _word("word"),  # of the last claim, random

@@ -314,6 +314,48 @@ def cancel_job(db: Connection) -> bool:
     return journal.cancel(db, MINE.id, "operator:a", NOW)
 
 
+def supersede(by: str) -> Work:
+    return lambda db: journal.supersede(db, "web1", ("data",), f"operator:{by}", by, NOW)
+
+
+def begin_instead(id_: str) -> Work:
+    """As operations/acts.py."""
+
+    def work(db: Connection) -> list[str]:
+        gone = journal.supersede(db, "web1", ("data",), "operator:o", id_, NOW)
+        journal.create(
+            db, kind="resync", version=1, machine="web1", lane="data", who="operator:o", args={}, now_ns=NOW, id_=id_, done="set",
+        )  # fmt: skip
+        return gone
+
+    return work
+
+
+def say_again(db: Connection) -> bool:
+    """As operations/acts.py: whether it was that job's."""
+    found = journal.in_lane(db, "web1", "data")
+    is_its_own = found is not None and found.direction is Direction.FORWARD
+    if found is not None and is_its_own:
+        journal.say_again(db, found.id, {"said": 2}, NOW)
+    return is_its_own
+
+
+def pause_job(db: Connection) -> bool:
+    """As jobs/runner.py."""
+    is_forward = journal.renew(db, MINE, HOUR_NS).direction is Direction.FORWARD
+    if is_forward:
+        journal.pause(db, MINE, waits="the agent", pause_ns=HOUR_NS, now_ns=NOW)
+    return is_forward
+
+
+def fail_job(db: Connection) -> bool:
+    """As jobs/runner.py, past the fence."""
+    is_forward = put_step(db) is Direction.FORWARD
+    if is_forward:
+        journal.ask_for_attention(db, MINE, waits="a person", error=Failure("US1", "x"))
+    return is_forward
+
+
 def issued(serial: int, renews: int = 0) -> Issued:
     return Issued(serial, Role.AGENT, "web1", "key", NOW + serial, NOW + 10**18, renews, "pem")
 
@@ -508,6 +550,24 @@ CASES: Final = {
         lambda db: journal.again(db, MINE.id),
         lambda db: journal.abandon(db, MINE.id, NOW),
     ),
+    "a job is superseded, or begins a step": Case(a_claimed_job(HOUR_NS), put_step, supersede("j2")),
+    "a job is superseded, or waits": Case(a_claimed_job(HOUR_NS), pause_job, supersede("j2")),
+    "a job is superseded, or needs attention": Case(a_claimed_job(HOUR_NS), fail_job, supersede("j2")),
+    "a job is superseded, or done": Case(a_claimed_job(HOUR_NS), end_job, supersede("j2")),
+    "a job is superseded, or cancelled": Case(a_claimed_job(HOUR_NS), cancel_job, supersede("j2")),
+    "a job is superseded, or taken": Case(a_driven_job, claim("cs1"), supersede("j2")),
+    "a job is superseded, or abandoned": Case(
+        a_job_stands, lambda db: journal.abandon(db, MINE.id, NOW), supersede("j2")
+    ),
+    "a job is superseded twice": Case(a_claimed_job(HOUR_NS), supersede("j2"), supersede("j3")),
+    "a job, and two that take its place": Case(
+        a_claimed_job(HOUR_NS), begin_instead("j2"), begin_instead("j3")
+    ),
+    "two jobs, each in place of whatever there is": Case(nothing, begin_instead("j2"), begin_instead("j3")),
+    "a job takes a place that another takes": Case(nothing, begin_instead("j2"), begin_job),
+    "the same again, or superseded": Case(a_claimed_job(HOUR_NS), say_again, begin_instead("j2")),
+    "the same again, or cancelled": Case(a_claimed_job(HOUR_NS), say_again, cancel_job),
+    "the same again, or done": Case(a_claimed_job(HOUR_NS), say_again, end_job),
     "a job that is driven, or deletion": Case(
         to_be_deleted(Stage.CLOSED), begin_job, advance(Stage.CLOSED, Stage.REMOVING)
     ),
