@@ -24,7 +24,7 @@ from collections.abc import Collection, Container, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Row, and_, bindparam, or_, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, case, or_, select, update
 
 from config_server.store.schema import jobs, steps
 from config_server.store.statements import clock_ns, replacing, unless_there
@@ -99,6 +99,7 @@ _CLAIM: Final = (
         word=bindparam("new_word"),
         owner=bindparam("new_owner"),
         lease_ns=clock_ns() + bindparam("for_ns"),
+        wake_ns=0,
         waits="",
     )
     .returning(jobs.c.term)
@@ -107,9 +108,13 @@ _RENEW: Final = (
     update(jobs).where(_MINE, _ACTIVE).values(lease_ns=clock_ns() + bindparam("for_ns")).returning(*jobs.c)
 )
 _GET: Final = select(jobs).where(_IT)
-_IN_LANE: Final = select(jobs).where(
+_ITS_LANE: Final = and_(
     _DRIVEN, jobs.c.machine == bindparam("of_machine"), jobs.c.lane == bindparam("the_lane")
 )
+_IN_LANE: Final = select(jobs).where(_ITS_LANE)
+_WOKEN: Final = -1
+"""As `wake_ns`: since its owner took it. What he saw before that is no reason to wait."""
+_WAKE: Final = update(jobs).where(_ITS_LANE).values(wake_ns=_WOKEN)
 _STEPS: Final = select(steps).where(steps.c.job == bindparam("it"))
 _PUT_STEP: Final = replacing(steps)
 _FREE: Final = {"lease_ns": 0, "owner": ""}
@@ -233,9 +238,11 @@ def pause(
     progress: float | None = None,
     error: Failure | None = None,
 ) -> None:
-    """It is nobody's until `pause_ns` from now, or somebody wakes it. Behind a `renew` of the same transaction."""
+    """It is nobody's until `pause_ns` from now, or somebody wakes it, or did so since it was claimed. Behind a `renew` of the same
+    transaction."""
+    wake_ns = case((jobs.c.wake_ns == _WOKEN, 0), else_=clock_ns() + pause_ns)
     values: dict[str, Any] = {
-        **_FREE, "waits": waits, "wake_ns": clock_ns() + pause_ns, "progress": progress, "updated_ns": now_ns,
+        **_FREE, "waits": waits, "wake_ns": wake_ns, "progress": progress, "updated_ns": now_ns,
     }  # fmt: skip
     if error is not None:
         values["error"] = msgspec.json.encode(error).decode()
@@ -327,7 +334,13 @@ def say_again(db: Connection, id_: str, args: Mapping[str, Any], now_ns: int) ->
     """The same was asked for once more while the job goes forward: it sees to that from now on, and looks at once."""
     said = update(jobs).where(_IT, _DRIVEN, jobs.c.direction == Direction.FORWARD)
     plain = msgspec.json.encode(args).decode()
-    db.execute(said.values(args=plain, wake_ns=0, waits="", updated_ns=now_ns), {"it": id_})
+    db.execute(said.values(args=plain, wake_ns=_WOKEN, waits="", updated_ns=now_ns), {"it": id_})
+
+
+def wake(db: Connection, machine: str, lane: str) -> None:
+    """What the job of this lane waits for may have come: it is due at once, unless it waits for a person; also where its owner is just
+    about to let it go, since it had not come yet when he looked."""
+    db.execute(_WAKE, {"of_machine": machine, "the_lane": lane})
 
 
 def again(db: Connection, id_: str) -> bool:

@@ -116,6 +116,33 @@ def test_one_that_waits_is_nobodys_until_its_time_or_until_somebody_wakes_it(db:
     assert jobs.get(db, id_).error == FAILED, "why it waited stays until it is said otherwise"
 
 
+def test_who_does_what_a_job_waits_for_wakes_it_but_none_that_a_person_has_to_wake(db: Connection) -> None:
+    ids = [begun(db), begun(db, lane="life"), begun(db, "web2")]
+    for id_ in ids:
+        journal.pause(db, claimed(db, id_), waits="the agent", pause_ns=HOUR_NS, now_ns=NOW)
+    journal.wake(db, "web1", "data")
+    assert due(db) == ids[:1]
+    journal.pause(db, claimed(db, ids[0]), waits="the agent", pause_ns=HOUR_NS, now_ns=NOW)
+    assert due(db) == [], "he has seen what it was woken for"
+    journal.ask_for_attention(db, claimed(db, ids[0]), waits="a person", error=FAILED)
+    journal.wake(db, "web1", "data")
+    assert (due(db), jobs.get(db, ids[0]).state) == ([], JobState.ATTENTION)
+
+
+@pytest.mark.parametrize("is_said_again", [False, True])
+def test_who_wakes_a_job_while_its_owner_looks_is_not_overheard(db: Connection, is_said_again: bool) -> None:
+    id_ = begun(db)
+    held = claimed(db, id_)
+    if is_said_again:
+        journal.say_again(db, id_, {"after": 2}, NOW)
+    else:
+        journal.wake(db, "web1", "data")
+    journal.pause(db, held, waits="the agent", pause_ns=HOUR_NS, now_ns=NOW)
+    assert due(db) == [id_]
+    journal.pause(db, claimed(db, id_), waits="the agent", pause_ns=HOUR_NS, now_ns=NOW)
+    assert due(db) == [], "once"
+
+
 def test_one_that_needs_attention_stands_until_a_person_says_how_it_goes_on(db: Connection) -> None:
     id_, other = begun(db), begun(db, "web2")
     assert not journal.abandon(db, id_, NOW)
