@@ -19,9 +19,12 @@ import pytest
 from msgspec.structs import replace
 from sqlalchemy import Connection, event, select, update
 
+from config_server.operations import act_jobs
 from config_server.rules import deletion as rules
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.deletion import Deletion, Stage
+from config_server.rules.facts import Facts
+from config_server.rules.lanes import Watch
 from config_server.rules.revocations import Record
 from config_server.store import (
     audit,
@@ -319,7 +322,7 @@ def supersede(by: str) -> Work:
 
 
 def begin_instead(id_: str) -> Work:
-    """As operations/acts.py."""
+    """As operations/act_jobs.py."""
 
     def work(db: Connection) -> list[str]:
         gone = journal.supersede(db, "web1", ("data",), "operator:o", id_, NOW)
@@ -332,7 +335,7 @@ def begin_instead(id_: str) -> Work:
 
 
 def say_again(db: Connection) -> bool:
-    """As operations/acts.py: whether it was that job's."""
+    """As operations/act_jobs.py: whether it was that job's."""
     found = journal.in_lane(db, "web1", "data")
     is_its_own = found is not None and found.direction is Direction.FORWARD
     if found is not None and is_its_own:
@@ -354,6 +357,45 @@ def fail_job(db: Connection) -> bool:
     if is_forward:
         journal.ask_for_attention(db, MINE, waits="a person", error=Failure("US1", "x"))
     return is_forward
+
+
+def seen_to(number: int, *disks: WantedDisk, verb: Verb = Verb.PROTECT) -> Work:
+    """As operations/protecting.py: an act, and the job that sees to it; whether there is one."""
+
+    def work(db: Connection) -> bool:
+        before = inventory.find(db, "web1")
+        after = inventory.act(db, "web1", verb, NOW + number, disks=disks)
+        kind = Watch.PROTECT if verb is Verb.PROTECT else Watch.UNPROTECT
+        at = act_jobs.Moment("operator:o", NOW + number, NOW, Facts(None, None, None), None)
+        return bool(act_jobs.begin(db, kind, before, after, at))
+
+    return work
+
+
+def an_act_is_seen_to(db: Connection) -> None:
+    seen_to(1, SDA)(db)
+    seen_to(2, SDA, SDB)(db)
+
+
+def an_act_is_cancelled(db: Connection) -> None:
+    an_act_is_seen_to(db)
+    cancel_its_job(db)
+
+
+def the_cancelled(db: Connection) -> journal.Job:
+    its = schema.jobs.c.cancelled_by == "operator:a"
+    return journal.find(db, db.scalars(select(schema.jobs.c.id).where(its)).one())
+
+
+def cancel_its_job(db: Connection) -> bool:
+    its = schema.jobs.c.created_ns == NOW + 2
+    return journal.cancel(
+        db, db.scalars(select(schema.jobs.c.id).where(its)).one(), "operator:a", NOW
+    )  # fmt: skip
+
+
+def take_back(db: Connection) -> bool:
+    return act_jobs.take_back(db, the_cancelled(db), None, NOW + 3)
 
 
 def issued(serial: int, renews: int = 0) -> Issued:
@@ -568,6 +610,17 @@ CASES: Final = {
     "the same again, or superseded": Case(a_claimed_job(HOUR_NS), say_again, begin_instead("j2")),
     "the same again, or cancelled": Case(a_claimed_job(HOUR_NS), say_again, cancel_job),
     "the same again, or done": Case(a_claimed_job(HOUR_NS), say_again, end_job),
+    "two acts that are seen to": Case(nothing, seen_to(1, SDA), seen_to(2, SDB)),
+    "the same act twice, and seen to": Case(nothing, seen_to(1, SDA), seen_to(2, SDA)),
+    "an act is taken back, or another one made": Case(an_act_is_cancelled, take_back, seen_to(9, SDB)),
+    "an act is taken back, or said again": Case(an_act_is_cancelled, take_back, seen_to(9, SDA, SDB)),
+    "an act is taken back, or protection ends": Case(
+        an_act_is_cancelled, take_back, seen_to(9, verb=Verb.STOP)
+    ),
+    "an act is taken back, or its agent tells of another": Case(an_act_is_cancelled, take_back, adopt),
+    "an act is taken back twice": Case(an_act_is_cancelled, take_back, take_back),
+    "an act is cancelled, or said again": Case(an_act_is_seen_to, cancel_its_job, seen_to(9, SDA, SDB)),
+    "an act is cancelled, or another one made": Case(an_act_is_seen_to, cancel_its_job, seen_to(9, SDB)),
     "a job that is driven, or deletion": Case(
         to_be_deleted(Stage.CLOSED), begin_job, advance(Stage.CLOSED, Stage.REMOVING)
     ),
@@ -694,7 +747,7 @@ def left(engine: Engine) -> list[str]:
         found = []
         for table in schema.METADATA.sorted_tables:
             columns = [column for column in table.c if column.name not in ("id", schema.IMPLICIT)]
-            found += [f"{table.name}: {scrubbed(str(row))}" for row in db.execute(select(*columns))]
+            found += [f"{table.name}: {scrubbed(str(tuple(row)))}" for row in db.execute(select(*columns))]
         return sorted(found)
 
     return engine.transact(work, vital=False)
