@@ -115,7 +115,7 @@ def take_back(db: Connection, job: Job, report: AgentReport | None, now_ns: int)
     act, machine = act_of(job), inventory.find(db, job.machine)
     if machine is None or machine.wish is None or machine.wish.mark.act != act.act:
         return False
-    said = rules.as_before(job.machine, act, is_heard=report is not None)
+    said = rules.as_before(job.machine, act, machine.wish, is_heard=report is not None)
     if said is not None and said.is_wanted(machine.wish):
         return False
     if said is None:

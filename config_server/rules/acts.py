@@ -17,7 +17,7 @@ from config_server.rules.disks import Offer
 from config_server.rules.facts import Facts
 from config_server.rules.machine import Machine
 from config_server.rules.sights import Look, goes_by, left_out
-from config_server.rules.wishes import covers, in_words, named
+from config_server.rules.wishes import covers, in_words, named, with_ids, without
 from shared.desired import Verb, WantedDisk, Wish
 from shared.errors import RequestError, SaidSinceError, WishRefusedError
 from shared.status import AgentReport, StreamReport
@@ -37,6 +37,9 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
     wants: str
     """In words."""
     instead_of: str
+    said: Wish
+    """As it was said first. Disks and process servers of which nobody spoke may have been added to it since, because its agent has them
+    (desired_state.py)."""
     before: Wish | None
     """What was wanted until then, by this database, or, where that had no opinion, what its agent went by; None: neither."""
     captured: bool | None
@@ -66,7 +69,12 @@ def act_over(before: Machine | None, after: Wish, report: AgentReport | None) ->
     if before is not None and before.protected:
         captured = True  # as it was recorded before there were wishes
     return Act(
-        act=after.mark.act, wants=in_words(after), instead_of=in_words(wish), before=wish, captured=captured
+        act=after.mark.act,
+        wants=in_words(after),
+        instead_of=in_words(wish),
+        said=after,
+        before=wish,
+        captured=captured,
     )
 
 
@@ -91,10 +99,11 @@ class Said(NamedTuple):
         )
 
 
-def as_before(machine: str, act: Act, *, is_heard: bool) -> Said | None:
-    """What is to be said so that it is wanted again what was wanted before the act. None: no opinion, as then; nobody can have been told of
-    the act, since its agent was never heard (`is_heard`). An agent that was told keeps what it was told, so to one that went by its
-    configuration that has to be said; whether it did, of one that was not heard then, nobody knows: it may not be stopped. Raises
+def as_before(machine: str, act: Act, wish: Wish, *, is_heard: bool) -> Said | None:
+    """What is to be said so that it is wanted again what was wanted before the act, which is `wish` by now: its disks by the ids under
+    which they are known since, and with what was added to it, since nobody has said that this shall go. None: no opinion, as then; its
+    agent was never heard (`is_heard`), so it was not told of the act. One that was told keeps what it was told, so to one that went by
+    its configuration that has to be said; whether it did, of one that was not heard then, nobody knows: it may not be stopped. Raises
     RequestError for what this version cannot say."""
     before = act.before
     if before is not None and before.verb is Verb.OTHER:
@@ -104,7 +113,11 @@ def as_before(machine: str, act: Act, *, is_heard: bool) -> Said | None:
             action=f"Say what is wanted: understudy machine protect {machine}, or unprotect.",
         )
     if before is not None:
-        return Said(before.verb, before.disks, before.process_servers)
+        disks, servers = with_ids(before.disks, wish.disks), before.process_servers
+        if before.verb is act.said.verb is Verb.PROTECT:
+            disks = (*disks, *without(wish.disks, act.said.disks, disks))
+            servers = servers if wish.process_servers == act.said.process_servers else wish.process_servers
+        return Said(before.verb, disks, servers)
     if act.captured is None and not is_heard:
         return None
     return Said(Verb.STOP) if act.captured is False else Said(Verb.PROTECT)

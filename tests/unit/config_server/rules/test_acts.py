@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import pytest
+from msgspec.structs import replace
 
 from config_server.rules import acts
 from config_server.rules.acts import Act, Said
@@ -183,8 +184,11 @@ def test_what_was_before_is_what_was_wanted_else_what_its_agent_went_by_else_wha
     assert (act.act, act.before, act.captured) == ("act5", before, captured)
 
 
+SAID: Final = wish(5, disks=(SDA, SDB), servers=("ps1:9443",))
+
+
 def act(before: Wish | None, captured: bool | None = None) -> Act:
-    return Act(act="act5", wants="", instead_of="", before=before, captured=captured)
+    return Act(act="act5", wants="", instead_of="", said=SAID, before=before, captured=captured)
 
 
 @pytest.mark.parametrize(
@@ -202,12 +206,26 @@ def act(before: Wish | None, captured: bool | None = None) -> Act:
 def test_what_is_said_again_stops_nobody_of_whom_it_is_not_known_that_he_did_nothing(
     before: Wish | None, captured: bool | None, is_heard: bool, said: Said | None
 ) -> None:
-    assert acts.as_before("web1", act(before, captured), is_heard=is_heard) == said
+    assert acts.as_before("web1", act(before, captured), SAID, is_heard=is_heard) == said
+
+
+def test_what_was_added_to_the_act_stays_since_nobody_has_said_that_it_shall_go() -> None:
+    """Its agent had it, and this database did not know (US617, US636)."""
+    more = replace(SAID, disks=(*SAID.disks, WantedDisk("/dev/sdc", "sdc")), process_servers=("ps2:9443",))
+    said = acts.as_before("web1", act(WANTED), more, is_heard=True)
+    assert said == Said(Verb.PROTECT, (SDA, WantedDisk("/dev/sdc", "sdc")), ("ps2:9443",))
+
+
+def test_disks_that_were_named_by_their_paths_are_meant_by_the_ids_that_they_have_since() -> None:
+    """Else a path would mean what stands there when the act is taken back."""
+    paths = WantedDisk("/dev/sda"), WantedDisk("/dev/sdb")
+    by_path = replace(act(wish(disks=paths[:1])), said=replace(SAID, disks=paths))
+    assert acts.as_before("web1", by_path, SAID, is_heard=True) == Said(Verb.PROTECT, (SDA,))
 
 
 def test_what_this_version_does_not_know_it_does_not_say() -> None:
     with pytest.raises(RequestError, match="was not said again"):
-        acts.as_before("web1", act(wish(verb=Verb.OTHER)), is_heard=True)
+        acts.as_before("web1", act(wish(verb=Verb.OTHER)), SAID, is_heard=True)
 
 
 def test_nothing_is_to_be_done_where_the_same_is_so_already() -> None:
