@@ -103,24 +103,32 @@ def as_before(machine: str, act: Act, wish: Wish, *, is_heard: bool) -> Said | N
     """What is to be said so that it is wanted again what was wanted before the act, which is `wish` by now: its disks by the ids under
     which they are known since, and with what was added to it, since nobody has said that this shall go. None: no opinion, as then; its
     agent was never heard (`is_heard`), so it was not told of the act. One that was told keeps what it was told, so to one that went by
-    its configuration that has to be said; whether it did, of one that was not heard then, nobody knows: it may not be stopped. Raises
-    RequestError for what this version cannot say."""
+    its configuration that has to be said. Raises RequestError for what this version cannot say, and where nobody knows what its agent
+    did: it may not be stopped, nor lose a disk."""
     before = act.before
-    if before is not None and before.verb is Verb.OTHER:
-        raise RequestError(
-            f"What was wanted of '{machine}' before was not said again",
-            cause=f"it was {in_words(before)}",
-            action=f"Say what is wanted: understudy machine protect {machine}, or unprotect.",
-        )
-    if before is not None:
-        disks, servers = with_ids(before.disks, wish.disks), before.process_servers
-        if before.verb is act.said.verb is Verb.PROTECT:
-            disks = (*disks, *without(wish.disks, act.said.disks, disks))
-            servers = servers if wish.process_servers == act.said.process_servers else wish.process_servers
-        return Said(before.verb, disks, servers)
-    if act.captured is None and not is_heard:
+    if before is None and act.captured is None:
+        if is_heard:
+            raise _unsayable(
+                machine, "its agent had not been heard then, so nobody knows what it did by itself"
+            )
         return None
-    return Said(Verb.STOP) if act.captured is False else Said(Verb.PROTECT)
+    if before is None:
+        return Said(Verb.PROTECT if act.captured else Verb.STOP)
+    if before.verb is Verb.OTHER:
+        raise _unsayable(machine, f"it was {in_words(before)}")
+    disks, servers = with_ids(before.disks, wish.disks), before.process_servers
+    if before.verb is act.said.verb is Verb.PROTECT:
+        disks = (*disks, *without(wish.disks, act.said.disks, disks))
+        servers = servers if wish.process_servers == act.said.process_servers else wish.process_servers
+    return Said(before.verb, disks, servers)
+
+
+def _unsayable(machine: str, cause: str) -> RequestError:
+    return RequestError(
+        f"What was wanted of '{machine}' before was not said again",
+        cause=cause,
+        action=f"Say what is wanted: understudy machine protect {machine}, or unprotect.",
+    )
 
 
 def said_since(what: str, wish: Wish | None) -> SaidSinceError:

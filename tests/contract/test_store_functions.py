@@ -263,6 +263,10 @@ def test_a_wish_is_kept_renumbered_and_withdrawn(db: Connection) -> None:
     inventory.withdraw(db, "web1")
     after = machine(db)
     assert (after.wish, after.protected, after.ended, after.disks) == (None, False, False, (SDA,))
+    inventory.act(db, "web1", Verb.PROTECT, NOW, disks=(SDB,), process_servers=("d:1",))
+    after = inventory.take_back(db, "web1")
+    assert (after.wish, after.protected, after.ended) == (None, False, False)
+    assert (after.disks, after.dropped, after.moved) == ((), (), False)
 
 
 def test_reports_are_the_last_of_each_daemon_and_machines_are_in_the_order_of_their_names(

@@ -485,6 +485,9 @@ CASES: Final = {
     "an act, and one that its agent tells of": Case(protected, protect(1, SDB), adopt),
     "an act, and one is withdrawn": Case(protected, protect(1, SDB), withdraw),
     "what an agent tells of, and it is withdrawn": Case(protected, adopt, withdraw),
+    "an act, and nothing is as if it had been said": Case(
+        protected, protect(1, SDB), lambda db: inventory.take_back(db, "web1")
+    ),
     "an act, and other hardware": Case(protected, stop, begin_anew),
     "an act, and disks that stay": Case(
         protected, stop, lambda db: inventory.keep(db, "web1", [SDB], ("ps1:9443",), None)

@@ -363,26 +363,35 @@ async def test_cancelled_where_nothing_was_said_before_its_agent_does_what_it_di
     assert (await shown(operator)).protected == bool(captured)
 
 
-@pytest.mark.parametrize("has_come", [False, True])
-async def test_cancelled_before_its_agent_ever_came_nothing_is_wanted_and_nothing_is_stopped_that_nobody_knew(
-    server: ConfigServer, operator: RestClient, files: TlsFiles, has_come: bool
+async def test_cancelled_before_its_agent_ever_came_nothing_is_wanted_of_it(
+    server: ConfigServer, operator: RestClient, files: TlsFiles
+) -> None:
+    said = await protect(operator, "sdb", offline=True)
+    await cancel(operator, said.job)
+    await ended(operator, said.job)
+    async with obedient_agent(server, files) as agent:
+        await agent.report()
+        holds = await shown(operator)
+        assert (holds.wish, holds.protected, agent.wish) == (None, False, None)
+        found = await operator.call(api.DISKS, Nothing(), machine="web1")
+        assert [disk.device for disk in found.disks if disk.wanted] == ["/dev/sda"]
+
+
+async def test_cancelled_when_its_agent_came_behind_the_act_a_person_says_what_is_wanted_and_nothing_is_dropped(
+    server: ConfigServer, operator: RestClient, files: TlsFiles
 ) -> None:
     said = await protect(operator, "sdb", offline=True)
     async with obedient_agent(server, files) as agent:
-        if has_come:
-            await takes(agent, bound=[BoundDisk(id="sda", device="/dev/sda")])
+        await takes(agent, bound=[BoundDisk(id="sda", device="/dev/sda")])
+        before = agent.wish
         await cancel(operator, said.job)
-        await ended(operator, said.job)
+        stands = await becomes(operator, said.job, JobState.ATTENTION)
+        assert "nobody knows what it did by itself" in (stands.error.cause if stands.error else "")
         await agent.report()
-        holds = await shown(operator)
-        assert holds.protected == has_come
-        if has_come:
-            assert agent.wish is not None
-            assert (agent.wish.verb, agent.wish.disks) == (Verb.PROTECT, ()), "as its configuration has it"
-        else:
-            assert (holds.wish, agent.wish) == (None, None)
-            found = await operator.call(api.DISKS, Nothing(), machine="web1")
-            assert [disk.device for disk in found.disks if disk.wanted] == ["/dev/sda"]
+        assert agent.wish == before
+        stops = await unprotect(operator)
+        job = await ended(operator, said.job)
+        assert (job.state, stops.job != said.job) == (JobState.CANCELLED, True)
 
 
 def later_act(said: MachineView) -> Wish:

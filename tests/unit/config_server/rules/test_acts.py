@@ -198,7 +198,6 @@ def act(before: Wish | None, captured: bool | None = None) -> Act:
         (STOP, True, True, Said(Verb.STOP, (SDA,))),
         (None, True, True, Said(Verb.PROTECT)),
         (None, False, True, Said(Verb.STOP)),
-        (None, None, True, Said(Verb.PROTECT)),
         (None, None, False, None),
         (None, True, False, Said(Verb.PROTECT)),
     ],
@@ -223,9 +222,10 @@ def test_disks_that_were_named_by_their_paths_are_meant_by_the_ids_that_they_hav
     assert acts.as_before("web1", by_path, SAID, is_heard=True) == Said(Verb.PROTECT, (SDA,))
 
 
-def test_what_this_version_does_not_know_it_does_not_say() -> None:
+@pytest.mark.parametrize("before", [wish(verb=Verb.OTHER), None])
+def test_what_this_version_does_not_know_or_nobody_does_it_does_not_say(before: Wish | None) -> None:
     with pytest.raises(RequestError, match="was not said again"):
-        acts.as_before("web1", act(wish(verb=Verb.OTHER)), SAID, is_heard=True)
+        acts.as_before("web1", act(before), SAID, is_heard=True)
 
 
 def test_nothing_is_to_be_done_where_the_same_is_so_already() -> None:
