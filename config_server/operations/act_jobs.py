@@ -89,8 +89,8 @@ def begin_rebind(
     """As `begin`. `machine`: None where nothing is known of it but in storage; `is_repeated`: it was that hardware before."""
     there = journal.in_lane(db, name, Lane.LIFE)
     if is_repeated:
-        is_its_own = there is not None and there.kind == Watch.REBIND and rebound_of(there).is_same(rebound)
-        if there is not None and is_its_own and _goes_on(there):
+        is_rebind = there is not None and there.kind == Watch.REBIND and _goes_on(there)
+        if there is not None and is_rebind and rebound_of(there).identity == rebound.identity:
             return there.id
         if not rules.unserved(machine, rebound.identity, at.facts, at.mono_ns):
             return ""

@@ -55,9 +55,6 @@ class Rebound(msgspec.Struct, frozen=True, kw_only=True):
     before: str
     """Who the machine was until then; empty: nobody, or nobody knows."""
 
-    def is_same(self, other: Rebound) -> bool:
-        return (self.identity, self.generation) == (other.identity, other.generation)
-
 
 def act_over(before: Machine | None, after: Wish, report: AgentReport | None) -> Act:
     """`report`: the last one of its agent, if that speaks for the machine."""

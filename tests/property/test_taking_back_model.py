@@ -53,10 +53,14 @@ class SiteWithJobs(Site):
 
     def take_back(self, job: journal.Job) -> None:
         act, machine = act_jobs.act_of(job), job.machine
+        known = inventory.find(self.db, machine)
+        before = known.wish if known is not None else None
         try:
             is_done = act_jobs.take_back(self.db, job, self.said_last(machine), self.now_ns)
         except RequestError:
             return
+        if is_done and (before is None or before.mark.act != act.act):
+            raise Violated(f"{act} was taken back, though {before} was wanted since")
         if is_done and act_jobs.take_back(self.db, job, self.said_last(machine), self.now_ns):
             raise Violated(f"{act} was taken back twice")
         self.db.execute(update(jobs).where(jobs.c.id == job.id).values(state=JobState.CANCELLED))
@@ -89,6 +93,7 @@ ADDED: list[Step] = [
 @settings(max_examples=300, deadline=None)
 @given(steps_of(WITH_JOBS))
 @example(ADDED)
+@example([("act", 2), ("act", 6), ("cancel", 0), ("act", 4), ("take back", 0), ("report", 0)])
 def test_no_agent_stops_or_drops_a_disk_of_which_nobody_said_so_whatever_is_cancelled(
     steps: list[Step],
 ) -> None:
