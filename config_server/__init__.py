@@ -14,6 +14,7 @@ Imports go downwards:
     service       wiring, and what happens every few seconds           config       the configuration file
     web/          the port, who calls, which operation answers which route
     operations/   what the API does: (who calls, request) → result
+    jobs/         long operations as journals of steps: claimed, driven, undone
     data_folder/  database, CA and token as one folder: whole, locked, backed up, put back
     storage/      what is read and removed in blob storage
     identity/     the CA, certificates, revocations as storage holds them

@@ -20,7 +20,7 @@ from config_server.identity.own_certificate import OwnCertificate
 from config_server.jobs.janitor import Janitor
 from config_server.jobs.kinds import Kinds
 from config_server.jobs.runner import Runner
-from config_server.operations import keys, restore_job, resync
+from config_server.operations import keys, protection_jobs, rebind_job, restore_job, resync
 from config_server.operations.call import Operator
 from config_server.operations.control import Control
 from config_server.operations.deleting import Deleting
@@ -175,7 +175,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             parts = (
                 _Part("listener", listener.run(runner.server)),
                 _Part("sweeper", _sweep(control, sides, own, stop), ends_itself=True),
-                _Part("jobs", _drive_jobs(control, granting, config.name, stop), ends_itself=True),
+                _Part("jobs", _drive_jobs(control, sides, granting, config.name, stop), ends_itself=True),
                 _Part("gaps", _watch_for_gaps(control)),
                 _Part("vault", _watch_vault(control, vault)),
                 _Part("serving", _ask_whose(control, stop)),
@@ -284,8 +284,17 @@ async def _sweep(control: Control, sides: Sides, own: OwnCertificate, stop: asyn
         await wait_for(stop, _SWEEP_S)
 
 
-async def _drive_jobs(control: Control, granting: Granting, name: str, stop: asyncio.Event) -> None:
-    kinds = Kinds([resync.kind(control), restore_job.kind(control, granting)])
+async def _drive_jobs(
+    control: Control, sides: Sides, granting: Granting, name: str, stop: asyncio.Event
+) -> None:
+    kinds = Kinds(
+        [
+            resync.kind(control),
+            restore_job.kind(control, granting),
+            *protection_jobs.kinds(control, sides),
+            rebind_job.kind(control, sides),
+        ]
+    )
     runner = Runner(control.db, kinds, name, control.now_ns, ended=control.bell.ring)
     janitor = Janitor(control.db, kinds, control.now_ns)
     tidied_ns = 0

@@ -57,7 +57,7 @@ _yes_option = click.option("--yes", is_flag=True, help="Do not ask. Without a te
 @click.group()
 @add_options(*COMMON)
 def job() -> None:
-    """Long operations: restores, resyncs."""
+    """Long operations: restores, resyncs; and whether what was said of a machine came true."""
 
 
 @job.command("list")
@@ -147,6 +147,7 @@ def _one(found: JobView) -> RenderableType:
         ("progress", percent(found.progress)),
         *((name, text) for name, text in (("waits for", found.waits), ("says", found.detail)) if text),
         *((("cancelled by", found.cancelled_by),) if found.cancelled_by else ()),
+        *((("its place took", _superseder(found)),) if found.superseded_by else ()),
         *(
             (name, _words(value))
             for name, value in (("asked", found.args), ("result", found.result))
@@ -167,8 +168,15 @@ def _one(found: JobView) -> RenderableType:
     return Group(*parts)
 
 
+def _superseder(found: JobView) -> str:
+    by = found.superseded_by
+    return "the deletion of the machine" if by == "deletion" else f"job {by}"
+
+
 def _words(value: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {one}" for name, one in value.items() if one not in ("", None, False))
+    """Without what stands there for the job itself."""
+    plain = ((name, one) for name, one in value.items() if not isinstance(one, dict))
+    return ", ".join(f"{name.replace('_', ' ')} {one}" for name, one in plain if one not in ("", None, False))
 
 
 @job.command("watch")
@@ -231,6 +239,8 @@ def _check_done(found: JobView) -> None:
         return
     error = found.error
     who = f"{found.cancelled_by} cancelled it" if found.cancelled_by else ""
+    if found.superseded_by:
+        who = f"its place took {_superseder(found)}, as {found.cancelled_by} said"
     raise JobEndedError(
         f"The {found.kind} of '{found.machine}' is not done: it {'was' if found.state is JobState.CANCELLED else 'is'} {found.state}",
         cause=who or (f"{error.code} {error.what}: {error.cause}" if error else found.waits),

@@ -196,6 +196,8 @@ async def _rebind(name: str, identity: str, *, ask: bool) -> SideView:
         side = await client.call(api.REBIND, RebindRequest(identity=identity), machine=name)
         with going_on(rebinding.bound(side.machine, side.identity)), Progress() as progress:
             await looked(client, side, progress.show)
+        if side.job:
+            say(protection_commands.job_of(side.job))
         return side
 
 

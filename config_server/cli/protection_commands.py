@@ -181,7 +181,22 @@ async def _protect(name: str, wanted: Protection, *, yes: bool, wait: bool) -> M
             except SaidSinceError:
                 if _act(await _seen(client, name)) == known:
                     raise
-        return await wait_until_taken(client, found) if wait else found
+        return await _seen_to(client, found, wait=wait)
+
+
+async def _seen_to(client: RestClient, said: MachineView, *, wait: bool) -> MachineView:
+    """As it is when its agent goes by what was `said`, with the job that sees to it."""
+    from msgspec.structs import replace
+
+    found = replace(await wait_until_taken(client, said), job=said.job) if wait else said
+    if said.job:
+        say(job_of(said.job))
+    return found
+
+
+def job_of(id_: str) -> str:
+    """In words. (An older server names none, nor does one where there is nothing to be done.)"""
+    return f"Job {id_} sees to it: understudy job show {id_}"
 
 
 def _act(seen: MachineView | None) -> str:
@@ -305,7 +320,7 @@ async def _unprotect(name: str, *, wait: bool) -> MachineView:
 
     async with find_target().connect() as client:
         found = await client.call(api.UNPROTECT, Nothing(), machine=name)
-        return await wait_until_taken(client, found) if wait else found
+        return await _seen_to(client, found, wait=wait)
 
 
 async def _disks(name: str) -> DiskCandidates:
@@ -324,6 +339,8 @@ async def _disks_of(client: RestClient, name: str) -> DiskCandidates:
 
 async def wait_until_taken(client: RestClient, said: MachineView) -> MachineView:
     recorded = f"It is recorded, and the agent of {said.name} is told with each of its reports: only the waiting for it ends here."
+    if said.job:
+        recorded = f"{recorded} {job_of(said.job)}"
     with going_on(recorded), Progress() as progress:
         return await taken(client, said, progress.show)
 

@@ -8,11 +8,10 @@ what bears this job's mark. Undoing what is not there is nothing. A name is neve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
-from sqlalchemy import Connection
 
 from config_server.store.journal import Job
 from shared.errors import UnderstudyError
@@ -25,20 +24,16 @@ class Waits(msgspec.Struct, frozen=True):
     again_s: float
     progress: float | None = None
     """0…1; None: not known."""
-    still: Callable[[Connection], bool] | None = None
-    """Whether it is as the step saw it, once more in the transaction that lets go of the job: else it is looked at again at once. For what
-    others write into the database, and wake the job for, who may do both just before that transaction. They say then, too, when the job
-    changed last: that somebody looks at it is no change."""
+    is_change: bool = True
+    """False: others write how it goes, and when it changed last; that somebody looks at it is no change."""
 
 
 class Stands(msgspec.Struct, frozen=True):
     """The step is not done, and may never be: a person has to say how it goes on, unless what it waits for comes after all and wakes the
-    job. Nothing is undone for that."""
+    job, or did so since it was claimed. Nothing is undone for that."""
 
     why: str
     error: UnderstudyError
-    still: Callable[[Connection], bool]
-    """As of `Waits`."""
 
 
 class Step(Protocol):

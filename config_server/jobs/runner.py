@@ -260,21 +260,19 @@ class Runner:
         name: str,
         entry: Entry,
     ) -> bool:
-        """False: it waits. True: something came meanwhile, and it goes on."""
+        """False: it waits. True: it was turned meanwhile, and goes on."""
         if journal.renew(db, held, self._lease_ns).direction is not direction:
             return True
         if entry.tries:  # it does not fail any more
             calm = Entry(state=entry.state, tries=0, result=entry.result)
             journal.put(db, held, self._lease_ns, name, calm, self._now_ns())
-        if outcome.still is not None and not outcome.still(db):
-            return True
         match outcome:
             case Waits(why, again_s, progress):
                 pause_ns = int(again_s * SECOND_NS)
-                now_ns = self._now_ns() if outcome.still is None else None
+                now_ns = self._now_ns() if outcome.is_change else None
                 journal.pause(db, held, waits=why, pause_ns=pause_ns, now_ns=now_ns, progress=progress)
             case Stands(why, error):
-                journal.ask_for_attention(db, held, waits=why, error=_told(error))
+                journal.stand(db, held, waits=why, error=_told(error))
         return False
 
     async def _while_leased(self, held: Held, leased_s: float, begin: Callable[[], Awaitable[_T]]) -> _T:

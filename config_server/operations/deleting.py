@@ -14,17 +14,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-from config_server.operations import machines
+from config_server.operations import act_jobs, machines
 from config_server.operations.call import Call
 from config_server.operations.control import Control, new_id
+from config_server.operations.jobs import DRIVEN
 from config_server.operations.protecting import Protecting
 from config_server.rules import deletion_view
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.deletion import Deletion, Found, Stage
+from config_server.rules.lanes import Lane
 from config_server.rules.machine import Machine
 from config_server.storage import removal
 from config_server.storage.deletion_note import NONE, Written
-from config_server.store import audit, certificates, deletions, incarnations, inventory, revocation
+from config_server.store import audit, certificates, deletions, incarnations, inventory, journal, revocation
 from config_server.store.database import Connection
 from shared import logging
 from shared.api.deletion import DeletionRequest, Kept
@@ -39,6 +41,7 @@ from shared.errors import (
     UnderstudyError,
     UnhealthyError,
 )
+from shared.status import AgentReport
 from shared.vocabulary import Role
 
 _log = logging.get()
@@ -103,7 +106,7 @@ class Deleting:
             if not call.is_there():  # he was told nothing, or that it failed
                 raise AskerGoneError(what)
 
-        def also(db: Connection, before: Machine, after: Machine) -> None:
+        def also(db: Connection, _before: Machine, after: Machine, _report: AgentReport | None) -> str:
             check(db)
             assert after.wish is not None
             deletion = Deletion(
@@ -124,6 +127,8 @@ class Deleting:
             day = deletion_view.day(deletion)
             back = f"To take it back: understudy machine keep {name}."
             deletions.note(db, name, f"{name} is to be deleted on {day}, as {call.who} asked", back, now_ns)
+            journal.supersede(db, name, (Lane.LIFE, Lane.DATA), call.who, act_jobs.DELETION, now_ns)
+            return ""
 
         async with self._one_at_a_time(name):
             await self._control.db.run(check)
@@ -132,11 +137,12 @@ class Deleting:
                 if container:
                     written = await removal.note(self._control.storage.machines(), container, id_)
                     await removal.fence(self._control.storage.machines(), container)
-                machine = await self._protecting.stop(call, name, also)
+                machine, _ = await self._protecting.stop(call, name, also)
             except BaseException:
                 if written is not None:
                     await self._take_back(name, container, written)
                 raise
+        self._control.bell.ring(DRIVEN)
         return await machines.shown(self._control, machine)
 
     async def keep(self, call: Call, _body: Nothing) -> Kept:

@@ -33,6 +33,7 @@ from typing import Final, NamedTuple, Protocol
 
 from msgspec.structs import replace
 
+from config_server.operations import act_jobs
 from config_server.operations.control import Control
 from config_server.operations.sides import Sides
 from config_server.rules import deletion as rules
@@ -40,10 +41,11 @@ from config_server.rules import deletion_view
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.deletion import Deletion, Found, Stage
 from config_server.rules.facts import SELF
+from config_server.rules.lanes import Lane
 from config_server.rules.machine import Machine
 from config_server.storage import removal
 from config_server.storage.deletion_note import NONE, Written
-from config_server.store import audit, deleted, deletions, incarnations, inventory
+from config_server.store import audit, deleted, deletions, incarnations, inventory, journal
 from config_server.store.database import Connection
 from shared import logging
 from shared.api.certificates import RefusedList
@@ -326,6 +328,9 @@ class DeletionSweep:
             what = f"{name} was deleted, as {deletion.who} asked{others}"
             rest = f"What was not deleted: {'; '.join(stays)}. The name can be used again: enrol it with a new token."
             deletions.note(db, name, what, rest, now_ns)
+            journal.supersede(
+                db, name, tuple(Lane), SELF, act_jobs.DELETION, now_ns
+            )  # what was said since: it waits in vain
             if deletion.container:
                 deleted.note(db, deletion.container, name, now_ns)
             if named:

@@ -4,21 +4,26 @@ Whatever loses nothing is taken: more disks, another process server. Fewer disks
 machine of which nothing is known each want a word of their own in the request, since a mistyped path or name looks the same. That word can
 say what was shown to whom it was asked: which disks go (`gone`), and over which act (`over`). What somebody else has said meanwhile is
 not undone by his yes.
+
+An act holds from then on, whatever becomes of it. What becomes of it a job sees (act_jobs.py), which is in nobody's way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import msgspec
 
-from config_server.operations import desired_state, machines
+from config_server.operations import act_jobs, desired_state, machines
 from config_server.operations.call import Call
 from config_server.operations.control import Control, check_name
+from config_server.operations.jobs import DRIVEN
 from config_server.operations.sides import Sides
+from config_server.rules import acts as rules
 from config_server.rules.clock import rfc3339
 from config_server.rules.disks import Offer
+from config_server.rules.lanes import Watch
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Seen
 from config_server.rules.wishes import in_words, named, without, word_of
@@ -42,6 +47,7 @@ from shared.status import MAX_WORD, AgentReport
 from shared.vocabulary import Role
 
 _Agent = tuple[Seen, AgentReport] | None
+_Also = Callable[[Connection, Machine, Machine, AgentReport | None], str]
 
 
 class Protecting:
@@ -65,8 +71,9 @@ class Protecting:
         offer = Offer.of(agent[1] if agent is not None else None)
         has_image_target = self._control.presence.has_image_target()
         said = agent[1].wish if agent is not None else None
+        at = act_jobs.moment(self._control, name, call.who, agent[1] if agent is not None else None)
 
-        def work(db: Connection) -> Machine:
+        def work(db: Connection) -> tuple[Machine, str]:
             before = inventory.find(db, name)
             if before is not None:
                 deletions.check_not_removed(db, name, self._control.storage.place, what)
@@ -106,33 +113,36 @@ class Protecting:
                 policies.give_own(db, name, body.policy)
             machine = inventory.machine(db, name)
             detail = {
-                "before": _plain(before),
-                "after": _plain(machine),
+                "before": rules.plain(before),
+                "after": rules.plain(machine),
                 "asked": msgspec.to_builtins(body),
             }
             audit.add(db, call.who, "machine.protect", name, detail, now_ns)
-            return machine
+            return machine, act_jobs.begin(db, Watch.PROTECT, before, machine, at)
 
-        machine = await self._control.db.run(work)
+        machine, job = await self._control.db.run(work)
         self._control.bell.ring(f"agent:{name}")
-        return await machines.shown(self._control, machine)
+        return await self._answered(machine, job)
 
     async def unprotect(self, call: Call, _body: Nothing) -> MachineView:
         name = (await machines.known(self._control, call.path["machine"])).name
-        machine = await self.stop(call, name, deletions.follow)
-        return await machines.shown(self._control, machine)
+        at = act_jobs.moment(self._control, name, call.who)
 
-    async def stop(
-        self, call: Call, name: str, also: Callable[[Connection, Machine, Machine], None]
-    ) -> Machine:
-        """Its agent is told to stop. `also` is done in the same transaction, with the machine before and after. Raises
-        MachineNotFoundError, and what `also` raises."""
+        def also(db: Connection, before: Machine, after: Machine, report: AgentReport | None) -> str:
+            deletions.follow(db, before, after)
+            return act_jobs.begin(db, Watch.UNPROTECT, before, after, at._replace(report=report))
+
+        return await self._answered(*await self.stop(call, name, also))
+
+    async def stop(self, call: Call, name: str, also: _Also) -> tuple[Machine, str]:
+        """Its agent is told to stop. `also` is done in the same transaction, with the machine before and after, and what its agent said
+        last; its answer is given back, too. Raises MachineNotFoundError, and what `also` raises."""
         await self._sides.ask(name)
         now_ns = self._control.now_ns()
         agent = self._agent(name, await self._control.db.run(lambda db: inventory.find(db, name)))
         said = agent[1].wish if agent is not None else None
 
-        def work(db: Connection) -> Machine:
+        def work(db: Connection) -> tuple[Machine, str]:
             before = self._as_bound(db, inventory.machine(db, name), now_ns)
             machine = inventory.act(
                 db,
@@ -142,14 +152,14 @@ class Protecting:
                 known=said.mark if said is not None else None,
                 identity=self._identity(name, agent),
             )
-            detail = {"before": _plain(before), "after": _plain(machine)}
+            detail = {"before": rules.plain(before), "after": rules.plain(machine)}
             audit.add(db, call.who, "machine.unprotect", name, detail, now_ns)
-            also(db, before, machine)
-            return inventory.machine(db, name)
+            found = also(db, before, machine, agent[1] if agent is not None else None)
+            return inventory.machine(db, name), found
 
-        machine = await self._control.db.run(work)
+        machine, found = await self._control.db.run(work)
         self._control.bell.ring(f"agent:{name}")
-        return machine
+        return machine, found
 
     async def disks(self, call: Call, _body: Nothing) -> DiskCandidates:
         machine = await machines.known(self._control, call.path["machine"])
@@ -163,6 +173,10 @@ class Protecting:
             disks=Offer.of(agent[1] if agent is not None else None).candidates(machine),
             by_configuration=not machine.protected and not machine.ended,
         )
+
+    async def _answered(self, machine: Machine, job: str) -> MachineView:
+        self._control.bell.ring(DRIVEN)
+        return msgspec.structs.replace(await machines.shown(self._control, machine), job=job)
 
     def _agent(self, name: str, known: Machine | None) -> _Agent:
         """What its agent said last, on the hardware that is the machine by storage, or, while that names none, by what is `known`: disks
@@ -285,15 +299,3 @@ def _check_fewer(
             cause=f"it leaves out what is protected now: {names}",
             names=[word_of(disk) for disk in gone],
         )
-
-
-def _plain(machine: Machine | None) -> Any:
-    """What of it an act may change, for the audit log."""
-    if machine is None:
-        return None
-    return {
-        "protected": machine.protected,
-        "disks": [disk.device for disk in machine.disks],
-        "wish": msgspec.to_builtins(machine.wish),
-        "policy": machine.policy_name or msgspec.to_builtins(machine.policy),
-    }

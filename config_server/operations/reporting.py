@@ -12,14 +12,16 @@ from config_server.operations import desired_state
 from config_server.operations.call import Call
 from config_server.operations.control import Control, check_name
 from config_server.operations.deleted import Deleted
+from config_server.operations.jobs import DRIVEN
 from config_server.operations.pages import before, page
 from config_server.operations.sides import Sides
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
 from config_server.rules.health import worst
+from config_server.rules.lanes import Lane
 from config_server.rules.presence import Seen, decode, problems_of
 from config_server.rules.wrong import problems_with
-from config_server.store import audit, certificates, commands, events, inventory
+from config_server.store import audit, certificates, commands, events, inventory, journal
 from config_server.store.database import Connection
 from shared import logging
 from shared.api.audit import AuditList
@@ -87,6 +89,7 @@ class Reporting:
         rung = self._control.bell.listen(call.who)
 
         is_news = before is None or before.report.state != seen.report.state
+        is_awaited = _is_awaited(before, seen, began_ns)
         is_saved = is_news or began_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS
 
         def told(db: Connection) -> _Told:
@@ -107,6 +110,8 @@ class Reporting:
             finished = commands.finish(db, call.who, seen.report.results, now_ns)
             changed = events.reconcile(db, call.who, problems_of(seen), now_ns)
             self._note_state(db, before, seen, now_ns)
+            if is_awaited:
+                journal.wake(db, call.name, Lane.LIFE)
             if is_saved:
                 if role == Role.AGENT:
                     inventory.ensure_machine(db, call.name, now_ns)
@@ -127,7 +132,7 @@ class Reporting:
         except DatabaseError:
             # It says so itself. The answer tells who was revoked, which must not wait for room on a disk.
             finished, changed, answer, kept = [], [], _Told([]), False
-        for id_ in finished:
+        for id_ in (*finished, *([DRIVEN] if is_awaited else [])):
             self._control.bell.ring(id_)
         log_changes(changed)
         has_news = taken and self._note_wish(seen, answer)
@@ -239,6 +244,25 @@ class Reporting:
         )
         events.note(db, EventKind.STATE, seen.source, happened, now_ns)
         _log.info("machine state", machine=seen.name, old=old, new=seen.report.state, cause=seen.report.cause)
+
+
+def _is_awaited(before: Seen | None, seen: Seen, now_ns: int) -> bool:
+    """Whether an agent comes, or comes back, or does something else than before: a job may wait for that."""
+    if not isinstance(seen.report, AgentReport):
+        return False
+    if before is None or before.is_silent(now_ns) or not isinstance(before.report, AgentReport):
+        return True
+    return _does(before.report) != _does(seen.report)
+
+
+def _does(report: AgentReport) -> tuple[Any, ...]:
+    return (
+        report.state,
+        report.identity,
+        report.wish.mark if report.wish is not None else None,
+        [(disk.name, bool(disk.mode), disk.state) for disk in report.disks],
+        [error.code for error in report.errors],
+    )
 
 
 def log_changes(changed: list[EventView]) -> None:

@@ -26,7 +26,7 @@ given again. (`lasting_s` is zero for that.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from config_server.jobs.kinds import Kind, Stands, Waits
@@ -100,13 +100,12 @@ class _Watch:
         silent_s = self._silence.look(job.id, worker.heard_ns, self._control.mono_ns())
         if silent_s <= SILENT_S:
             return Waits(
-                f"the command{_where(job)}, which does it", _LOOK_S, worker.progress, _unchanged(job, worker)
+                f"the command{_where(job)}, which does it", _LOOK_S, worker.progress, is_change=False
             )
         self._silence.forget(job.id)
         return Stands(
             f"nothing is heard of the command{_where(job)} that runs it; {_last(worker)}",
             _silent(job, worker),
-            _unchanged(job, worker),
         )
 
     async def undo(self, job: Job) -> bool | Waits:
@@ -115,7 +114,7 @@ class _Watch:
         if not worker.has_ended and not is_unheard:
             if self._hears.look(job.id, 0, self._control.mono_ns()) <= HEARS_S:
                 why = f"the command{_where(job)} to hear that it is cancelled"
-                return Waits(why, _SOON_S, worker.progress, _unchanged(job, worker))
+                return Waits(why, _SOON_S, worker.progress, is_change=False)
             await self._control.db.run(lambda db: self._give_up(db, job, worker))
         self._silence.forget(job.id)
         self._hears.forget(job.id)
@@ -125,14 +124,6 @@ class _Watch:
         ends = restores.give_up(db, job.id, _unanswered(job, worker))
         if ends is not None:
             note_ended(db, ends, SELF, self._control.now_ns())
-
-
-def _unchanged(job: Job, seen: Worker) -> Callable[[Connection], bool]:
-    def still(db: Connection) -> bool:
-        now = restores.worker(db, job.id)
-        return (now.state, now.heard_ns) == (seen.state, seen.heard_ns)
-
-    return still
 
 
 def _where(job: Job) -> str:

@@ -20,7 +20,7 @@ from config_server.store import audit, deletions, events, jobs, journal, restore
 from config_server.store.database import Connection
 from shared import logging
 from shared.api.events import EventKind
-from shared.api.jobs import Direction, JobProgress, JobState, JobView
+from shared.api.jobs import Direction, JobProgress, JobState, JobView, StepState
 from shared.api.restores import RestoreGrant, RestoreRequest
 from shared.blob import BlobStore
 from shared.errors import KeyUsedError, NotFoundError, StorageError, UsageError
@@ -130,7 +130,7 @@ def _begun(db: Connection, who: str, machine: str, body: RestoreRequest, grant: 
         args=args,
         now_ns=now_ns,
         id_=id_,
-        begun=restores.STEPS,
+        begun=[(step, StepState.BEGUN) for step in restores.STEPS],
     )
 
 

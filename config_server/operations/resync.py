@@ -14,6 +14,7 @@ import msgspec
 from config_server.jobs.kinds import Kind, Waits
 from config_server.operations import machines
 from config_server.operations.control import Control
+from config_server.rules.lanes import Lane
 from config_server.store import commands, inventory
 from config_server.store.database import Connection
 from config_server.store.journal import Job
@@ -26,7 +27,7 @@ from shared.vocabulary import MachineState, Role
 
 NAME: Final = "resync"
 VERSION: Final = 1
-LANE: Final = "data"
+LANE: Final = Lane.DATA
 EPOCH: Final = "after"
 """The argument: the machine's epoch when it was asked for."""
 _SOON_S: Final = 2.0

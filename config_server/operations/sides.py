@@ -15,13 +15,16 @@ import time
 from collections.abc import Callable, Set
 from typing import Final, NamedTuple
 
+from config_server.operations import act_jobs
 from config_server.operations.call import Call
 from config_server.operations.control import Control, check_name, new_id
+from config_server.operations.jobs import DRIVEN
+from config_server.rules.acts import Rebound
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.copies import Copies, meant
 from config_server.rules.serving import signature
 from config_server.storage import removal
-from config_server.store import audit, commands, deletions
+from config_server.store import audit, commands, deletions, inventory
 from config_server.store.database import Connection
 from shared import active_side, logging
 from shared.active_side import ActiveSide, Known
@@ -48,6 +51,8 @@ _log = logging.get()
 _ASK_AGAIN_S: Final = 10.0
 _ASK_S: Final = 2.0
 """How long storage may take; a report is not held up for longer."""
+_NAMED: Final = 3
+"""So many copies are named in words."""
 RECENT_S: Final = 6.0
 """A boot that reported so lately is there: reports come every two seconds."""
 
@@ -116,6 +121,14 @@ class Sides:
     def problems(self) -> list[Problem]:
         return self._copies.problems(self.clock())
 
+    def refused(self, machine: str) -> str:
+        """In words, who was refused lately as a copy of it, and why; empty: nobody."""
+        found = self._copies.lately(machine, self.clock())[:_NAMED]
+        return "; ".join(
+            f"refused is {active_side.shown(one.identity)} at {one.address}: {one.error.cause}"
+            for one in found
+        )
+
     async def copies(self, call: Call, _body: Nothing) -> CopyList:
         """Who is the machine, who was refused as a copy of it lately, and whom `rebind` means where it names nobody."""
         machine = check_name(call.path["machine"], "machine")
@@ -171,8 +184,9 @@ class Sides:
             asked[f"agent:{machine}"] = new_id()
         mono_ns = self._control.mono_ns()
         silent = [seen.source for seen in holders if seen.is_silent(mono_ns)]
+        at = act_jobs.moment(self._control, machine, call.who)
 
-        def work(db: Connection) -> None:
+        def work(db: Connection) -> str:
             detail = {
                 "identity": identity,
                 "generation": side.generation,
@@ -181,9 +195,12 @@ class Sides:
             audit.add(db, call.who, "machine.rebind", machine, detail, now_ns)
             for holder, id_ in asked.items():
                 commands.add(db, id_, holder, CommandKind.CHECK_SIDE, {"machine": machine}, now_ns)
+            rebound = Rebound(identity=identity, generation=side.generation, before=side.replaced)
+            known = inventory.find(db, machine)
+            return act_jobs.begin_rebind(db, machine, known, rebound, at, is_repeated=side is before)
 
-        await self._control.db.run(work)
-        for holder in asked:
+        job = await self._control.db.run(work)
+        for holder in (*asked, DRIVEN):
             self._control.bell.ring(holder)
         _log.info("machine rebound", machine=machine, identity=identity, generation=side.generation)
         return SideView(
@@ -193,6 +210,7 @@ class Sides:
             repeated=side is before,
             asked={holder: id_ for holder, id_ in asked.items() if holder not in silent},
             silent=silent,
+            job=job,
         )
 
     # ---- inside

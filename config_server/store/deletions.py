@@ -16,6 +16,7 @@ from config_server.rules import deletion as rules
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.deletion import Deletion, Stage, of_acts
 from config_server.rules.facts import SELF
+from config_server.rules.lanes import WATCHES
 from config_server.rules.machine import Machine
 from config_server.rules.wishes import made_ns
 from config_server.store import audit, commands, events, grants, incarnations, inventory, jobs
@@ -93,9 +94,9 @@ def advance(
 
 def running(db: Connection, name: str, now_ns: int, over: Collection[str] = ()) -> list[str]:
     """What reads the machine in storage, or may, in words. `now_ns` is storage's time of day, by which grants end; `over`: jobs that were
-    given up for good."""
+    given up for good. (One that waits for an agent that never comes reads nothing.)"""
     return [
-        *(f"a {kind} of it runs (job {id_})" for id_, kind in jobs.running(db, name)),
+        *(f"a {kind} of it runs (job {id_})" for id_, kind in jobs.running(db, name) if kind not in WATCHES),
         *(
             f"job {id_}, of which nothing is heard, may go on"
             for id_ in jobs.given_up(db, name)

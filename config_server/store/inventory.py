@@ -163,6 +163,13 @@ def withdraw(db: Connection, name: str) -> None:
     db.execute(_CHANGE, {"machine": name, **none})
 
 
+def take_back(db: Connection, name: str) -> Machine:
+    """Nobody was told of its act, and nothing was known of its disks before: it is as if nothing had been said."""
+    withdraw(db, name)
+    db.execute(_CHANGE, {"machine": name, "disks": "[]", "dropped": "[]", "moved": False})
+    return machine(db, name)
+
+
 def keep(
     db: Connection,
     name: str,

@@ -180,6 +180,7 @@ def _view(row: Row[Any], begun: list[StepView]) -> JobView:
         direction=direction,
         waits=row.waits,
         cancelled_by=row.cancelled_by,
+        superseded_by=row.superseded_by,
         steps=begun,
         allowed=job_view.allowed(state, direction, is_driven=row.version > OF_WORKER),
     )

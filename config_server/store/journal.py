@@ -10,6 +10,9 @@ whether the claim still holds, and then to write, is not enough: a claim by anot
 Leases are compared by the clock of the database (`clock_ns`): the hosts' clocks do not matter, and no transaction sees an old `now()`.
 On SQLite there is one process; what it had is free at its start (`free_all`).
 
+Something that is wanted of a machine now waits for no job that saw to something else: such a job is *superseded* (`supersede`) in the
+transaction that says it. It turns back and gives up its lane at once; what it does back is seen by whoever has it, as with a cancel.
+
 What this database loses (it is put back from a backup) is: jobs that end differently than they did. So those that had not ended stay
 as they are until somebody says otherwise (restored.py).
 """
@@ -17,11 +20,11 @@ as they are until somebody says otherwise (restored.py).
 from __future__ import annotations
 
 import secrets
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Row, and_, bindparam, or_, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, case, or_, select, update
 
 from config_server.store.schema import jobs, steps
 from config_server.store.statements import clock_ns, replacing, unless_there
@@ -51,6 +54,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     args: dict[str, Any]
     direction: Direction
     cancelled_by: str
+    superseded_by: str
+    """What took its place while it went forward; empty: nothing."""
+    attention: bool
+    """It is nobody's until a person says how it goes on."""
     error: Failure | None
     """Why it turned back, or stands still."""
     in_doubt: bool
@@ -94,6 +101,7 @@ _CLAIM: Final = (
         word=bindparam("new_word"),
         owner=bindparam("new_owner"),
         lease_ns=clock_ns() + bindparam("for_ns"),
+        wake_ns=0,
         waits="",
     )
     .returning(jobs.c.term)
@@ -101,6 +109,14 @@ _CLAIM: Final = (
 _RENEW: Final = (
     update(jobs).where(_MINE, _ACTIVE).values(lease_ns=clock_ns() + bindparam("for_ns")).returning(*jobs.c)
 )
+_GET: Final = select(jobs).where(_IT)
+_ITS_LANE: Final = and_(
+    _DRIVEN, jobs.c.machine == bindparam("of_machine"), jobs.c.lane == bindparam("the_lane")
+)
+_IN_LANE: Final = select(jobs).where(_ITS_LANE)
+WOKEN: Final = -1
+"""As `wake_ns`: since its owner took it. What he saw before that is no reason to wait."""
+_WAKE: Final = update(jobs).where(_ITS_LANE).values(wake_ns=WOKEN)
 _STEPS: Final = select(steps).where(steps.c.job == bindparam("it"))
 _PUT_STEP: Final = replacing(steps)
 _FREE: Final = {"lease_ns": 0, "owner": "", "word": ""}
@@ -118,12 +134,12 @@ def create(
     args: Mapping[str, Any],
     now_ns: int,
     id_: str = "",
-    begun: Iterable[str] = (),
+    begun: Iterable[tuple[str, StepState]] = (),
 ) -> str:
-    """The id of the new job: `id_` where it is given, which no other has (`is_there`). `begun`: steps of which something may be there
-    already, so that they are undone also where nobody drove the job before it turned back. Raises LaneTakenError where another job of
-    the machine has the lane; nothing was written then."""
-    id_ = id_ or secrets.token_hex(8)
+    """The id of the new job: `id_` where it is given (`new_id`, or a key of which no job is there: `is_there`). `begun`: steps that this
+    transaction does by itself (DONE), or of which something may be there already (BEGUN), so that they are undone also where nobody drove
+    the job before it turned back. Raises LaneTakenError where another job of the machine has the lane; nothing was written then."""
+    id_ = id_ or new_id()
     new = {
         "id": id_, "kind": kind, "version": version, "machine": machine, "lane": lane, "who": who,
         "state": JobState.RUNNING, "detail": "", "args": msgspec.json.encode(args).decode(),
@@ -136,20 +152,36 @@ def create(
         raise LaneTakenError(
             f"The {kind} of '{machine}' was not begun", cause=f"its {kind_there} is under way (job {there})"
         )
-    for step in begun:
-        _write(db, id_, step, Entry(state=StepState.BEGUN, tries=0), now_ns)
+    for step, state in begun:
+        _write(db, id_, step, Entry(state=state, tries=0), now_ns)
     return id_
+
+
+def new_id() -> str:
+    return secrets.token_hex(8)
 
 
 def is_there(db: Connection, id_: str, *, kind: str, machine: str) -> bool:
     """Whether this job was begun, ended or not. Raises KeyUsedError where the id is another's."""
-    found = db.execute(select(jobs.c.kind, jobs.c.machine).where(_IT), {"it": id_}).first()
-    if found is not None and tuple(found) != (kind, machine):
+    found = db.execute(_GET, {"it": id_}).first()
+    if found is not None and (found.kind, found.machine) != (kind, machine):
         raise KeyUsedError(
             f"The {kind} of '{machine}' was not begun",
             cause=f"with this key the {found.kind} of '{found.machine}' was begun (job {id_})",
         )
     return found is not None
+
+
+def find(db: Connection, id_: str) -> Job:
+    """As it is now: for a step that reads it together with what it sees to. (What its owner has been told may have changed since:
+    `say_again`.) It is there."""
+    return _job(db.execute(_GET, {"it": id_}).one())
+
+
+def in_lane(db: Connection, machine: str, lane: str) -> Job | None:
+    """The one that has not ended."""
+    row = db.execute(_IN_LANE, {"of_machine": machine, "the_lane": lane}).first()
+    return None if row is None else _job(row)
 
 
 def due(db: Connection, kinds: Container[tuple[str, int]], most: int) -> list[str]:
@@ -221,10 +253,11 @@ def pause(
     progress: float | None = None,
     error: Failure | None = None,
 ) -> None:
-    """It is nobody's until `pause_ns` from now, or somebody wakes it. `now_ns`: None: others say when it changed last. Behind a `renew` of
-    the same transaction."""
+    """It is nobody's until `pause_ns` from now, or somebody wakes it, or did so since it was claimed. `now_ns`: None: others say when it
+    changed last. Behind a `renew` of the same transaction."""
+    wake_ns = case((jobs.c.wake_ns == WOKEN, 0), else_=clock_ns() + pause_ns)
     values: dict[str, Any] = {
-        **_FREE, "waits": waits, "wake_ns": clock_ns() + pause_ns, "progress": progress,
+        **_FREE, "waits": waits, "wake_ns": wake_ns, "progress": progress,
     }  # fmt: skip
     if now_ns is not None:
         values["updated_ns"] = now_ns
@@ -237,6 +270,14 @@ def ask_for_attention(db: Connection, held: Held, *, waits: str, error: Failure)
     """It is nobody's until a person says what is to become of it. Behind a `renew` of the same transaction."""
     values = {**_FREE, "waits": waits, "attention": True, "error": msgspec.json.encode(error).decode()}
     db.execute(_CHANGE.values(**values), {"it": held.id})
+
+
+def stand(db: Connection, held: Held, *, waits: str, error: Failure) -> None:
+    """As `ask_for_attention`, unless somebody woke it since it was claimed: then it is due at once. Behind a `renew` of the same
+    transaction."""
+    woken = db.execute(_CHANGE.where(jobs.c.wake_ns == WOKEN).values(**_FREE, wake_ns=0), {"it": held.id})
+    if not woken.rowcount:
+        ask_for_attention(db, held, waits=waits, error=error)
 
 
 def turn(db: Connection, held: Held, error: Failure) -> None:
@@ -289,6 +330,42 @@ def cancel(db: Connection, id_: str, who: str, now_ns: int) -> bool:
         {"it": id_},
     )
     return bool(ended.rowcount)
+
+
+def supersede(
+    db: Connection, machine: str, lanes: Collection[str], who: str, by: str, now_ns: int
+) -> list[str]:
+    """Something else is wanted of the machine: whatever has these lanes of it is in nobody's way any more, when this transaction is
+    committed. Each such job has no lane from now on and turns back, if it does not already; it is due at once, also one that stood still
+    for a person's word, and its owner sees that with his next transaction, as with `cancel`. Of one that went forward it is written down
+    that `who` said so, and what took its place: `by`, a job's id or `deletion`. (One that was going back before that goes back for the
+    reason that it had.) The ids of all."""
+    in_lanes = and_(_DRIVEN, jobs.c.machine == machine, jobs.c.lane.in_(lanes))
+    db.execute(
+        update(jobs)
+        .where(in_lanes, jobs.c.direction == Direction.FORWARD)
+        .values(direction=Direction.BACK, cancelled_by=who, superseded_by=by)
+    )
+    out_of_the_way = (
+        update(jobs)
+        .where(in_lanes)
+        .values(lane="", wake_ns=0, waits="", attention=False, updated_ns=now_ns)
+        .returning(jobs.c.id)
+    )
+    return sorted(db.scalars(out_of_the_way))
+
+
+def say_again(db: Connection, id_: str, args: Mapping[str, Any], now_ns: int) -> None:
+    """The same was asked for once more while the job goes forward: it sees to that from now on, and looks at once."""
+    said = update(jobs).where(_IT, _DRIVEN, jobs.c.direction == Direction.FORWARD)
+    plain = msgspec.json.encode(args).decode()
+    db.execute(said.values(args=plain, wake_ns=WOKEN, waits="", updated_ns=now_ns), {"it": id_})
+
+
+def wake(db: Connection, machine: str, lane: str) -> None:
+    """What the job of this lane waits for may have come: it is due at once, unless it waits for a person; also where its owner is just
+    about to let it go, since it had not come yet when he looked."""
+    db.execute(_WAKE, {"of_machine": machine, "the_lane": lane})
 
 
 def again(db: Connection, id_: str) -> bool:
@@ -362,6 +439,8 @@ def _job(row: Row[Any]) -> Job:
         args=decoding.decode(row.args, type=dict[str, Any]),
         direction=Direction(row.direction),
         cancelled_by=row.cancelled_by,
+        superseded_by=row.superseded_by,
+        attention=bool(row.attention),
         in_doubt=bool(row.in_doubt),
         error=None if row.error is None else decoding.decode(row.error, type=Failure),
     )

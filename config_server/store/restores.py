@@ -24,7 +24,7 @@ import msgspec
 from sqlalchemy import Connection, Row, and_, bindparam, or_, select, update
 
 from config_server.store import jobs
-from config_server.store.journal import OF_WORKER
+from config_server.store.journal import OF_WORKER, WOKEN
 from config_server.store.schema import jobs as table
 from shared import decoding
 from shared.api.jobs import Direction, JobProgress, JobState, JobView, WorkerState
@@ -114,11 +114,13 @@ def _changes(row: Row[Any], said: JobProgress, who: str, now_ns: int) -> dict[st
         "detail": said.detail,
     }
     if row.direction == Direction.BACK:  # which it hears with the answer
-        return heard | ({**known, "wake_ns": 0} if said.state is not WorkerState.RUNNING else {})
+        return heard | ({**known, "wake_ns": WOKEN} if said.state is not WorkerState.RUNNING else {})
     # A program from before these jobs gave it up as one of its own: it goes on.
     heard |= known | {"state": JobState.RUNNING, "ended_ns": None}
     if row.attention or said.state is not WorkerState.RUNNING:
-        heard |= {"attention": False, "waits": "", "wake_ns": 0}
+        heard |= {"attention": False, "waits": "", "wake_ns": WOKEN}
+    elif row.owner:  # who may be about to say that it is not heard
+        heard |= {"wake_ns": WOKEN}
     match said.state:
         case WorkerState.RUNNING:
             return heard

@@ -240,11 +240,14 @@ jobs: Final = Table(
     _word("who"),  # began it
     _word("direction", "forward"),
     _word("cancelled_by"),
+    _word("superseded_by"),  # which job took its place, or what else (journal.supersede); empty: nothing
     _word("owner"),  # the config server that has it, for people; empty: nobody
     Column("term", NUMBER, nullable=False, server_default=text("0")),  # rises with each claim
     _word("word"),  # of the last claim, random
     Column("lease_ns", NUMBER, nullable=False, server_default=text("0")),  # until then it is the owner's
-    Column("wake_ns", NUMBER, nullable=False, server_default=text("0")),  # nobody takes it before then
+    Column(
+        "wake_ns", NUMBER, nullable=False, server_default=text("0")
+    ),  # nobody takes it before then; see journal.wake
     _word("waits"),  # for what; empty: it does not
     Column("attention", FLAG, nullable=False, server_default=false()),  # a person has to say how it goes on
     Column("in_doubt", FLAG, nullable=False, server_default=false()),  # the database was put back since

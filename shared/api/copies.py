@@ -56,6 +56,8 @@ class SideView(msgspec.Struct, kw_only=True):
     that it is now, which was told to try again, if it was refused lately."""
     silent: list[str] = []
     """Those that do not report: they look by themselves within a minute, if they run."""
+    job: str = ""
+    """Which sees whether the new hardware takes it up; empty where it has."""
 
 
 REBIND = Route(

@@ -102,6 +102,8 @@ class JobView(msgspec.Struct, kw_only=True):
     """For what; empty: it does not."""
     cancelled_by: str = ""
     """Empty: nobody has. The command of a restore, which reports it, stops for this."""
+    superseded_by: str = ""
+    """The job that took its place, or `deletion`, where that of its machine did; empty: nothing did."""
     steps: list[StepView] = []
     """Those that were ever begun, in the order in which they are done."""
     allowed: list[JobAct] = []

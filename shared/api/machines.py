@@ -138,6 +138,8 @@ class MachineView(msgspec.Struct, kw_only=True):
     """Null: no opinion, its agent goes by its own configuration."""
     deletion: DeletionView | None = None
     """Null: nobody wants it deleted."""
+    job: str = ""
+    """In the answer to `protect` and `unprotect`: the job that sees whether it comes true; empty where it is so already, and elsewhere."""
 
 
 class MachineList(msgspec.Struct):

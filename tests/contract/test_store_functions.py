@@ -265,6 +265,10 @@ def test_a_wish_is_kept_renumbered_and_withdrawn(db: Connection) -> None:
     inventory.withdraw(db, "web1")
     after = machine(db)
     assert (after.wish, after.protected, after.ended, after.disks) == (None, False, False, (SDA,))
+    inventory.act(db, "web1", Verb.PROTECT, NOW, disks=(SDB,), process_servers=("d:1",))
+    after = inventory.take_back(db, "web1")
+    assert (after.wish, after.protected, after.ended) == (None, False, False)
+    assert (after.disks, after.dropped, after.moved) == ((), (), False)
 
 
 def test_reports_are_the_last_of_each_daemon_and_machines_are_in_the_order_of_their_names(
@@ -308,6 +312,20 @@ def test_policies_are_found_by_name_and_the_default_one_always(db: Connection) -
     policies.assign(db, "web1", "gold")
     assert (policies.users(db, "gold"), policies.users(db, "default")) == (["web1"], ["web2"])
     assert policies.view(db, "gold").machines == ["web1"]
+
+
+def test_a_policy_has_a_version_which_is_another_one_after_each_change(db: Connection) -> None:
+    assert policies.version(db, "gold") is None
+    versions = [policies.version(db, "default")]
+    policies.put(db, "gold", Policy())
+    assert policies.version(db, "gold") == versions[0], "it says the same"
+    for threshold_s in (60, 70):
+        policies.put(db, "gold", Policy(rpo_threshold_s=threshold_s))
+        versions.append(policies.version(db, "gold"))
+    assert None not in versions
+    assert len(set(versions)) == 3
+    policies.put(db, "gold", Policy(rpo_threshold_s=60))
+    assert policies.version(db, "gold") == versions[1]
 
 
 def test_the_audit_log_keeps_every_letter(db: Connection) -> None:

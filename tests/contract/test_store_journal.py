@@ -136,6 +136,51 @@ def test_one_that_waits_is_nobodys_until_its_time_or_until_somebody_wakes_it(db:
     assert jobs.get(db, id_).error == FAILED, "why it waited stays until it is said otherwise"
 
 
+def test_who_does_what_a_job_waits_for_wakes_it_but_none_that_a_person_has_to_wake(db: Connection) -> None:
+    ids = [begun(db), begun(db, lane="life"), begun(db, "web2")]
+    for id_ in ids:
+        journal.pause(db, claimed(db, id_), waits="the agent", pause_ns=HOUR_NS, now_ns=NOW)
+    journal.wake(db, "web1", "data")
+    assert due(db) == ids[:1]
+    journal.pause(db, claimed(db, ids[0]), waits="the agent", pause_ns=HOUR_NS, now_ns=NOW)
+    assert due(db) == [], "he has seen what it was woken for"
+    journal.ask_for_attention(db, claimed(db, ids[0]), waits="a person", error=FAILED)
+    journal.wake(db, "web1", "data")
+    assert (due(db), jobs.get(db, ids[0]).state) == ([], JobState.ATTENTION)
+
+
+@pytest.mark.parametrize("is_said_again", [False, True])
+def test_who_wakes_a_job_while_its_owner_looks_is_not_overheard(db: Connection, is_said_again: bool) -> None:
+    id_ = begun(db)
+    held = claimed(db, id_)
+    if is_said_again:
+        journal.say_again(db, id_, {"after": 2}, NOW)
+    else:
+        journal.wake(db, "web1", "data")
+    journal.pause(db, held, waits="the agent", pause_ns=HOUR_NS, now_ns=NOW)
+    assert due(db) == [id_]
+    journal.pause(db, claimed(db, id_), waits="the agent", pause_ns=HOUR_NS, now_ns=NOW)
+    assert due(db) == [], "once"
+
+
+@pytest.mark.parametrize("is_woken", [False, True])
+def test_one_that_stands_still_does_not_where_it_was_woken_since_it_was_taken(
+    db: Connection, is_woken: bool
+) -> None:
+    id_ = begun(db)
+    held = claimed(db, id_)
+    if is_woken:
+        journal.wake(db, "web1", "data")
+    journal.stand(db, held, waits="a word", error=FAILED)
+    seen = jobs.get(db, id_)
+    assert (seen.state is JobState.ATTENTION, seen.waits == "a word", seen.error == FAILED) == (
+        (not is_woken,) * 3
+    )
+    assert due(db) == ([id_] if is_woken else [])
+    with pytest.raises(LostJobError):
+        journal.renew(db, held, HOUR_NS)
+
+
 @pytest.mark.parametrize("gives", ["waits", "attention", "free"])
 def test_who_gave_a_job_up_renews_nothing(db: Connection, gives: str) -> None:
     id_ = begun(db)
@@ -195,6 +240,87 @@ def test_one_that_is_cancelled_is_undone_by_its_owner_and_one_of_a_command_has_e
     assert not journal.cancel(db, "j1", "operator:b", NOW)
     late = jobs.update(db, "j1", JobProgress(state=WorkerState.DONE), NOW)
     assert (late.state, late.cancelled_by) == (JobState.CANCELLED, "operator:a")
+
+
+def test_what_is_superseded_turns_back_at_once_without_its_lane_and_names_who_and_what_took_its_place(
+    db: Connection,
+) -> None:
+    waits, stands, ended = begun(db, lane="life"), begun(db), begun(db, lane="other")
+    others = [begun(db, "web2", "life"), begun(db, lane="third"), begun(db, lane="")]
+    journal.pause(db, claimed(db, waits), waits="the agent", pause_ns=HOUR_NS, now_ns=NOW)
+    journal.ask_for_attention(db, claimed(db, stands), waits="a person", error=FAILED)
+    journal.end(db, claimed(db, ended), JobState.DONE, None, NOW)
+    older_jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
+    gone = journal.supersede(db, "web1", ("life", "data", "other"), "operator:a", "the-next", NOW)
+    assert gone == sorted([waits, stands])
+    assert sorted(due(db)) == sorted([waits, stands, *others]), "at once"
+    for id_ in gone:
+        seen = jobs.get(db, id_)
+        assert (seen.cancelled_by, seen.superseded_by) == ("operator:a", "the-next")
+        assert (seen.state, seen.direction, seen.waits) == (JobState.RUNNING, Direction.BACK, "")
+        job = journal.renew(db, claimed(db, id_), HOUR_NS)
+        assert (job.superseded_by, job.attention) == ("the-next", False)
+        assert begun(db, lane="life" if id_ == waits else "data") != id_, "its lane is free"
+    for id_ in [*others, "j1"]:
+        assert (jobs.get(db, id_).superseded_by, jobs.get(db, id_).direction) == ("", Direction.FORWARD)
+    assert jobs.get(db, ended).state is JobState.DONE
+
+
+def test_who_has_a_superseded_job_keeps_it_and_hears_of_it_with_his_next_transaction(db: Connection) -> None:
+    id_ = begun(db)
+    held = claimed(db, id_)
+    journal.supersede(db, "web1", ("data",), "operator:a", "the-next", NOW)
+    assert journal.claim(db, id_, "cs2", HOUR_NS) is None, "his effect may be under way"
+    job = journal.put(db, held, HOUR_NS, "ask", BEGUN, NOW)
+    assert (job.direction, job.superseded_by) == (Direction.BACK, "the-next")
+    journal.end(db, held, JobState.CANCELLED, None, NOW)
+    assert journal.supersede(db, "web1", ("data",), "operator:b", "another", NOW) == []
+
+
+def test_one_that_goes_back_already_loses_its_lane_and_keeps_its_reason(db: Connection) -> None:
+    cancelled, failed = begun(db), begun(db, lane="life")
+    journal.cancel(db, cancelled, "operator:a", NOW)
+    held = claimed(db, failed)
+    journal.turn(db, held, FAILED)
+    journal.ask_for_attention(db, held, waits="it is locked", error=FAILED)
+    assert journal.supersede(db, "web1", ("data", "life"), "operator:b", "the-next", NOW) == sorted(
+        [cancelled, failed]
+    )
+    seen = [jobs.get(db, id_) for id_ in (cancelled, failed)]
+    assert [(job.cancelled_by, job.superseded_by) for job in seen] == [("operator:a", ""), ("", "")]
+    assert (jobs.that_need_attention(db), sorted(due(db))) == ([], sorted([cancelled, failed]))
+    begun(db)
+    begun(db, lane="life")
+
+
+def test_a_job_may_begin_with_its_first_step_done_and_is_found_by_its_lane(db: Connection) -> None:
+    assert journal.in_lane(db, "web1", "life") is None
+    id_ = journal.create(
+        db, kind="resync", version=1, machine="web1", lane="life", who="operator:o", args={"n": 1}, now_ns=NOW,
+        id_="drawn-before", begun=[("set", StepState.DONE)],
+    )  # fmt: skip
+    assert id_ == "drawn-before"
+    assert journal.entries(db, id_) == {"set": Entry(state=StepState.DONE, tries=0)}
+    found = journal.in_lane(db, "web1", "life")
+    assert found == journal.find(db, id_)
+    assert (found.id, found.kind, found.args) == (id_, "resync", {"n": 1})
+    assert journal.in_lane(db, "web1", "data") is None
+    with pytest.raises(LaneTakenError):
+        journal.create(
+            db, kind="resync", version=1, machine="web1", lane="life", who="o", args={}, now_ns=NOW, begun=[("set", StepState.DONE)]
+        )  # fmt: skip
+    journal.end(db, claimed(db, id_), JobState.DONE, None, NOW)
+    assert journal.in_lane(db, "web1", "life") is None
+
+
+def test_what_is_said_again_wakes_the_job_that_sees_to_it_and_none_that_goes_back(db: Connection) -> None:
+    id_ = begun(db)
+    journal.pause(db, claimed(db, id_), waits="the agent", pause_ns=HOUR_NS, now_ns=NOW)
+    journal.say_again(db, id_, {"after": 2}, NOW)
+    assert (due(db), journal.find(db, id_).args) == ([id_], {"after": 2})
+    journal.cancel(db, id_, "operator:a", NOW)
+    journal.say_again(db, id_, {"after": 3}, NOW)
+    assert journal.find(db, id_).args == {"after": 2}
 
 
 def test_one_that_fails_turns_back_and_ends_with_what_came_of_it(db: Connection) -> None:

@@ -251,7 +251,7 @@ def test_another_kind_is_nobodys_to_report(db: Connection) -> None:
 def test_a_job_gets_the_id_that_it_is_given_and_has_begun_what_was_there_before_it(db: Connection) -> None:
     id_ = journal.create(
         db, kind="restore", version=1, machine="web1", lane="", who=WHO, args={}, now_ns=NOW, id_="0123456789abcdef",
-        begun=restores.STEPS,
+        begun=[(step, StepState.BEGUN) for step in restores.STEPS],
     )  # fmt: skip
     assert id_ == "0123456789abcdef"
     assert journal.is_there(db, id_, kind="restore", machine="web1")

@@ -19,9 +19,12 @@ import pytest
 from msgspec.structs import replace
 from sqlalchemy import Connection, event, select, update
 
+from config_server.operations import act_jobs
 from config_server.rules import deletion as rules
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.deletion import Deletion, Stage
+from config_server.rules.facts import Facts
+from config_server.rules.lanes import Watch
 from config_server.rules.revocations import Record
 from config_server.store import (
     audit,
@@ -344,13 +347,12 @@ def let_go(*, stands: bool = False) -> Work:
         if restores.worker(db, MINE.id).heard_ns:
             return "heard"
         if stands:
-            journal.ask_for_attention(
-                db, MINE, waits="a word", error=restores.failure_of(JobGivenUpError("x"))
-            )
+            journal.stand(db, MINE, waits="a word", error=restores.failure_of(JobGivenUpError("x")))
         else:
             journal.pause(db, MINE, waits="the command", pause_ns=HOUR_NS, now_ns=None)
         # When it is woken is by the clock, so it cannot be compared; whether it was is.
-        db.execute(update(schema.jobs).where(schema.jobs.c.id == MINE.id).values(wake_ns=1))
+        row = update(schema.jobs).where(schema.jobs.c.id == MINE.id, schema.jobs.c.wake_ns > 0)
+        db.execute(row.values(wake_ns=1))
         return "let go"
 
     return work
@@ -394,6 +396,88 @@ def two_of_one_grant(db: Connection) -> None:
 
 def cancel_job(db: Connection) -> bool:
     return journal.cancel(db, MINE.id, "operator:a", NOW)
+
+
+def supersede(by: str) -> Work:
+    return lambda db: journal.supersede(db, "web1", ("data",), f"operator:{by}", by, NOW)
+
+
+def begin_instead(id_: str) -> Work:
+    """As operations/act_jobs.py."""
+
+    def work(db: Connection) -> list[str]:
+        gone = journal.supersede(db, "web1", ("data",), "operator:o", id_, NOW)
+        journal.create(
+            db, kind="resync", version=1, machine="web1", lane="data", who="operator:o", args={}, now_ns=NOW, id_=id_,
+            begun=[("set", StepState.DONE)],
+        )  # fmt: skip
+        return gone
+
+    return work
+
+
+def say_again(db: Connection) -> bool:
+    """As operations/act_jobs.py: whether it was that job's."""
+    found = journal.in_lane(db, "web1", "data")
+    is_its_own = found is not None and found.direction is Direction.FORWARD
+    if found is not None and is_its_own:
+        journal.say_again(db, found.id, {"said": 2}, NOW)
+    return is_its_own
+
+
+def pause_job(db: Connection) -> bool:
+    """As jobs/runner.py."""
+    is_forward = journal.renew(db, MINE, HOUR_NS).direction is Direction.FORWARD
+    if is_forward:
+        journal.pause(db, MINE, waits="the agent", pause_ns=HOUR_NS, now_ns=NOW)
+    return is_forward
+
+
+def fail_job(db: Connection) -> bool:
+    """As jobs/runner.py, past the fence."""
+    is_forward = put_step(db) is Direction.FORWARD
+    if is_forward:
+        journal.ask_for_attention(db, MINE, waits="a person", error=Failure("US1", "x"))
+    return is_forward
+
+
+def seen_to(number: int, *disks: WantedDisk, verb: Verb = Verb.PROTECT) -> Work:
+    """As operations/protecting.py: an act, and the job that sees to it; whether there is one."""
+
+    def work(db: Connection) -> bool:
+        before = inventory.find(db, "web1")
+        after = inventory.act(db, "web1", verb, NOW + number, disks=disks)
+        kind = Watch.PROTECT if verb is Verb.PROTECT else Watch.UNPROTECT
+        at = act_jobs.Moment("operator:o", NOW + number, NOW, Facts(None, None, None), None)
+        return bool(act_jobs.begin(db, kind, before, after, at))
+
+    return work
+
+
+def an_act_is_seen_to(db: Connection) -> None:
+    seen_to(1, SDA)(db)
+    seen_to(2, SDA, SDB)(db)
+
+
+def an_act_is_cancelled(db: Connection) -> None:
+    an_act_is_seen_to(db)
+    cancel_its_job(db)
+
+
+def the_cancelled(db: Connection) -> journal.Job:
+    its = schema.jobs.c.cancelled_by == "operator:a"
+    return journal.find(db, db.scalars(select(schema.jobs.c.id).where(its)).one())
+
+
+def cancel_its_job(db: Connection) -> bool:
+    its = schema.jobs.c.created_ns == NOW + 2
+    return journal.cancel(
+        db, db.scalars(select(schema.jobs.c.id).where(its)).one(), "operator:a", NOW
+    )  # fmt: skip
+
+
+def take_back(db: Connection) -> bool:
+    return act_jobs.take_back(db, the_cancelled(db), None, NOW + 3)
 
 
 def issued(serial: int, renews: int = 0) -> Issued:
@@ -483,6 +567,9 @@ CASES: Final = {
     "an act, and one that its agent tells of": Case(protected, protect(1, SDB), adopt),
     "an act, and one is withdrawn": Case(protected, protect(1, SDB), withdraw),
     "what an agent tells of, and it is withdrawn": Case(protected, adopt, withdraw),
+    "an act, and nothing is as if it had been said": Case(
+        protected, protect(1, SDB), lambda db: inventory.take_back(db, "web1")
+    ),
     "an act, and other hardware": Case(protected, stop, begin_anew),
     "an act, and disks that stay": Case(
         protected, stop, lambda db: inventory.keep(db, "web1", [SDB], ("ps1:9443",), None)
@@ -624,6 +711,35 @@ CASES: Final = {
         end_unless_shared,
         lambda db: journal.cancel(db, "other", "operator:o", NOW),
     ),
+    "a job is superseded, or begins a step": Case(a_claimed_job(HOUR_NS), put_step, supersede("j2")),
+    "a job is superseded, or waits": Case(a_claimed_job(HOUR_NS), pause_job, supersede("j2")),
+    "a job is superseded, or needs attention": Case(a_claimed_job(HOUR_NS), fail_job, supersede("j2")),
+    "a job is superseded, or done": Case(a_claimed_job(HOUR_NS), end_job, supersede("j2")),
+    "a job is superseded, or cancelled": Case(a_claimed_job(HOUR_NS), cancel_job, supersede("j2")),
+    "a job is superseded, or taken": Case(a_driven_job, claim("cs1"), supersede("j2")),
+    "a job is superseded, or abandoned": Case(
+        a_job_stands, lambda db: journal.abandon(db, MINE.id, NOW), supersede("j2")
+    ),
+    "a job is superseded twice": Case(a_claimed_job(HOUR_NS), supersede("j2"), supersede("j3")),
+    "a job, and two that take its place": Case(
+        a_claimed_job(HOUR_NS), begin_instead("j2"), begin_instead("j3")
+    ),
+    "two jobs, each in place of whatever there is": Case(nothing, begin_instead("j2"), begin_instead("j3")),
+    "a job takes a place that another takes": Case(nothing, begin_instead("j2"), begin_job),
+    "the same again, or superseded": Case(a_claimed_job(HOUR_NS), say_again, begin_instead("j2")),
+    "the same again, or cancelled": Case(a_claimed_job(HOUR_NS), say_again, cancel_job),
+    "the same again, or done": Case(a_claimed_job(HOUR_NS), say_again, end_job),
+    "two acts that are seen to": Case(nothing, seen_to(1, SDA), seen_to(2, SDB)),
+    "the same act twice, and seen to": Case(nothing, seen_to(1, SDA), seen_to(2, SDA)),
+    "an act is taken back, or another one made": Case(an_act_is_cancelled, take_back, seen_to(9, SDB)),
+    "an act is taken back, or said again": Case(an_act_is_cancelled, take_back, seen_to(9, SDA, SDB)),
+    "an act is taken back, or protection ends": Case(
+        an_act_is_cancelled, take_back, seen_to(9, verb=Verb.STOP)
+    ),
+    "an act is taken back, or its agent tells of another": Case(an_act_is_cancelled, take_back, adopt),
+    "an act is taken back twice": Case(an_act_is_cancelled, take_back, take_back),
+    "an act is cancelled, or said again": Case(an_act_is_seen_to, cancel_its_job, seen_to(9, SDA, SDB)),
+    "an act is cancelled, or another one made": Case(an_act_is_seen_to, cancel_its_job, seen_to(9, SDB)),
     "a job that is driven, or deletion": Case(
         to_be_deleted(Stage.CLOSED), begin_job, advance(Stage.CLOSED, Stage.REMOVING)
     ),
@@ -750,7 +866,7 @@ def left(engine: Engine) -> list[str]:
         found = []
         for table in schema.METADATA.sorted_tables:
             columns = [column for column in table.c if column.name not in ("id", schema.IMPLICIT)]
-            found += [f"{table.name}: {scrubbed(str(row))}" for row in db.execute(select(*columns))]
+            found += [f"{table.name}: {scrubbed(str(tuple(row)))}" for row in db.execute(select(*columns))]
         return sorted(found)
 
     return engine.transact(work, vital=False)

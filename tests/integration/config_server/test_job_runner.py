@@ -53,7 +53,7 @@ class Site:
     async def begin(self) -> str:
         return await self.db.run(
             lambda db: journal.create(
-                db, kind="told", version=1, machine="web1", lane="", who="operator:o", args={}, now_ns=NOW
+                db, kind="told", version=1, machine="web1", lane="data", who="operator:o", args={}, now_ns=NOW
             )
         )
 
@@ -62,6 +62,15 @@ class Site:
         await self.runner.look()
         await self.runner.settled()
         return await self.db.run(lambda db: jobs.get(db, id_))
+
+    def wakes(self, then: object) -> _Do:
+        """What the job waits for comes just before the step answers."""
+
+        async def do(job: Job) -> object:
+            await self.db.run(lambda db: journal.wake(db, job.machine, "data"))
+            return then
+
+        return do
 
     def cancels(self, then: object) -> _Do:
         """Somebody cancels the job just before the step answers."""
@@ -80,11 +89,6 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     await db.close()
 
 
-def often(*answers: bool) -> Callable[[Connection], bool]:
-    left = [*answers]
-    return lambda _db: left.pop(0)
-
-
 async def test_one_that_waits_says_for_what_and_how_far_it_is(site: Site) -> None:
     site.step.done = [Waits("the command", 60.0, 0.5)]
     job = await site.drive(await site.begin())
@@ -93,10 +97,12 @@ async def test_one_that_waits_says_for_what_and_how_far_it_is(site: Site) -> Non
 
 @pytest.mark.parametrize("stands", [False, True])
 async def test_what_came_as_the_job_was_let_go_is_looked_at_at_once(site: Site, stands: bool) -> None:
-    error, still = UnhealthyError("x"), often(False, True)
-    answer = Stands("a word", error, still) if stands else Waits("a word", 60.0, None, still)
-    site.step.done = [answer, answer]
-    job = await site.drive(await site.begin())
+    answer = Stands("a word", UnhealthyError("x")) if stands else Waits("a word", 60.0)
+    site.step.done = [site.wakes(answer), answer]
+    id_ = await site.begin()
+    job = await site.drive(id_)
+    assert (job.state is JobState.ATTENTION, job.error) == (False, None)
+    job = await site.drive(id_)
     assert site.step.done == []
     assert (job.state, job.waits) == (JobState.ATTENTION if stands else JobState.WAITING, "a word")
     assert (job.error.code if job.error else "") == ("US400" if stands else "")
@@ -104,8 +110,7 @@ async def test_what_came_as_the_job_was_let_go_is_looked_at_at_once(site: Site, 
 
 @pytest.mark.parametrize("stands", [False, True])
 async def test_one_that_is_cancelled_as_it_is_let_go_goes_back_at_once(site: Site, stands: bool) -> None:
-    still = often(True)
-    answer = Stands("x", UnhealthyError("x"), still) if stands else Waits("x", 60.0, None, still)
+    answer = Stands("x", UnhealthyError("x")) if stands else Waits("x", 60.0)
     site.step.done, site.step.undone = [site.cancels(answer)], [True]
     id_ = await site.begin()
     job = await site.drive(id_)

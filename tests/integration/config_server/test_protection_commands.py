@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from shared import api
+from shared.api.jobs import JobQuery, JobView
 from shared.api.protection import Protection
 from shared.api.route import Nothing
 from shared.desired import Verb, WantedDisk
@@ -63,6 +64,30 @@ async def test_protect_waits_until_the_agent_goes_by_it(
     back = await line.json("machine", "protect", "web1", "--disk", "/dev/sda")
     assert back["wish"]["process_servers"] == ["ps1:9443"], "as it was"
     assert web1.wish.disks == (WantedDisk("/dev/sda", id="sda"),)
+
+
+async def test_the_job_is_named_that_sees_whether_it_comes_true(
+    line: Line, web1: ObedientAgent, operator: RestClient
+) -> None:
+    said = await line.run("machine", "protect", "web1", "--disk", "/dev/sda", "--output", "json")
+    id_ = said.json["job"]
+    assert f"Job {id_} sees to it: understudy job show {id_}" in said.stderr
+    watched = await line.run("job", "watch", id_, "--output", "table")
+    assert watched.exit_code == 0
+    for words in ("wants protect /dev/sda", "instead of its configuration alone", "follow", "copy"):
+        assert words in watched.stdout
+    again = await line.run("machine", "protect", "web1", "--disk", "/dev/sda", "--output", "json")
+    assert (again.json["job"], "sees to it" in again.stderr) == ("", False), "it is so already"
+    web1.obeys = False
+    stops = await line.json("machine", "unprotect", "web1", "--yes", "--no-wait")
+    await line.json("machine", "protect", "web1", "--no-wait")
+    gone = await line.run("job", "watch", stops["job"])
+    assert gone.exit_code == 5
+    assert f"its place took job {(await newest(operator)).id}, as operator:admin said" in gone.stderr
+
+
+async def newest(operator: RestClient) -> JobView:
+    return (await operator.call(api.JOBS, JobQuery(limit=1))).jobs[0]
 
 
 @pytest.mark.parametrize("disks", [(), ("--disk", "/dev/sda")])

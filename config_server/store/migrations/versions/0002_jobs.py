@@ -22,6 +22,7 @@ def upgrade() -> None:
         _word("who"),
         _word("direction", "forward"),
         _word("cancelled_by"),
+        _word("superseded_by"),
         _word("owner"),
         _number("term"),
         _word("word"),
