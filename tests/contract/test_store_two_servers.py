@@ -37,6 +37,7 @@ from config_server.store import (
     journal,
     policies,
     postgresql,
+    replicas,
     restored,
     revocation,
     schema,
@@ -385,6 +386,26 @@ def report(said: bytes) -> Work:
     return lambda db: inventory.save_report(db, StoredReport(Role.AGENT, "web1", NOW, said))
 
 
+def two_replicas(db: Connection) -> None:
+    replicas.join(db, "a", "config1")
+    replicas.join(db, "b", "config2")
+
+
+def share(id_: str, number: int) -> Work:
+    """One report of web1; what both leave is the later, whoever is first."""
+    one = StoredReport(Role.AGENT, "web1", NOW, b"{}", start="s", number=number, age_ns=0)
+
+    def work(db: Connection) -> list[str]:
+        replicas.write(db, id_, "", [one], [])
+        return [found.start for found in inventory.reports(db)]
+
+    return work
+
+
+def hold(id_: str) -> Work:
+    return lambda db: replicas.hold(db, "sweep", id_, HOUR_NS)
+
+
 CASES: Final = {
     "a token is used once": Case(
         a_token, lambda db: tokens.redeem(db, b"token", NOW), lambda db: tokens.redeem(db, b"token", NOW)
@@ -408,6 +429,9 @@ CASES: Final = {
     "an act, and a report of disks": Case(nothing, protect(1, SDA), settle),
     "an act, and what was heard": Case(protected, protect(1, SDB), lambda db: inventory.heard(db, "web1")),
     "two reports": Case(nothing, report(b"{}"), report(b"[]")),
+    "a report each, of one daemon": Case(two_replicas, share("a", 5), share("b", 6)),
+    "two batches of one server": Case(two_replicas, share("a", 5), share("a", 6)),
+    "one lease, and two who want it": Case(two_replicas, hold("a"), hold("b")),
     "a grant that is asked for twice": Case(nothing, give_asked("g1"), give_asked("g2")),
     "a grant ends twice": Case(
         granted,
