@@ -235,7 +235,7 @@ class Deleting:
             return _Points((), f"{exc.what}: {exc.cause}" if exc.cause else exc.what)
 
     def _hindered(self, machine: Machine) -> UnhealthyError | None:
-        return None if machine.deletion is None else self._control.hindered.get(machine.deletion.id)
+        return None if machine.deletion is None else self._control.hinders(machine.deletion.id)
 
 
 def _check_its_own(what: str, name: str, container: str, found: Found) -> None:

@@ -13,6 +13,7 @@ from config_server.operations.call import Call
 from config_server.operations.control import Control, check_name
 from config_server.operations.deleted import Deleted
 from config_server.operations.pages import before, page
+from config_server.operations.replicas import stored
 from config_server.operations.sides import Sides
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
@@ -79,6 +80,9 @@ class Reporting:
             self._control.refuse_revoked(
                 call.serial, call.who, call.begins_s
             )  # storage may have taken its time
+        others = self._control.others
+        if others is not None:
+            await others.fresh()
         before = self._control.presence.of(role, call.name)
         seen = self._control.presence.learn(
             role, check_name(call.name, role), call.body, now_ns, began_ns, address=call.remote
@@ -87,7 +91,9 @@ class Reporting:
         rung = self._control.bell.listen(call.who)
 
         is_news = before is None or before.report.state != seen.report.state
-        is_saved = is_news or began_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS
+        # Where there are other servers, each report is stored for them, with all that came in the same second.
+        is_due = others is None and began_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS
+        is_saved = is_news or is_due or call.who not in self._saved_ns
 
         def told(db: Connection) -> _Told:
             asked = commands.pending(db, call.who, now_ns)
@@ -106,13 +112,12 @@ class Reporting:
                 certificates.note_presented(db, call.role, call.name, call.der)
             finished = commands.finish(db, call.who, seen.report.results, now_ns)
             changed = events.reconcile(db, call.who, problems_of(seen), now_ns)
-            self._note_state(db, before, seen, now_ns)
+            if is_news:
+                self._note_state(db, before, seen, now_ns)
             if is_saved:
                 if role == Role.AGENT:
                     inventory.ensure_machine(db, call.name, now_ns)
-                inventory.save_report(
-                    db, inventory.StoredReport(role, call.name, now_ns, _without_results(seen))
-                )
+                inventory.save_report(db, stored(seen, self._control.mono_ns()))
             answer = told(db)
             return finished, changed, answer
 
@@ -131,6 +136,8 @@ class Reporting:
             self._control.bell.ring(id_)
         log_changes(changed)
         has_news = taken and self._note_wish(seen, answer)
+        if others is not None and taken:
+            others.tell(seen)
         if call.wait_s > 0 and not has_news and {c.id for c in answer.commands} <= set(seen.report.running):
             await wait_for(rung, call.wait_s)
             answer = _Told([])
@@ -227,7 +234,9 @@ class Reporting:
     def _note_state(self, db: Connection, before: Seen | None, seen: Seen, now_ns: int) -> None:
         if not isinstance(seen.report, AgentReport):
             return
-        old = before.report.state if before is not None else "not-connected"
+        old = inventory.reported_state(db, seen.role, seen.name)  # another server may have heard it
+        if not old:
+            old = before.report.state if before is not None else "not-connected"
         if seen.report.state == old:
             return
         happened = Problem(
@@ -270,7 +279,3 @@ def _daemon_view(seen: Seen, now_ns: int) -> DaemonView:
         skew_s=seen.skew_ns / SECOND_NS,
         report=report,
     )
-
-
-def _without_results(seen: Seen) -> bytes:
-    return msgspec.json.encode(msgspec.structs.replace(seen.report, results={}))

@@ -78,7 +78,6 @@ class Restores:
 
     async def update_job(self, call: Call, body: JobProgress) -> JobView:
         now_ns = self._control.now_ns()
-        self._control.job_heard_ns[call.path["id"]] = self._control.mono_ns()
 
         def work(db: Connection) -> JobView:
             before = jobs.get(db, call.path["id"])

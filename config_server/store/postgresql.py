@@ -109,6 +109,7 @@ class Postgresql:
     def __init__(self, config: DatabaseConfig, *, is_alone: bool = True) -> None:
         """Nothing is opened yet. `is_alone`: no other server may use the database; else nobody looks."""
         self.trouble: DatabaseError | None = None
+        self.is_shared = True
         self._config = config
         self._away_until_s = 0.0
         self._sole: Final = SoleServer(self._session, config.place) if is_alone else None

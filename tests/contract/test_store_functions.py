@@ -177,7 +177,7 @@ def test_jobs_are_found(db: Connection) -> None:
     assert jobs.running(db, "web2") == []
     jobs.update(db, "j1", JobProgress(state=WorkerState.FAILED, error=Failure("US1", "x")), NOW)
     assert jobs.given_up(db, "web1") == [], "it failed by its own word"
-    jobs.fail_silent(db, {"j2": 0}, 10**15, NOW)
+    jobs.fail_silent(db, {"j2": (NOW, 0)}, 10**15, NOW)
     assert (jobs.given_up(db, "web1"), jobs.given_up(db, "web2")) == (["j2"], [])
     jobs.update(db, "j2", JobProgress(state=WorkerState.RUNNING), NOW)
     assert jobs.given_up(db, "web1") == [], "it was heard again"

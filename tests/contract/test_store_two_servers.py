@@ -250,7 +250,7 @@ def silent(db: Connection) -> None:
     """A job that was given up for good, over a machine that is to be deleted."""
     to_be_deleted(Stage.CLOSED)(db)
     a_job(db)
-    jobs.fail_silent(db, {"j1": 0}, 10**15, NOW)
+    jobs.fail_silent(db, {"j1": (NOW, 0)}, 10**15, NOW)
     for passed_ns in (0, int(rules.GIVEN_UP_S * SECOND_NS)):
         deletions.count(db, "web1", "d1", passed_ns, NOW)
 
@@ -468,7 +468,7 @@ CASES: Final = {
     "counted, while a job is given up": Case(
         counted_with_a_job,
         lambda db: deletions.count(db, "web1", "d1", 5, NOW + 1),
-        lambda db: jobs.fail_silent(db, {"j1": 0}, 10**15, NOW),
+        lambda db: jobs.fail_silent(db, {"j1": (NOW, 0)}, 10**15, NOW),
     ),
     "removed, or a job goes on": Case(
         silent,
@@ -519,7 +519,7 @@ CASES: Final = {
     ),
     "a job ends once": Case(a_job, job(WorkerState.DONE), job(WorkerState.FAILED)),
     "a job ends, or is given up": Case(
-        a_job, job(WorkerState.DONE), lambda db: jobs.fail_silent(db, {"j1": 0}, 10**15, NOW)
+        a_job, job(WorkerState.DONE), lambda db: jobs.fail_silent(db, {"j1": (NOW, 0)}, 10**15, NOW)
     ),
     "two jobs of one lane": Case(nothing, begin_job, begin_job),
     "two servers take a job": Case(a_driven_job, claim("cs1"), claim("cs2")),
