@@ -139,6 +139,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
     try:
         with durable.named(f"The data folder {folder} could not be used"):
             await db.run(lambda opened: belonging.check_parts(opened, ca, _token(folder / TOKEN_FILE)))
+            await db.run(lambda opened: belonging.check_beside(opened, _token(folder / TOKEN_FILE)))
             await _recover(control, folder)
             ca_note.note_if_possible(ca, config.vault_file)
             if config.database.is_file:  # no other process has it, so what is leased was this one's, before

@@ -22,16 +22,18 @@ from config_server.rules.twins import SILENT_S
 from config_server.rules.wishes import Untaken
 from config_server.storage.account import Storage
 from config_server.storage.owners import Serving
-from config_server.store import jobs, replicas
+from config_server.store import commands, jobs, replicas
 from config_server.store.commands import Bell
 from config_server.store.database import Connection, Database
 from shared import logging
 from shared.api.certificates import Revocations
+from shared.api.commands import CommandState, CommandView
 from shared.api.points import PointView
 from shared.errors import CertificateRevokedError, RequestError, UnderstudyError, UnhealthyError
 from shared.naming import SAYS, is_name
 from shared.status import Problem
 from shared.vocabulary import Role, Severity
+from shared.waiting import wait_for
 
 _log = logging.get()
 
@@ -113,6 +115,18 @@ class Control:
     async def is_its(self, what: str, for_s: float) -> bool:
         """The same, of what is harmless where another one does it, too. Raises DatabaseError."""
         return self.others is None or await self.db.run(lambda db: self.holds(db, what, for_s))
+
+    async def wait_for_result(self, command: str, wait_s: float) -> CommandView:
+        """The command, when it pends no more, or at the end of the wait. A bell may be rung in vain: when another server is gone nobody
+        knows what that one had rung. Raises CommandNotFoundError, DatabaseError."""
+        ends_ns = self.mono_ns() + int(wait_s * SECOND_NS)
+        while True:
+            rung = self.bell.listen(command)
+            view = await self.db.run(lambda db: commands.get(db, command))
+            left_s = (ends_ns - self.mono_ns()) / SECOND_NS
+            if view.state is not CommandState.PENDING or left_s <= 0 or self.bell.is_closed:
+                return view
+            await wait_for(rung, left_s)
 
     def forget(self, role: Role, name: str) -> None:
         """A daemon takes part no more."""

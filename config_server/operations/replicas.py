@@ -163,7 +163,9 @@ class Replicas:
 
     async def leave(self) -> None:
         """What is known here is known to the others, and what this one had alone is anybody's."""
-        with contextlib.suppress(DatabaseError):  # then it ends as if it had been killed
+        with contextlib.suppress(
+            DatabaseError, DataFolderInUseError
+        ):  # then it ends as if it had been killed
             await self.write()
             await self._control.db.run(lambda db: replicas.let_go(db, self.id))
 

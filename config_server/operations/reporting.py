@@ -24,7 +24,7 @@ from config_server.store import audit, certificates, commands, events, inventory
 from config_server.store.database import Connection
 from shared import logging
 from shared.api.audit import AuditList
-from shared.api.commands import Command, CommandState, CommandView
+from shared.api.commands import Command, CommandView
 from shared.api.daemons import DaemonList, DaemonView, StatusReply
 from shared.api.events import EventKind, EventList, EventQuery, EventView
 from shared.api.route import Nothing, Page
@@ -103,27 +103,26 @@ class Reporting:
             said = None if answer.desired == Desired() else answer.desired
             return _Told(asked, said, answer.is_withheld, answer.waits, answer.left_entries)
 
-        def work(db: Connection) -> tuple[list[str], list[EventView], _Told]:
+        def work(db: Connection) -> tuple[list[str], list[EventView], _Told, str | None]:
             if not taken:
                 # Who was held up hears no answer any more; commands and wishes are not for a twin.
-                return [], [], _Told([])
+                return [], [], _Told([]), None
             if call.serial not in self._noted:
                 # A database from a backup may not know it, and it shall be seen, and revoked with what is renewed from it.
                 certificates.note_presented(db, call.role, call.name, call.der)
             finished = commands.finish(db, call.who, seen.report.results, now_ns)
             changed = events.reconcile(db, call.who, problems_of(seen), now_ns)
-            if is_news:
-                self._note_state(db, before, seen, now_ns)
+            change = self._note_state(db, before, seen, now_ns) if is_news else None
             if is_saved:
                 if role == Role.AGENT:
                     inventory.ensure_machine(db, call.name, now_ns)
                 inventory.save_report(db, stored(seen, self._control.mono_ns()))
             answer = told(db)
-            return finished, changed, answer
+            return finished, changed, answer, change
 
         kept = taken  # what it says of commands is said again
         try:
-            finished, changed, answer = await self._control.db.run(work)
+            finished, changed, answer, old = await self._control.db.run(work)
             if taken:
                 self._noted.add(call.serial)
                 self._note_entries(seen, answer, began_ns)
@@ -131,10 +130,13 @@ class Reporting:
                     self._saved_ns[call.who] = began_ns
         except DatabaseError:
             # It says so itself. The answer tells who was revoked, which must not wait for room on a disk.
-            finished, changed, answer, kept = [], [], _Told([]), False
+            finished, changed, answer, old, kept = [], [], _Told([]), None, False
         for id_ in finished:
             self._control.bell.ring(id_)
         log_changes(changed)
+        if old is not None:
+            cause = seen.report.cause if isinstance(seen.report, AgentReport) else ""
+            _log.info("machine state", machine=seen.name, old=old, new=seen.report.state, cause=cause)
         has_news = taken and self._note_wish(seen, answer)
         if others is not None and taken:
             others.tell(seen)
@@ -204,13 +206,7 @@ class Reporting:
 
     async def command(self, call: Call, _body: Nothing) -> CommandView:
         """A command; with `Prefer: wait` when its result is there, or at the end of the wait."""
-        id_ = call.path["id"]
-        rung = self._control.bell.listen(id_)
-        view = await self._control.db.run(lambda db: commands.get(db, id_))
-        if view.state is CommandState.PENDING and call.wait_s > 0:
-            await wait_for(rung, call.wait_s)
-            view = await self._control.db.run(lambda db: commands.get(db, id_))
-        return view
+        return await self._control.wait_for_result(call.path["id"], call.wait_s)
 
     async def events(self, _call: Call, body: EventQuery) -> EventList:
         behind = before(body)
@@ -231,14 +227,15 @@ class Reporting:
         shown, next_ = page(found, body, lambda entry: str(entry.id))
         return AuditList(entries=shown, next=next_)
 
-    def _note_state(self, db: Connection, before: Seen | None, seen: Seen, now_ns: int) -> None:
+    def _note_state(self, db: Connection, before: Seen | None, seen: Seen, now_ns: int) -> str | None:
+        """The state that its agent had before, if it has another one now."""
         if not isinstance(seen.report, AgentReport):
-            return
+            return None
         old = inventory.reported_state(db, seen.role, seen.name)  # another server may have heard it
         if not old:
             old = before.report.state if before is not None else "not-connected"
         if seen.report.state == old:
-            return
+            return None
         happened = Problem(
             code="",
             what=f"{seen.name} went from {old} to {seen.report.state}",
@@ -247,7 +244,7 @@ class Reporting:
             object=seen.name,
         )
         events.note(db, EventKind.STATE, seen.source, happened, now_ns)
-        _log.info("machine state", machine=seen.name, old=old, new=seen.report.state, cause=seen.report.cause)
+        return old
 
 
 def log_changes(changed: list[EventView]) -> None:

@@ -181,6 +181,11 @@ class Bell:
         self.forward: Callable[[str], None] = lambda _name: None
         """Rings it at the other servers (operations/replicas.py)."""
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody waits any more: this server ends."""
+        return self._closed
+
     def ring(self, name: str) -> None:
         self.ring_here(name)
         self.forward(name)

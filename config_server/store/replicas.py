@@ -27,6 +27,8 @@ from config_server.store.statements import Prepared, clock_ns, unless_there
 
 KEPT: Final = 300
 """So many batches of a server what it rang is kept: whoever has not looked for longer takes it that everything was rung."""
+LIVING_NS: Final = 15 * SECOND_NS
+"""A server that has written lately: it does each second."""
 BURIED_NS: Final = 600 * SECOND_NS
 """A server that has written nothing for so long is forgotten."""
 
@@ -62,6 +64,9 @@ _RINGS: Final = Prepared(
     .order_by(rings.c.batch)
 )
 _DEAD: Final = select(replicas.c.id).where(replicas.c.beat_ns < clock_ns() - BURIED_NS)
+_LIVING: Final = (
+    select(replicas.c.name).where(replicas.c.beat_ns > clock_ns() - LIVING_NS).order_by(replicas.c.name)
+)
 _TAKE: Final = unless_there(leases)
 _HOLD: Final = Prepared(
     update(leases)
@@ -142,6 +147,11 @@ def read(db: Connection, id_: str, known: Mapping[str, int]) -> News:
             )
         found.append(other)
     return News(clock_ns=now_ns or clock(db), others=tuple(found))
+
+
+def living(db: Connection) -> list[str]:
+    """The names of the servers that have written something lately."""
+    return list(db.scalars(_LIVING))
 
 
 def bury(db: Connection) -> list[str]:

@@ -82,11 +82,11 @@ def test_a_server_that_is_not_known_any_more_writes_nothing(two: Connection) -> 
 
 def test_a_server_that_is_silent_for_long_is_forgotten_and_what_it_heard_is_not(two: Connection) -> None:
     replicas.write(two, "a", "", [of_web1(1)], ["x"])
-    assert replicas.bury(two) == []
+    assert (replicas.bury(two), replicas.living(two)) == ([], ["config1", "config2"])
     long_ago = replicas.clock(two) - replicas.BURIED_NS - 60 * SECOND_NS
     two.execute(update(schema.replicas).where(schema.replicas.c.id == "a").values(beat_ns=long_ago))
     assert replicas.bury(two) == ["a"]
-    assert replicas.read(two, "b", {}).others == ()
+    assert (replicas.read(two, "b", {}).others, replicas.living(two)) == ((), ["config2"])
     assert stored(two) == [("s1", 1)]
 
 

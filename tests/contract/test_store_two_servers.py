@@ -567,7 +567,7 @@ class Server:
     """One server's engine, which can be held before a statement, or before its commit."""
 
     def __init__(self, config: DatabaseConfig) -> None:
-        self.engine = Postgresql(config, is_alone=False).open()
+        self.engine = Postgresql(config).open()
         self._hold_at: int | None = None
         self._held, self._may_go = threading.Event(), threading.Event()
         self._passed = 0

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+from msgspec.structs import replace
 
 from config_server import service
 from config_server.rules.facts import SELF
+from config_server.rules.twins import SILENT_S
 from config_server.store.config import DatabaseConfig
-from config_server.store.postgresql import Postgresql
 from shared import api, tls
-from shared.api.commands import CommandState
+from shared.api.commands import Command, CommandState
 from shared.api.daemons import DaemonView
-from shared.api.events import EventKind, EventQuery
+from shared.api.events import EventKind, EventQuery, EventView
 from shared.api.points import PointRequest
 from shared.api.protection import Protection
 from shared.api.route import Nothing
-from shared.errors import MachineNotFoundError, UnderstudyError
+from shared.control_client import ControlClient
+from shared.errors import ConfigError, MachineNotFoundError, UnderstudyError
 from shared.rest import RestClient
+from shared.status import AgentDisk, AgentReport
 from shared.vocabulary import Role
 from tests.config_parts import ConfigServer, config_for, running, until
 from tests.obedient_agent import ObedientAgent
+from tests.replicas import Balancer, Replica
 
 HELD_S = 20.0
 """So long an answer may be held; what is rung at the other server ends that long before."""
@@ -38,11 +43,6 @@ class Pair(NamedTuple):
     b: ConfigServer
     at_a: RestClient
     at_b: RestClient
-
-
-@pytest.fixture(autouse=True)
-def together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Postgresql.__init__, "__kwdefaults__", {"is_alone": False})
 
 
 @pytest.fixture
@@ -187,6 +187,16 @@ async def test_that_an_agent_fell_silent_is_one_event_whoever_has_heard_it_last(
     assert all(event.resolved is None for event in problems)
 
 
+async def test_a_server_that_was_not_given_the_files_of_the_others_does_not_start_beside_them(
+    pair: Pair, tmp_path: Path, database_config: DatabaseConfig
+) -> None:
+    """It would have another CA, and another operator's token."""
+    with pytest.raises(ConfigError, match="others use its database: cs-a, cs-b"):
+        async with running(config_for(tmp_path / "c", database=database_config)):
+            pass
+    await pair.at_a.call(api.MACHINES, Nothing())
+
+
 async def test_who_was_only_read_of_makes_no_machine(pair: Pair) -> None:
     for operator in (pair.at_a, pair.at_b):
         with pytest.raises(MachineNotFoundError):
@@ -208,3 +218,78 @@ async def test_one_that_ends_and_comes_back_knows_what_was_heard_meanwhile(
         c.operator() as at_c,
     ):
         assert await is_there(at_c), "as living, not only as one that was there before a start"
+
+
+AGENTS = 5
+FALLS_SILENT_S = SILENT_S + 2 * service._SWEEP_S
+"""So long after its last word a daemon is called silent at the latest."""
+
+
+async def test_when_one_is_killed_its_daemons_and_its_work_go_to_the_other_and_nobody_is_called_silent(
+    tmp_path: Path, database_config: DatabaseConfig
+) -> None:
+    """Its leases too: what is only the sweep's to see is seen."""
+    a, b = (Replica(tmp_path / name, database_config.url, name) for name in ("cs-a", "cs-b"))
+    await a.start()
+    b.join(a)
+    await b.start()
+    stop = asyncio.Event()
+    async with contextlib.AsyncExitStack() as stack:
+        for one in (a, b):
+            stack.push_async_callback(one.end)
+        balancer = await stack.enter_async_context(Balancer([a, b]).running())
+        operator = await stack.enter_async_context(b.server.operator())
+        async with asyncio.TaskGroup() as agents:
+            try:
+                names = [f"web{number}" for number in range(AGENTS)]
+                for name in names:
+                    files = await a.server.enrolled("agent", name, tmp_path / name)
+                    client = ControlClient(balancer.url, files)
+                    stack.push_async_callback(client.close)
+                    agents.create_task(client.serve(said(name), nothing, stop))
+                    await operator.call(
+                        api.PROTECT, Protection(disks=["/dev/sda"], offline=True), machine=name
+                    )
+
+                async def all_are_there() -> bool:
+                    found = (await operator.call(api.DAEMONS, Nothing())).daemons
+                    return {one.name for one in found if one.connected} == {*names}
+
+                await until(all_are_there)
+                before = await problems(operator)
+                await a.end()
+                killed_s = time.monotonic()
+                while time.monotonic() - killed_s < FALLS_SILENT_S:
+                    asked = await operator.call(api.POINT_CREATE, PointRequest(), machine=names[0])
+                    done = await operator.call(api.COMMAND, Nothing(), wait_s=HELD_S, id=asked.id)
+                    assert done.state is CommandState.DONE
+                    assert await problems(operator) == before
+                assert await all_are_there()
+            finally:
+                stop.set()
+
+        async def are_silent() -> bool:
+            return {event.object for event in await problems(operator) if event not in before} >= {*names}
+
+        await until(are_silent)
+    for one in (a, b):
+        assert "this is a bug" not in one.log
+
+
+async def problems(operator: RestClient) -> list[EventView]:
+    """All that there ever were, by what they are of."""
+    found = (await operator.call(api.EVENTS, EventQuery(limit=1000))).events
+    return [
+        replace(event, last="", count=0, id=0, cause="", what="")
+        for event in found
+        if event.kind is EventKind.PROBLEM
+    ]
+
+
+def said(name: str) -> Callable[[], AgentReport]:
+    disk = AgentDisk(name="sda", device="/dev/sda", sectors=2048, mode="ordered", state="ordered")
+    return lambda: AgentReport(machine=name, state="ordered", disks=[disk])
+
+
+async def nothing(_command: Command) -> dict[str, Any]:
+    return {}
