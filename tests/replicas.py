@@ -79,6 +79,10 @@ class Replica:
                 while b"READY=1" not in await asyncio.get_running_loop().sock_recv(manager, 4096):
                     pass
 
+    def send(self, how: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(how)
+
     async def end(self, how: signal.Signals = signal.SIGKILL) -> None:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -94,6 +98,8 @@ class Balancer:
         self.port = 0
         self._turns = itertools.count()
         self._replicas = replicas
+        self.out = set[Replica]()
+        """Those that get no connection, though they may take one: they do not answer."""
 
     @property
     def url(self) -> str:
@@ -129,6 +135,8 @@ class Balancer:
         first = next(self._turns)
         for number in range(len(self._replicas)):
             replica = self._replicas[(first + number) % len(self._replicas)]
+            if replica in self.out:
+                continue
             try:
                 there, back = await asyncio.open_connection("127.0.0.1", replica.port)
             except OSError:

@@ -49,11 +49,12 @@ async def shown(control: Control, machine: Machine) -> MachineView:
 
 
 def present_agent(control: Control, machine: Machine, what: str) -> str:
-    """Where commands for the machine go. Raises RequestError, DisconnectedError."""
+    """Where commands for the machine go. One of whom this server could not have heard lately (it was started just now, or the server that
+    heard it last is gone) is asked, too, and does it when it is there again. Raises RequestError, DisconnectedError."""
     if not machine.protected:
         raise RequestError(what, cause="it is not protected")
     found = control.presence.agent(machine.name)
-    if found is None or found[0].is_silent(control.mono_ns()):
+    if found is None or found[0].is_missing(control.mono_ns()):
         raise DisconnectedError(what, cause="its agent does not report")
     return found[0].source
 
