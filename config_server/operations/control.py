@@ -12,6 +12,7 @@ from typing import Final, Protocol
 import msgspec
 
 from config_server.identity.ca import CertificateAuthority
+from config_server.operations.turns import Turns
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.facts import SELF, Facts, facts_of
 from config_server.rules.lasting import Lasting
@@ -105,8 +106,11 @@ class Control:
     others: Others | None = None
     """None: this server is alone, as with SQLite."""
 
+    turns: Turns = field(init=False)
+
     def __post_init__(self) -> None:
         self.serving = Serving(self.storage)
+        self.turns = Turns(self.db, lambda: self.others)
 
     def holds(self, db: Connection, what: str, for_s: float) -> bool:
         """Whether this server does what one alone may do, from now on for so long. First in the transaction that does it."""

@@ -80,6 +80,9 @@ _HOLD: Final = Prepared(
         until_ns=clock_ns() + bindparam("for_ns"),
     )
 )
+_RELEASE: Final = Prepared(
+    delete(leases).where(leases.c.name == bindparam("of_name"), leases.c.owner == bindparam("mine"))
+)
 _LET_GO: Final = Prepared(update(leases).where(leases.c.owner == bindparam("mine")).values(until_ns=0))
 
 
@@ -170,6 +173,11 @@ def hold(db: Connection, name: str, id_: str, for_ns: int) -> bool:
         return True
     _TAKE(db, {"name": name, "owner": "", "term": 0, "until_ns": 0})
     return bool(_HOLD(db, asked).rowcount)
+
+
+def release(db: Connection, name: str, id_: str) -> None:
+    """That is done; nothing stays of it."""
+    _RELEASE(db, {"of_name": name, "mine": id_})
 
 
 def let_go(db: Connection, id_: str) -> None:

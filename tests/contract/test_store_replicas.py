@@ -191,6 +191,7 @@ def test_who_comes_back_when_his_lease_is_over_and_taken_has_it_no_more(two: Con
 def test_who_ends_lets_go_what_he_has_and_nothing_else(two: Connection) -> None:
     replicas.hold(two, "sweep", "a", 60 * SECOND_NS)
     replicas.hold(two, "janitor", "b", 60 * SECOND_NS)
+    replicas.release(two, "janitor", "a")  # is not its own
     replicas.let_go(two, "a")
     assert replicas.hold(two, "sweep", "b", 60 * SECOND_NS)
     assert not replicas.hold(two, "janitor", "a", 60 * SECOND_NS)
