@@ -347,6 +347,7 @@ async def _watch_for_gaps(control: Control) -> None:
     """Of this server's own: its host was suspended, or something held it up. Apart from the sweep, which waits for storage."""
     before_ns = control.mono_ns()
     while True:
+        control.stillness.beat(before_ns)
         await asyncio.sleep(_BEAT_S)
         now_ns = control.mono_ns()
         if now_ns - before_ns > _GAP_S * SECOND_NS:

@@ -19,6 +19,7 @@ from config_server.rules.lasting import Lasting
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Presence, Seen
 from config_server.rules.rpo import StorageProgress
+from config_server.rules.stillness import Stillness
 from config_server.rules.twins import SILENT_S
 from config_server.rules.wishes import Untaken
 from config_server.storage.account import Storage
@@ -106,6 +107,7 @@ class Control:
     others: Others | None = None
     """None: this server is alone, as with SQLite."""
 
+    stillness: Stillness = field(default_factory=Stillness)
     turns: Turns = field(init=False)
 
     def __post_init__(self) -> None:

@@ -85,7 +85,13 @@ class Reporting:
             await others.fresh()
         before = self._control.presence.of(role, call.name)
         seen = self._control.presence.learn(
-            role, check_name(call.name, role), call.body, now_ns, began_ns, address=call.remote
+            role,
+            check_name(call.name, role),
+            call.body,
+            now_ns,
+            began_ns,
+            address=call.remote,
+            held_up_ns=self._control.stillness.held_up_ns(began_ns),
         )
         taken = seen is not before
         rung = self._control.bell.listen(call.who)

@@ -115,11 +115,15 @@ class Presence:
         heard_ns: int,
         recovered_ns: int = 0,
         address: str = "",
+        held_up_ns: int = 0,
     ) -> Seen:
         """Take in a report, when it came (time of day, and monotonic), and from where; what counts from then on. One that was held up on
-        its way, or is of another daemon under the same name (twins.py), changes nothing, and the one before it is returned. Raises
-        RequestError, with the path of the field, when it is not what the role reports."""
+        its way, or is of another daemon under the same name (twins.py), changes nothing, and the one before it is returned. `held_up_ns`:
+        so long it may have lain here (stillness.py), and was under way so much longer. Raises RequestError, with the path of the field,
+        when it is not what the role reports."""
         report = _with_disks(decode(role, raw), self._seen.get((role, name)))
+        if held_up_ns:
+            report = msgspec.structs.replace(report, round_trip_ns=max(0, report.round_trip_ns) + held_up_ns)
         seen = Seen(role, name, received_ns, heard_ns, report, recovered_ns, address=address)
         start, number = seen.report.start, seen.report.number
         if start:

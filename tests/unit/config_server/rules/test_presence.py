@@ -115,6 +115,16 @@ def test_those_whom_a_server_heard_that_is_away_are_excused_and_others_are_not()
     assert missing == {"web1", "web2"}
 
 
+def test_what_lay_in_a_server_that_stood_still_says_nothing_of_its_sender_s_clock() -> None:
+    presence = Presence()
+    raw = msgspec.json.encode({"start": "a", "number": 1, "sent_ns": 70 * SECOND_NS})
+    seen = presence.learn(Role.AGENT, "web1", raw, 100 * SECOND_NS, 0, held_up_ns=40 * SECOND_NS)
+    assert seen.skew_ns == 0
+    again = msgspec.json.encode({"start": "a", "number": 2, "sent_ns": 70 * SECOND_NS})
+    seen = presence.learn(Role.AGENT, "web1", again, 100 * SECOND_NS, 0)
+    assert seen.skew_ns == 30 * SECOND_NS
+
+
 @pytest.mark.parametrize("number", [0, -1])
 def test_a_report_that_is_counted_from_no_beginning_is_refused(number: int) -> None:
     with pytest.raises(RequestError, match="counted from 1"):
