@@ -7,6 +7,7 @@ SQLite nobody gets in between: that is shown at each of the same places.
 
 from __future__ import annotations
 
+import itertools
 import re
 import sqlite3
 import threading
@@ -722,6 +723,36 @@ def test_two_servers_at_once_leave_what_one_after_the_other_leaves(
         assert outcome in expected, f"held before statement {at}"
         places += 1
     assert places >= 2, "a statement, and the commit"
+
+
+def test_who_has_read_a_batch_has_missed_none_before_it(
+    servers: tuple[Server, Server], config: DatabaseConfig
+) -> None:
+    """One server writes two at a time; whoever reads in between, wherever the first is held, has both in the end."""
+    one, other = servers
+
+    def heard(name: str) -> Work:
+        report = StoredReport(Role.AGENT, name, NOW, b"{}", start="s", number=1, age_ns=0)
+        return lambda db: replicas.write(db, "a", "", [report], [name])
+
+    def read(above: int) -> tuple[int, list[str]]:
+        [a] = other.engine.transact(lambda db: replicas.read(db, "b", {"a": above}), vital=False).others
+        return a.batch, [report.name for report in a.reports]
+
+    for at in itertools.count():
+        begin_with(other.engine, two_replicas)
+        first = one.begin(heard("web1"), hold_at=at)
+        is_held = one.is_held(first)
+        second = other.begin(heard("web2"))
+        while is_held and not second.ended.wait(0.002) and not waits_for_a_lock(config):
+            pass
+        batch, before = read(0)
+        one.let_go()
+        first.result(), second.result()
+        assert sorted(before + read(batch)[1]) == ["web1", "web2"], f"held before statement {at}"
+        if not is_held:
+            break
+    assert at > 2
 
 
 NEED_IT: Final = [
