@@ -157,8 +157,10 @@ class Control:
 
     def own_problems(self) -> list[Problem]:
         """What is wrong with the config servers. It is also shown of each machine: while the database fails no event can tell."""
-        found = {problem.code: problem for problem in (self.others.problems() if self.others else ())}
-        return [*(found | {problem.code: problem for problem in self.its_problems()}).values()]
+        theirs = self.others.problems() if self.others is not None else ()
+        return [
+            *{(problem.code, problem.key): problem for problem in (*theirs, *self.its_problems())}.values()
+        ]
 
     def its_problems(self) -> list[Problem]:
         """What is wrong with this server itself."""

@@ -19,6 +19,7 @@ from config_server.operations.control import REVOCATIONS, SIDE, Control
 from config_server.operations.jobs import DRIVEN
 from config_server.operations.sides import Sides
 from config_server.rules.clock import SECOND_NS
+from config_server.rules.facts import SELF
 from config_server.rules.presence import Seen
 from config_server.rules.twins import SILENT_S
 from config_server.rules.wishes import Told
@@ -28,10 +29,17 @@ from config_server.store.inventory import StoredReport
 from config_server.store.replicas import Other
 from shared import decoding, logging
 from shared.api.route import Failure
-from shared.errors import UNDECODABLE, DatabaseError, DataFolderInUseError, RequestError, UnhealthyError
+from shared.errors import (
+    UNDECODABLE,
+    DatabaseError,
+    DataFolderInUseError,
+    OtherServerGoneError,
+    RequestError,
+    UnhealthyError,
+)
 from shared.rest import error_of
 from shared.status import Problem
-from shared.vocabulary import Role
+from shared.vocabulary import Role, Severity
 
 _log = logging.get()
 
@@ -63,12 +71,15 @@ class Said(msgspec.Struct, frozen=True, omit_defaults=True):
     """That it alone has seen: copies that it refused, twins."""
     hindered: dict[str, Failure] = {}
     """By deletion: why it waits, of who sees to them."""
+    left: bool = False
+    """It has ended, and said all that it knew."""
 
 
 class _Known:
     """Another server, as it was read last."""
 
-    def __init__(self, now_ns: int) -> None:
+    def __init__(self, name: str, now_ns: int) -> None:
+        self.name = name
         self.batch = 0
         self.risen_ns = now_ns
         """When that was another one than before (monotonic, here)."""
@@ -98,6 +109,7 @@ class Replicas:
         self._due = asyncio.Event()
         self._writing, self._looking = asyncio.Lock(), asyncio.Lock()
         self._known: dict[str, _Known] = {}
+        self._leaves = False
         self._looked_ns = 0
         """When it was read last (monotonic), ..."""
         self._clock_ns = 0
@@ -121,8 +133,15 @@ class Replicas:
     # ---- what they have said
 
     def problems(self) -> list[Problem]:
-        """What is wrong with them."""
-        return [problem for known in self._living() for problem in known.said.own]
+        """What is wrong with them; and who is gone without a word, unless it has begun anew."""
+        living = [*self._living()]
+        names = {known.name for known in living} | {self._name}
+        gone = {
+            known.name: known
+            for known in self._known.values()
+            if known.name not in names and not known.said.left
+        }
+        return [*(problem for known in living for problem in known.said.own), *map(_gone, gone)]
 
     def more_problems(self) -> list[Problem]:
         """What they alone have seen."""
@@ -166,6 +185,7 @@ class Replicas:
         with contextlib.suppress(
             DatabaseError, DataFolderInUseError
         ):  # then it ends as if it had been killed
+            self._leaves = True
             await self.write()
             await self._control.db.run(lambda db: replicas.let_go(db, self.id))
 
@@ -210,7 +230,11 @@ class Replicas:
 
     def _living(self) -> Iterator[_Known]:
         now_ns = self._control.mono_ns()
-        return (known for known in self._known.values() if now_ns - known.risen_ns < _GONE_S * SECOND_NS)
+        return (
+            known
+            for known in self._known.values()
+            if not known.said.left and now_ns - known.risen_ns < _GONE_S * SECOND_NS
+        )
 
     def _said(self) -> Said:
         control = self._control
@@ -221,6 +245,7 @@ class Replicas:
                 id_: Failure(**error.as_dict(), exit_code=error.exit_code)
                 for id_, error in control.hindered.items()
             },
+            left=self._leaves,
         )
 
     def _stored(self, heard: dict[tuple[Role, str], Seen | None]) -> Iterator[StoredReport]:
@@ -242,7 +267,7 @@ class Replicas:
         rung = dict[str, None]()
         missed = not is_first and now_ns - before_ns > _MISSED_S * SECOND_NS
         for other in news.others:
-            known = self._known.setdefault(other.id, _Known(now_ns))
+            known = self._known.setdefault(other.id, _Known(other.name, now_ns))
             for report in other.reports:
                 age_ns = report.age_ns or 0
                 if was_set:  # it is from since the last look, whatever its time says
@@ -272,7 +297,7 @@ class Replicas:
             return False
         if stands_ns < _EXCUSED_S * SECOND_NS:
             self._control.presence.excuse(known.risen_ns, now_ns, by=other.id)
-        is_new, known.stands = not known.stands, True
+        is_new, known.stands = not known.stands and not known.said.left, True
         if is_new:
             _log.warning("another config server writes nothing any more", server=other.name)
         return is_new
@@ -280,6 +305,9 @@ class Replicas:
     def _hear(self, other: Other, report: StoredReport, heard_ns: int) -> None:
         presence, name = self._control.presence, report.name
         if not report.report:
+            seen = presence.of(report.role, name)
+            if seen is not None and seen.heard_ns > heard_ns:
+                return  # another one of its name has come since
             presence.forget(report.role, name)
             self._heard.pop((report.role, name), None)
             if report.role is Role.AGENT:
@@ -334,6 +362,14 @@ def stored(seen: Seen, now_ns: int, told: Told = Told()) -> StoredReport:  # noq
         address=seen.address,
         told="" if told in (Told(), Told(since_ns=told.since_ns)) else msgspec.json.encode(told).decode(),
     )
+
+
+def _gone(name: str) -> Problem:
+    error = OtherServerGoneError(
+        f"Config server {name} does nothing any more",
+        cause="it has written nothing into the database for a while, and did not say that it ends",
+    )
+    return Problem(**error.as_dict(), severity=Severity.WARNING, object=SELF, key=name)
 
 
 def _said_by(other: Other) -> Said:

@@ -40,6 +40,7 @@ class Site:
         self.reports: list[StoredReport] = []
         self.rung: list[str] = []
         self.said = Said()
+        self.known_as = "other"
         control: Any = SimpleNamespace(
             db=SimpleNamespace(run=self.run),
             presence=Presence(),
@@ -79,7 +80,7 @@ class Site:
         clock_ns = int((self.now_s + self.set_s) * SECOND_NS)
         said = msgspec.json.encode(self.said).decode()
         other = Other(
-            id="other",
+            id=self.known_as,
             name="cs2",
             batch=self.batch,
             said=said,
@@ -216,6 +217,24 @@ async def test_what_is_wrong_with_another_server_counts_while_it_lives(site: Sit
     await beats(site, 1)
     assert site.here.problems() == [problem]
     await beats(site, 20, other=False)
+    [gone] = site.here.problems()
+    assert (gone.code, gone.what) == ("US660", "Config server cs2 does nothing any more")
+
+
+async def test_a_server_that_said_that_it_ends_is_no_problem_and_nothing_is_looked_for(site: Site) -> None:
+    await beats(site, 3, hears=True)
+    site.said = Said(left=True)
+    await beats(site, 1)
+    await beats(site, 30, other=False)
+    assert (site.here.problems(), site.revocations, site.missing()) == ([], 0, set())
+
+
+async def test_a_server_that_was_killed_and_has_begun_anew_is_no_problem(site: Site) -> None:
+    await beats(site, 3)
+    await beats(site, 20, other=False)
+    assert len(site.here.problems()) == 1
+    site.known_as = "anew"
+    await beats(site, 1)
     assert site.here.problems() == []
 
 
@@ -224,6 +243,13 @@ async def test_a_daemon_that_takes_part_no_more_is_forgotten_here_too(site: Site
     site.reports = [StoredReport(Role.AGENT, "web1", 0, b"")]
     await beats(site, 1)
     assert site.control.presence.all() == []
+
+
+async def test_one_that_has_come_since_another_of_its_name_was_deleted_stays(site: Site) -> None:
+    await beats(site, 2, hears=True)
+    site.reports = [StoredReport(Role.AGENT, "web1", 0, b"", age_ns=60 * SECOND_NS)]
+    await beats(site, 1)
+    assert len(site.control.presence.all()) == 1
 
 
 async def test_a_report_is_judged_by_what_was_read_lately(site: Site) -> None:
