@@ -320,10 +320,12 @@ async def _drive_jobs(control: Control, name: str, stop: asyncio.Event) -> None:
     await runner.stop()
 
 
-async def _if_its(control: Control, what: str, for_s: float, work: Callable[[], Awaitable[None]]) -> None:
-    """Of several config servers one does it."""
-    if await control.is_its(what, for_s):
-        await work()
+async def _if_its(control: Control, what: str, for_s: float, work: Callable[[], Awaitable[None]]) -> bool:
+    """Of several config servers one does it; whether it was this one."""
+    if not await control.is_its(what, for_s):
+        return False
+    await work()
+    return True
 
 
 async def _tell_others(control: Control, others: Replicas) -> None:
@@ -377,7 +379,7 @@ async def _sweep_grants(control: Control, granting: Granting, stop: asyncio.Even
         nonlocal away
         away = False
         try:
-            await _if_its(control, _GRANTS, 1.5 * SWEEP_S, granting.sweep)
+            away = not await _if_its(control, _GRANTS, 1.5 * SWEEP_S, granting.sweep)
         except TransientError as exc:  # who reads storage all the time tells it
             _log.info("grants not looked through", **exc.as_dict())
             away = True
@@ -400,7 +402,7 @@ async def _count_deletions(control: Control, deletions: DeletionSweep, stop: asy
         await wait_for(stop, PASS_S)
 
 
-async def _part(control: Control, what: str, work: Awaitable[None]) -> None:
+async def _part(control: Control, what: str, work: Awaitable[object]) -> None:
     """Do `work`. Why it failed is a problem of this server's own until it works again."""
     try:
         await work

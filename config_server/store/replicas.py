@@ -67,6 +67,14 @@ _DEAD: Final = select(replicas.c.id).where(replicas.c.beat_ns < clock_ns() - BUR
 _LIVING: Final = (
     select(replicas.c.name).where(replicas.c.beat_ns > clock_ns() - LIVING_NS).order_by(replicas.c.name)
 )
+_FREE: Final = (
+    update(leases)
+    .where(
+        leases.c.until_ns > clock_ns(),
+        leases.c.owner.not_in(select(replicas.c.id).where(replicas.c.beat_ns > clock_ns() - LIVING_NS)),
+    )
+    .values(until_ns=0)
+)
 _TAKE: Final = unless_there(leases)
 _HOLD: Final = Prepared(
     update(leases)
@@ -158,7 +166,9 @@ def living(db: Connection) -> list[str]:
 
 
 def bury(db: Connection) -> list[str]:
-    """Servers of which nothing was heard for long are forgotten, with what they rang; what they heard stays. Their ids."""
+    """Servers of which nothing was heard for long are forgotten, with what they rang; what they heard stays. Their ids. What one has leased
+    that writes nothing is anybody's before that: should it live, it does nothing more by it than it is let."""
+    db.execute(_FREE)
     dead = list(db.scalars(_DEAD))
     if dead:
         db.execute(delete(rings).where(rings.c.writer.in_(dead)))

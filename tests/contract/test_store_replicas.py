@@ -169,6 +169,16 @@ def test_one_that_takes_part_no_more_is_told_and_is_not_among_the_reports(two: C
 # ---- leases
 
 
+def test_what_a_server_has_leased_that_writes_nothing_is_anybody_s(two: Connection) -> None:
+    """As it was killed, or is in a database that was put back. Of one that writes it stays."""
+    replicas.write(two, "a", "", [], [])
+    assert replicas.hold(two, "sweep", "killed", 3600 * SECOND_NS)
+    assert replicas.hold(two, "grants", "a", 3600 * SECOND_NS)
+    replicas.bury(two)
+    assert replicas.hold(two, "sweep", "b", 3600 * SECOND_NS)
+    assert not replicas.hold(two, "grants", "b", 3600 * SECOND_NS)
+
+
 def held_by(db: Connection) -> list[tuple[str, int]]:
     return [(row.owner, row.term) for row in db.execute(schema.leases.select())]
 
