@@ -296,7 +296,7 @@ class OtherServerGoneError(UnhealthyError):
     """Another config server on the same database does nothing any more."""
 
     code = "US660"
-    default_action = "See why on its host (systemctl status understudy-config-server), and start it again. The others do its work meanwhile."
+    default_action = "See why on its host (systemctl status understudy-config-server), and start it again. Others do its work meanwhile."
 
 
 class ClockSkewError(UnhealthyError):
