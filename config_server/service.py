@@ -33,6 +33,7 @@ from config_server.operations.machines import Machines
 from config_server.operations.points import Points
 from config_server.operations.policies import PolicyOperations
 from config_server.operations.protecting import Protecting
+from config_server.operations.replicas import BEAT_S, Replicas
 from config_server.operations.reporting import Reporting, log_changes
 from config_server.operations.restores import Restores, note_ended
 from config_server.operations.revoking import Revoking
@@ -43,7 +44,7 @@ from config_server.rules.facts import SELF, facts_of, replicates, reported_ns
 from config_server.rules.machine import Machine
 from config_server.rules.twins import SILENT_S
 from config_server.storage.account import Storage
-from config_server.store import commands, events, inventory, jobs, journal, lasting_record, tokens
+from config_server.store import commands, events, inventory, jobs, journal, lasting_record, replicas, tokens
 from config_server.store.database import Connection, Database
 from config_server.store.files import DATABASE_FILE
 from config_server.web import routes
@@ -75,6 +76,8 @@ _THOUGHT_OF: Final = (UnderstudyError, OSError)
 OPERATOR: Final = belonging.OPERATOR
 TOKEN_FILE: Final = belonging.TOKEN_FILE
 _SWEEP_S: Final = 5.0
+_LEASE_S: Final = 15.0
+"""Of several config servers the one that swept last goes on, until it has not for so long."""
 _LASTING_NS: Final = 60 * SECOND_NS
 """How often it is written down what is not well and how long it has lasted: so much of it a restart may forget."""
 _BEAT_S: Final = 1.0
@@ -130,17 +133,21 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
     control = Control(db, ca, storage, dt.timedelta(days=config.certificate_days))
     sides = Sides(control)
     revoking = Revoking(control)
+    others = Replicas(control, sides, config.name, take_revocations=revoking.take) if db.is_shared else None
     known = Identity(control, sides, revoking)
     granting = Granting(control, config.grant_hours)
     try:
         with durable.named(f"The data folder {folder} could not be used"):
             await db.run(lambda opened: belonging.check_parts(opened, ca, _token(folder / TOKEN_FILE)))
+            await db.run(lambda opened: belonging.check_beside(opened, _token(folder / TOKEN_FILE)))
             await _recover(control, folder)
             ca_note.note_if_possible(ca, config.vault_file)
             if config.database.is_file:  # no other process has it, so what is leased was this one's, before
                 await db.run(journal.free_all)
             await revoking.recover()
             await known.recover()
+            if others is not None:
+                await others.join()
         vault = None if file is None else await _recorded(file, storage, control)
         listener = Listener.open(config.listen, config.port, own.context)
         protecting = Protecting(control, sides)
@@ -172,7 +179,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
         try:
             if runner.server is None:
                 raise RuntimeError("the runner was set up, so it has a server")
-            parts = (
+            parts: tuple[_Part, ...] = (
                 _Part("listener", listener.run(runner.server)),
                 _Part("sweeper", _sweep(control, sides, own, stop), ends_itself=True),
                 _Part("jobs", _drive_jobs(control, sides, granting, config.name, stop), ends_itself=True),
@@ -184,6 +191,11 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
                 _Part("deletions", _sweep_deletions(control, deletions, stop)),
                 _Part("delays of deletions", _count_deletions(control, deletions, stop)),
             )
+            if others is not None:
+                parts += (
+                    _Part("replicas: told", _tell_others(control, others)),
+                    _Part("replicas: heard", _hear_others(control, others, revoking)),
+                )
             async with asyncio.TaskGroup() as tasks:
                 begun = [(part, tasks.create_task(part.work, name=part.name)) for part in parts]
                 _log.info("listening", host=config.listen, port=listener.port, name=config.name)
@@ -196,6 +208,8 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
         finally:
             control.bell.close()  # held answers go out, so that their connections can close
             await runner.cleanup()
+            if others is not None:
+                await others.leave()
     finally:
         await storage.close()
         await db.close()
@@ -234,9 +248,16 @@ async def _recover(control: Control, folder: Path) -> None:
     for stored in await control.db.run(inventory.reports):
         try:
             mono_ns = control.mono_ns()
-            heard_ns = mono_ns - max(0, control.now_ns() - stored.received_ns)
+            age_ns = stored.age_ns if control.db.is_shared else None
+            heard_ns = mono_ns - max(0, control.now_ns() - stored.received_ns if age_ns is None else age_ns)
             control.presence.learn(
-                stored.role, stored.name, stored.report, stored.received_ns, heard_ns, mono_ns
+                stored.role,
+                stored.name,
+                stored.report,
+                stored.received_ns,
+                heard_ns,
+                mono_ns,
+                stored.address,
             )
         except RequestError as exc:
             # Stored by another version of this program; the daemon's next report replaces it.
@@ -302,16 +323,42 @@ async def _drive_jobs(
         rung = control.bell.listen(DRIVEN)
         await _part(control, "jobs", runner.look())
         if control.mono_ns() - tidied_ns > _TIDY_S * SECOND_NS:
-            await _part(control, "what jobs undid", janitor.look())
+            await _part(control, "what jobs undid", _if_its(control, "janitor", 3 * _TIDY_S, janitor.look))
             tidied_ns = control.mono_ns()
         await wait_for(rung, _BEAT_S)
     await runner.stop()
+
+
+async def _if_its(control: Control, what: str, for_s: float, work: Callable[[], Awaitable[None]]) -> bool:
+    """Of several config servers one does it; whether it was this one."""
+    if not await control.is_its(what, for_s):
+        return False
+    await work()
+    return True
+
+
+async def _tell_others(control: Control, others: Replicas) -> None:
+    while True:
+        await others.due()
+        await _part(control, "replicas: told", others.write())
+
+
+async def _hear_others(control: Control, others: Replicas, revoking: Revoking) -> None:
+    """And who was revoked there: it is rung, but a server may be killed before it has rung."""
+    asked_ns = control.mono_ns()
+    while True:
+        await asyncio.sleep(BEAT_S)
+        await _part(control, "replicas: heard", others.look())
+        if control.mono_ns() - asked_ns > _SWEEP_S * SECOND_NS:
+            await revoking.take()
+            asked_ns = control.mono_ns()
 
 
 async def _watch_for_gaps(control: Control) -> None:
     """Of this server's own: its host was suspended, or something held it up. Apart from the sweep, which waits for storage."""
     before_ns = control.mono_ns()
     while True:
+        control.stillness.beat(before_ns)
         await asyncio.sleep(_BEAT_S)
         now_ns = control.mono_ns()
         if now_ns - before_ns > _GAP_S * SECOND_NS:
@@ -341,7 +388,7 @@ async def _sweep_grants(control: Control, granting: Granting, stop: asyncio.Even
         nonlocal away
         away = False
         try:
-            await granting.sweep()
+            away = not await _if_its(control, _GRANTS, 1.5 * SWEEP_S, granting.sweep)
         except TransientError as exc:  # who reads storage all the time tells it
             _log.info("grants not looked through", **exc.as_dict())
             away = True
@@ -364,7 +411,7 @@ async def _count_deletions(control: Control, deletions: DeletionSweep, stop: asy
         await wait_for(stop, PASS_S)
 
 
-async def _part(control: Control, what: str, work: Awaitable[None]) -> None:
+async def _part(control: Control, what: str, work: Awaitable[object]) -> None:
     """Do `work`. Why it failed is a problem of this server's own until it works again."""
     try:
         await work
@@ -394,23 +441,29 @@ async def _sweep_once(control: Control, sides: Sides) -> None:
     last_points = await _last_points(control, known)
     now_ns, mono_ns = control.now_ns(), control.mono_ns()
 
-    problems = [*sides.problems(), *control.presence.twins(mono_ns), *control.own_problems()]
+    more = control.others.more_problems() if control.others is not None else ()
+    problems = [*more, *sides.problems(), *control.presence.twins(mono_ns), *control.own_problems()]
     for machine in known:
         problems += _judged(control, machine, last_points.get(machine.name), mono_ns)
 
     kept = control.lasting.kept() if mono_ns - control.lasting_saved_ns > _LASTING_NS else None
 
-    def work(db: Connection) -> tuple[list[EventView], list[str]]:
+    def work(db: Connection) -> tuple[jobs.Heard, list[EventView], list[str]]:
+        heard = jobs.heard(db, control.job_heard, mono_ns)
+        if not control.holds(db, "sweep", _LEASE_S):
+            return heard, [], []  # another server has the sweep; this one has looked, and can go on with it
         if kept is not None:
             lasting_record.save(db, kept)
         standing = [problem_of(job) for job in jobs.that_need_attention(db)]
         changed = events.reconcile(db, SELF, [*problems, *standing], now_ns)
-        for job in jobs.fail_silent(db, control.job_heard_ns, mono_ns, now_ns):
+        for job in jobs.fail_silent(db, heard, mono_ns, now_ns):
             note_ended(db, job, SELF, now_ns)
         events.trim(db, now_ns)
-        return changed, commands.expire(db, now_ns)
+        if control.others is not None:
+            replicas.bury(db)
+        return heard, changed, commands.expire(db, now_ns)
 
-    changed, expired = await control.db.run(work)
+    control.job_heard, changed, expired = await control.db.run(work)
     if kept is not None:
         control.lasting_saved_ns = mono_ns
     log_changes(changed)

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from config_server.identity.ca import CertificateAuthority
-from config_server.store import certificates, tokens
+from config_server.store import certificates, replicas, tokens
 from config_server.store.database import Connection
 from config_server.store.files import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
 from shared import decoding
@@ -143,6 +143,18 @@ def check_parts(db: Connection, ca: CertificateAuthority, token: bytes | None) -
         action=f"Restore a backup, which has both: {RESTORE}. If the database is the right one, and somebody changed {TOKEN_FILE}:"
         " delete that file, and the next start writes a new token.",
     )
+
+
+def check_beside(db: Connection, token: bytes | None) -> None:
+    """Raises ConfigError for a folder that was not given what is the same on each host, while other servers use the database: this one
+    would make another operator's token, and end theirs."""
+    if token is None and (others := replicas.living(db)):
+        raise ConfigError(
+            "This config server has not the files of the others",
+            cause=f"{TOKEN_FILE} is not in its data folder, and others use its database: {', '.join(others)}",
+            action=f"Copy ca.key, ca.pem and {TOKEN_FILE} from the data folder of one of them, and the vault file"
+            " (docs/operations/database.md).",
+        )
 
 
 def _is_of(pem: str, ca: CertificateAuthority) -> bool:

@@ -2,6 +2,7 @@
 
 call, control           who calls; what all operations share: database, CA, storage, the latest reports, time
 enrolment, revoking, keys     certificates: given, refused; machines' data keys, for daemons
+replicas                other config servers on the same database
 reporting, sides        reports of daemons, and copies of machines that are refused
 protecting, desired_state     what is wanted of a machine, and what its agent is told of that
 machines, policies, replication, granting   what people see and ask for

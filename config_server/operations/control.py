@@ -7,30 +7,68 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final, Protocol
 
 import msgspec
 
 from config_server.identity.ca import CertificateAuthority
+from config_server.operations.turns import Turns
+from config_server.rules.clock import SECOND_NS
 from config_server.rules.facts import SELF, Facts, facts_of
 from config_server.rules.lasting import Lasting
 from config_server.rules.machine import Machine
-from config_server.rules.presence import Presence
+from config_server.rules.presence import Presence, Seen
 from config_server.rules.rpo import StorageProgress
+from config_server.rules.stillness import Stillness
 from config_server.rules.twins import SILENT_S
 from config_server.rules.wishes import Untaken
 from config_server.storage.account import Storage
 from config_server.storage.owners import Serving
+from config_server.store import commands, jobs, replicas
 from config_server.store.commands import Bell
-from config_server.store.database import Database
+from config_server.store.database import Connection, Database
 from shared import logging
 from shared.api.certificates import Revocations
+from shared.api.commands import CommandState, CommandView
 from shared.api.points import PointView
 from shared.errors import CertificateRevokedError, RequestError, UnderstudyError, UnhealthyError
 from shared.naming import SAYS, is_name
 from shared.status import Problem
-from shared.vocabulary import Severity
+from shared.vocabulary import Role, Severity
+from shared.waiting import wait_for
 
 _log = logging.get()
+
+REVOCATIONS: Final = "revocations"
+"""The bell that is rung when there are others."""
+SIDE: Final = "side:"
+"""And the name of a machine: when another one bears it from now on."""
+
+
+class Others(Protocol):
+    """Config servers on the same database (replicas.py)."""
+
+    @property
+    def id(self) -> str:
+        """Of this one."""
+
+    def tell(self, seen: Seen) -> None:
+        """It was heard here."""
+
+    def forget(self, role: Role, name: str) -> None:
+        """It takes part no more."""
+
+    async def fresh(self) -> None:
+        """What they heard is known here, as of some seconds ago."""
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with them."""
+
+    def more_problems(self) -> list[Problem]:
+        """What they alone have seen."""
+
+    def hindered(self, deletion: str) -> UnhealthyError | None:
+        """Why it waits, as one of them says who sees to it."""
 
 
 @dataclass
@@ -50,8 +88,8 @@ class Control:
     lasting: Lasting = field(default_factory=Lasting)
     lasting_saved_ns: int = 0
     """When it was written down last (monotonic)."""
-    job_heard_ns: dict[str, int] = field(default_factory=dict)
-    """Running jobs of version 0 → when their workers were heard (monotonic)."""
+    job_heard: jobs.Heard = field(default_factory=dict)
+    """Running jobs of version 0 → when it was seen that their workers were heard."""
 
     untaken: Untaken = field(default_factory=lambda: Untaken(SILENT_S))
     """Agents that were told of a wish and do not go by it yet, or are told nothing of it."""
@@ -66,8 +104,46 @@ class Control:
     watched: list[Callable[[], UnderstudyError | None]] = field(default_factory=list)
     """Parts that say themselves what is wrong with them now."""
 
+    others: Others | None = None
+    """None: this server is alone, as with SQLite."""
+
+    stillness: Stillness = field(default_factory=Stillness)
+    turns: Turns = field(init=False)
+
     def __post_init__(self) -> None:
         self.serving = Serving(self.storage)
+        self.turns = Turns(self.db, lambda: self.others)
+
+    def holds(self, db: Connection, what: str, for_s: float) -> bool:
+        """Whether this server does what one alone may do, from now on for so long. First in the transaction that does it."""
+        return self.others is None or replicas.hold(db, what, self.others.id, int(for_s * SECOND_NS))
+
+    async def is_its(self, what: str, for_s: float) -> bool:
+        """The same, of what is harmless where another one does it, too. Raises DatabaseError."""
+        return self.others is None or await self.db.run(lambda db: self.holds(db, what, for_s))
+
+    async def wait_for_result(self, command: str, wait_s: float) -> CommandView:
+        """The command, when it pends no more, or at the end of the wait. A bell may be rung in vain: when another server is gone nobody
+        knows what that one had rung. Raises CommandNotFoundError, DatabaseError."""
+        ends_ns = self.mono_ns() + int(wait_s * SECOND_NS)
+        while True:
+            rung = self.bell.listen(command)
+            view = await self.db.run(lambda db: commands.get(db, command))
+            left_s = (ends_ns - self.mono_ns()) / SECOND_NS
+            if view.state is not CommandState.PENDING or left_s <= 0 or self.bell.is_closed:
+                return view
+            await wait_for(rung, left_s)
+
+    def forget(self, role: Role, name: str) -> None:
+        """A daemon takes part no more."""
+        self.presence.forget(role, name)
+        if self.others is not None:
+            self.others.forget(role, name)
+
+    def hinders(self, deletion: str) -> UnhealthyError | None:
+        """Why a deletion waits, by its id."""
+        found = self.hindered.get(deletion)
+        return found or (self.others.hindered(deletion) if self.others is not None else None)
 
     def note(self, part: str, error: UnderstudyError | None) -> None:
         """Something of this server's own fails, or works again. Each change is a line in the log."""
@@ -80,7 +156,14 @@ class Control:
             _log.info(f"{part}: trouble is over")
 
     def own_problems(self) -> list[Problem]:
-        """What is wrong with this server itself. It is also shown of each machine: while the database fails no event can tell."""
+        """What is wrong with the config servers. It is also shown of each machine: while the database fails no event can tell."""
+        theirs = self.others.problems() if self.others is not None else ()
+        return [
+            *{(problem.code, problem.key): problem for problem in (*theirs, *self.its_problems())}.values()
+        ]
+
+    def its_problems(self) -> list[Problem]:
+        """What is wrong with this server itself."""
         said = (self.db.trouble, *self.troubles.values(), *(part() for part in self.watched))
         found = {error.code: error for error in said if error}
         problems = [Problem(**error.as_dict(), object=SELF) for error in found.values()]
@@ -113,7 +196,7 @@ class Control:
             disagree=self.serving.look(name, order, found.agent, mono_ns),
             lasting=self.lasting.look(machine, found, mono_ns),
             untaken=self.untaken.of(name),
-            hindered=self.hindered.get(machine.deletion.id) if machine.deletion is not None else None,
+            hindered=self.hinders(machine.deletion.id) if machine.deletion is not None else None,
             withheld_ns=self.untaken.withheld_ns(name),
         )
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
-from weakref import WeakValueDictionary
 
 from config_server.operations import act_jobs, machines
 from config_server.operations.call import Call
@@ -56,8 +56,6 @@ class Deleting:
     def __init__(self, control: Control, protecting: Protecting) -> None:
         self._control = control
         self._protecting = protecting
-        self._saying = WeakValueDictionary[str, asyncio.Lock]()
-        """By machine, while somebody says something of its deletion."""
 
     async def look(self, call: Call, _body: Nothing) -> DeletionView:
         """What is lost. Raises MachineNotFoundError, StorageError, IntegrityError; RequestError of what could not be asked for."""
@@ -96,6 +94,7 @@ class Deleting:
         now_ns, place, id_ = self._control.now_ns(), self._control.storage.place, new_id()
 
         def check(db: Connection) -> None:
+            self._control.turns.check(db, _saying(name))
             deletions.check_not_removed(db, name, place, what)
             if certificates.enrolments(db, Role.AGENT, name) != enrolled:
                 raise RequestError(
@@ -151,6 +150,7 @@ class Deleting:
         what = f"The deletion of '{name}' was not taken back"
 
         def check(db: Connection) -> Machine:
+            self._control.turns.check(db, _saying(name))
             deletions.check_not_removed(db, name, place, what)
             return inventory.machine(db, name)
 
@@ -178,9 +178,9 @@ class Deleting:
 
     # ---- inside
 
-    def _one_at_a_time(self, name: str) -> asyncio.Lock:
+    def _one_at_a_time(self, name: str) -> AbstractAsyncContextManager[None]:
         """Of what is said of one machine's deletion, so that its container notes what this database has."""
-        return self._saying.setdefault(name, asyncio.Lock())
+        return self._control.turns.of(_saying(name))
 
     async def _take_back(self, name: str, container: str, written: Written) -> None:
         """It was not said after all: in its container stands again what stood before. Where that fails a deletion waits, with an event
@@ -241,7 +241,11 @@ class Deleting:
             return _Points((), f"{exc.what}: {exc.cause}" if exc.cause else exc.what)
 
     def _hindered(self, machine: Machine) -> UnhealthyError | None:
-        return None if machine.deletion is None else self._control.hindered.get(machine.deletion.id)
+        return None if machine.deletion is None else self._control.hinders(machine.deletion.id)
+
+
+def _saying(name: str) -> str:
+    return f"deletion of {name}"
 
 
 def _check_its_own(what: str, name: str, container: str, found: Found) -> None:

@@ -67,6 +67,10 @@ _log = logging.get()
 
 PASS_S: Final = 60.0
 """How often it is looked."""
+LEASE: Final = "deletions"
+"""Of several config servers one sees to them, ..."""
+LEASE_S: Final = 2.5 * PASS_S
+"""... until it has not looked for so long."""
 LOOK_S: Final = 600.0
 """How often storage is asked again while what it says, or refuses, hinders a deletion, perhaps for months: that is a dozen requests."""
 NOTE_S: Final = 21_600.0
@@ -114,6 +118,8 @@ class DeletionSweep:
 
         def work(db: Connection) -> dict[str, int]:
             counted: dict[str, int] = {}
+            if not self._control.holds(db, LEASE, LEASE_S):
+                return counted  # another server counts
             for machine, deletion in deletions.all_(db):
                 passed_ns = mono_ns - self._counted_ns.get(deletion.id, mono_ns)
                 passed_ns = min(passed_ns, int(_MOST * PASS_S * SECOND_NS))
@@ -126,6 +132,9 @@ class DeletionSweep:
     async def sweep(self) -> None:
         """One look at all that are to be deleted. What hinders one, whatever it is, hinders no other; the first such error that nobody has
         thought of is raised at the end."""
+        if not await self._control.is_its(LEASE, LEASE_S):
+            self._control.hindered = {}
+            return
         found = await self._control.db.run(deletions.all_)
         hindered: dict[str, UnhealthyError] = {}
         failed: list[Exception] = []
@@ -340,7 +349,7 @@ class DeletionSweep:
             return True
 
         if not named:  # first: a machine whose agent has reported is stored by whoever asks for it
-            self._control.presence.forget(Role.AGENT, name)
+            self._control.forget(Role.AGENT, name)
         if await self._control.db.run(work) and not named:
             self._control.storage.forget(name)
             self._sides.forget(name)
@@ -352,9 +361,13 @@ class DeletionSweep:
         """See deletions.advance."""
         date = found.date if found is not None else None
         now_ns = self._control.now_ns() if date is None else int(date.timestamp()) * SECOND_NS
-        return await self._control.db.run(
-            lambda db: deletions.advance(db, name, seen, to, now_ns, dry_run=dry_run)
-        )
+
+        def work(db: Connection) -> Sequence[str] | None:
+            if not self._control.holds(db, LEASE, LEASE_S):
+                return None  # this server stood still, and another one goes on with it
+            return deletions.advance(db, name, seen, to, now_ns, dry_run=dry_run)
+
+        return await self._control.db.run(work)
 
     @staticmethod
     def _log_new(name: str, before: UnhealthyError | None, wrong: UnhealthyError) -> None:

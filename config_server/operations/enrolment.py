@@ -134,7 +134,7 @@ class Identity:
             return tokens.Answered(grant, pem_of(certificate)), certificate
 
         answered, issued = await self._control.db.run(work)
-        await self._revoking.take()
+        await self._revoking.changed()
         self._revoking.look()  # that it was readmitted, and what it had is refused by its numbers
         name = f"{answered.grant.role}:{answered.grant.name}"
         if issued is not None:
@@ -204,7 +204,7 @@ class Identity:
 
         certificate = await self._control.db.run(work)
         self._renewals.issued(certificate, call.serial, mono_ns)
-        await self._revoking.take()
+        await self._revoking.changed()
         return self._answer(certificate, grant)
 
     async def certificates(self, _call: Call, body: Page) -> CertificateList:

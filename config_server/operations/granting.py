@@ -16,17 +16,15 @@ gets the same grant.
 
 Grants end by storage's clock: that is who refuses the token. Each look at a container's policies says how far this host's clock is off.
 
-All changes of one container's grants go through one lock here, which keeps rows and policies together; that no change of policies undoes
-another one, whoever makes it and however late it lands, is seen to there.
+All changes of one container's grants go one after the other (turns.py), also between config servers, which keeps rows and policies
+together; that no change of policies undoes another one, whoever makes it and however late it lands, is seen to there.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import datetime as dt
 import re
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
@@ -71,8 +69,6 @@ class Granting:
     def __init__(self, control: Control, life_hours: float) -> None:
         self._control = control
         self._life_ns = int(life_hours * 3600 * SECOND_NS)
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        """By container."""
         self._ahead_ns = 0
         """How much storage's clock is ahead of this host's."""
         self._noted: set[tuple[str, str, str]] = set()
@@ -114,7 +110,7 @@ class Granting:
         """Raises GrantEndedError for one that is over: whoever ended it shall not find it alive again."""
         machine, id_ = call.path["machine"], call.path["id"]
         store = self._store((await self._get(machine, id_)).container)
-        async with self._locks[store.container]:
+        async with self._control.turns.of(_changing(store.container)):
             look = await self._look(store)
             grant = await self._living(machine, id_)
             if all(policy.id != _policy(grant) for policy in look.policies):
@@ -136,7 +132,7 @@ class Granting:
         """When it returns, storage refuses the token. Again is harmless. Raises StorageError: then it may still count."""
         machine, id_ = call.path["machine"], call.path["id"]
         store = self._store((await self._get(machine, id_)).container)
-        async with self._locks[store.container]:
+        async with self._control.turns.of(_changing(store.container)):
             grant = await self._get(machine, id_)
             if grant.ended_ns is None:
                 await self._end(store, grant, call.who, returned=body.returned)
@@ -150,7 +146,7 @@ class Granting:
         still count."""
         try:
             store = self._store((await self._get(machine, id_)).container)
-            async with self._locks[store.container]:
+            async with self._control.turns.of(_changing(store.container)):
                 grant = await self._get(machine, id_)
                 if grant.ended_ns is not None or await self._control.db.run(unless):
                     return False
@@ -160,13 +156,15 @@ class Granting:
         return True
 
     @contextlib.asynccontextmanager
-    async def kept(self, call: Call, storage: StorageGrant) -> AsyncIterator[None]:
-        """While it is written down that somebody reads by this grant, nobody ends it. Raises GrantEndedError, AskerGoneError."""
-        async with self._locks[storage.container]:
+    async def kept(self, call: Call, storage: StorageGrant) -> AsyncIterator[Callable[[Connection], None]]:
+        """While it is written down that somebody reads by this grant, nobody ends it. What it gives is called first in the transaction that
+        writes. Raises GrantEndedError, AskerGoneError, DeadlineError."""
+        turn = _changing(storage.container)
+        async with self._control.turns.of(turn):
             if storage.id:
                 await self._living(call.path["machine"], storage.id)
             _check_there(call, call.path["machine"])  # he may have waited long, behind others
-            yield
+            yield lambda db: self._control.turns.check(db, turn)
 
     async def sweep(self) -> None:
         """Ends what counts in storage and is on no record, in every container. What hinders it in one, whatever it is, hinders it in no
@@ -202,7 +200,7 @@ class Granting:
 
     async def _sweep_one(self, container: str, machine: str) -> None:
         store = self._store(container)
-        async with self._locks[container]:
+        async with self._control.turns.of(_changing(container)):
             look = await self._look(store)
             alive = await self._alive(container)
             over = _over_policies(look.policies, alive)
@@ -245,7 +243,7 @@ class Granting:
         self._noted = {noted for noted in self._noted if noted[1] != container}
 
     async def _new(self, call: Call, machine: str, store: BlobStore, host: str, request: str) -> Grant:
-        async with self._locks[store.container]:
+        async with self._control.turns.of(_changing(store.container)):
             _check_there(call, machine)  # he may have waited long, behind others
             look = await self._look(store)
             before = await self._asked_before(call, machine, store, request)
@@ -361,10 +359,15 @@ class Granting:
         now_ns = self._control.now_ns()
 
         def both(db: Connection) -> None:
+            self._control.turns.check(db, _changing(grant.container))
             work(db)
             audit.add(db, who, action, grant.machine, {"grant": grant.id, **detail}, now_ns)
 
         await self._control.db.run(both)
+
+
+def _changing(container: str) -> str:
+    return f"grants of {container}"
 
 
 def _check_there(call: Call, machine: str) -> None:

@@ -8,6 +8,7 @@ from config_server.operations.call import Call
 from config_server.operations.control import Control
 from config_server.rules import view
 from config_server.rules.machine import Machine
+from config_server.rules.presence import Seen
 from config_server.store import certificates, inventory
 from config_server.store.database import Connection
 from shared import logging
@@ -21,10 +22,17 @@ _log = logging.get()
 
 async def known(control: Control, name: str) -> Machine:
     """Raises MachineNotFoundError; NeverReportedError where its agent was enrolled."""
-    # An agent that has just reported for the first time is known before its machine is stored.
-    if control.presence.agent(name) is not None:
+    # An agent that has just reported for the first time is known before its machine is stored. (What another server heard it has stored,
+    # unless the machine was deleted since.)
+    agent = control.presence.agent(name)
+    if agent is not None and (control.others is None or _is_new(agent[0], control.mono_ns())):
         await control.db.run(lambda db: inventory.ensure_machine(db, name, control.now_ns()))
     return await control.db.run(lambda db: _stored(db, name))
+
+
+def _is_new(seen: Seen, now_ns: int) -> bool:
+    """It was heard here, a moment ago."""
+    return not seen.by and not seen.is_silent(now_ns)
 
 
 def _stored(db: Connection, name: str) -> Machine:
@@ -41,11 +49,12 @@ async def shown(control: Control, machine: Machine) -> MachineView:
 
 
 def present_agent(control: Control, machine: Machine, what: str) -> str:
-    """Where commands for the machine go. Raises RequestError, DisconnectedError."""
+    """Where commands for the machine go. One of whom this server could not have heard lately (it was started just now, or the server that
+    heard it last is gone) is asked, too, and does it when it is there again. Raises RequestError, DisconnectedError."""
     if not machine.protected:
         raise RequestError(what, cause="it is not protected")
     found = control.presence.agent(machine.name)
-    if found is None or found[0].is_silent(control.mono_ns()):
+    if found is None or found[0].is_missing(control.mono_ns()):
         raise DisconnectedError(what, cause="its agent does not report")
     return found[0].source
 

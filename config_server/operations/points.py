@@ -15,7 +15,6 @@ from shared.api.points import FlushReply, FlushRequest, PointList, PointRequest
 from shared.api.route import Nothing
 from shared.errors import RequestError
 from shared.vocabulary import Consistency
-from shared.waiting import wait_for
 
 _CONSISTENCIES = (Consistency.CRASH,)
 
@@ -76,9 +75,7 @@ class Points:
 
     async def _finished(self, id_: str, wait_s: float) -> bool:
         """Whether the command's result came in time and is no failure."""
-        rung = self._control.bell.listen(id_)
-        if (await self._control.db.run(lambda db: commands.get(db, id_))).state is CommandState.PENDING:
-            await wait_for(rung, wait_s)
+        await self._control.wait_for_result(id_, wait_s)
         now_ns = self._control.now_ns()
 
         def work(db: Connection) -> CommandState:

@@ -14,6 +14,7 @@ from config_server.operations.control import Control, check_name
 from config_server.operations.deleted import Deleted
 from config_server.operations.jobs import DRIVEN
 from config_server.operations.pages import before, page
+from config_server.operations.replicas import stored
 from config_server.operations.sides import Sides
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
@@ -25,7 +26,7 @@ from config_server.store import audit, certificates, commands, events, inventory
 from config_server.store.database import Connection
 from shared import logging
 from shared.api.audit import AuditList
-from shared.api.commands import Command, CommandState, CommandView
+from shared.api.commands import Command, CommandView
 from shared.api.daemons import DaemonList, DaemonView, StatusReply
 from shared.api.events import EventKind, EventList, EventQuery, EventView
 from shared.api.route import Nothing, Page
@@ -81,16 +82,27 @@ class Reporting:
             self._control.refuse_revoked(
                 call.serial, call.who, call.begins_s
             )  # storage may have taken its time
+        others = self._control.others
+        if others is not None:
+            await others.fresh()
         before = self._control.presence.of(role, call.name)
         seen = self._control.presence.learn(
-            role, check_name(call.name, role), call.body, now_ns, began_ns, address=call.remote
+            role,
+            check_name(call.name, role),
+            call.body,
+            now_ns,
+            began_ns,
+            address=call.remote,
+            held_up_ns=self._control.stillness.held_up_ns(began_ns),
         )
         taken = seen is not before
         rung = self._control.bell.listen(call.who)
 
         is_news = before is None or before.report.state != seen.report.state
         is_awaited = _is_awaited(before, seen, began_ns)
-        is_saved = is_news or began_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS
+        # Where there are other servers, each report is stored for them, with all that came in the same second.
+        is_due = others is None and began_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS
+        is_saved = is_news or is_due or call.who not in self._saved_ns
 
         def told(db: Connection) -> _Told:
             asked = commands.pending(db, call.who, now_ns)
@@ -100,30 +112,28 @@ class Reporting:
             said = None if answer.desired == Desired() else answer.desired
             return _Told(asked, said, answer.is_withheld, answer.waits, answer.left_entries)
 
-        def work(db: Connection) -> tuple[list[str], list[EventView], _Told]:
+        def work(db: Connection) -> tuple[list[str], list[EventView], _Told, str | None]:
             if not taken:
                 # Who was held up hears no answer any more; commands and wishes are not for a twin.
-                return [], [], _Told([])
+                return [], [], _Told([]), None
             if call.serial not in self._noted:
                 # A database from a backup may not know it, and it shall be seen, and revoked with what is renewed from it.
                 certificates.note_presented(db, call.role, call.name, call.der)
             finished = commands.finish(db, call.who, seen.report.results, now_ns)
             changed = events.reconcile(db, call.who, problems_of(seen), now_ns)
-            self._note_state(db, before, seen, now_ns)
+            change = self._note_state(db, before, seen, now_ns) if is_news else None
             if is_awaited:
                 journal.wake(db, call.name, Lane.LIFE)
             if is_saved:
                 if role == Role.AGENT:
                     inventory.ensure_machine(db, call.name, now_ns)
-                inventory.save_report(
-                    db, inventory.StoredReport(role, call.name, now_ns, _without_results(seen))
-                )
+                inventory.save_report(db, stored(seen, self._control.mono_ns()))
             answer = told(db)
-            return finished, changed, answer
+            return finished, changed, answer, change
 
         kept = taken  # what it says of commands is said again
         try:
-            finished, changed, answer = await self._control.db.run(work)
+            finished, changed, answer, old = await self._control.db.run(work)
             if taken:
                 self._noted.add(call.serial)
                 self._note_entries(seen, answer, began_ns)
@@ -131,11 +141,16 @@ class Reporting:
                     self._saved_ns[call.who] = began_ns
         except DatabaseError:
             # It says so itself. The answer tells who was revoked, which must not wait for room on a disk.
-            finished, changed, answer, kept = [], [], _Told([]), False
+            finished, changed, answer, old, kept = [], [], _Told([]), None, False
         for id_ in (*finished, *([DRIVEN] if is_awaited else [])):
             self._control.bell.ring(id_)
         log_changes(changed)
+        if old is not None:
+            cause = seen.report.cause if isinstance(seen.report, AgentReport) else ""
+            _log.info("machine state", machine=seen.name, old=old, new=seen.report.state, cause=cause)
         has_news = taken and self._note_wish(seen, answer)
+        if others is not None and taken:
+            others.tell(seen)
         if call.wait_s > 0 and not has_news and {c.id for c in answer.commands} <= set(seen.report.running):
             await wait_for(rung, call.wait_s)
             answer = _Told([])
@@ -202,13 +217,7 @@ class Reporting:
 
     async def command(self, call: Call, _body: Nothing) -> CommandView:
         """A command; with `Prefer: wait` when its result is there, or at the end of the wait."""
-        id_ = call.path["id"]
-        rung = self._control.bell.listen(id_)
-        view = await self._control.db.run(lambda db: commands.get(db, id_))
-        if view.state is CommandState.PENDING and call.wait_s > 0:
-            await wait_for(rung, call.wait_s)
-            view = await self._control.db.run(lambda db: commands.get(db, id_))
-        return view
+        return await self._control.wait_for_result(call.path["id"], call.wait_s)
 
     async def events(self, _call: Call, body: EventQuery) -> EventList:
         behind = before(body)
@@ -229,12 +238,15 @@ class Reporting:
         shown, next_ = page(found, body, lambda entry: str(entry.id))
         return AuditList(entries=shown, next=next_)
 
-    def _note_state(self, db: Connection, before: Seen | None, seen: Seen, now_ns: int) -> None:
+    def _note_state(self, db: Connection, before: Seen | None, seen: Seen, now_ns: int) -> str | None:
+        """The state that its agent had before, if it has another one now."""
         if not isinstance(seen.report, AgentReport):
-            return
-        old = before.report.state if before is not None else "not-connected"
+            return None
+        old = inventory.reported_state(db, seen.role, seen.name)  # another server may have heard it
+        if not old:
+            old = before.report.state if before is not None else "not-connected"
         if seen.report.state == old:
-            return
+            return None
         happened = Problem(
             code="",
             what=f"{seen.name} went from {old} to {seen.report.state}",
@@ -243,7 +255,7 @@ class Reporting:
             object=seen.name,
         )
         events.note(db, EventKind.STATE, seen.source, happened, now_ns)
-        _log.info("machine state", machine=seen.name, old=old, new=seen.report.state, cause=seen.report.cause)
+        return old
 
 
 def _is_awaited(before: Seen | None, seen: Seen, now_ns: int) -> bool:
@@ -294,7 +306,3 @@ def _daemon_view(seen: Seen, now_ns: int) -> DaemonView:
         skew_s=seen.skew_ns / SECOND_NS,
         report=report,
     )
-
-
-def _without_results(seen: Seen) -> bytes:
-    return msgspec.json.encode(msgspec.structs.replace(seen.report, results={}))

@@ -58,8 +58,13 @@ class Restores:
         if body.dry_run:
             id_ = await self._control.db.run(work)
         else:
-            async with self._granting.kept(call, storage):
-                id_ = await self._control.db.run(work)
+            async with self._granting.kept(call, storage) as check:
+
+                def in_turn(db: Connection) -> str:
+                    check(db)
+                    return work(db)
+
+                id_ = await self._control.db.run(in_turn)
             self._control.bell.ring(DRIVEN)
         return RestoreGrant(job=id_, storage=storage, key=grant_of(key))
 
@@ -82,7 +87,6 @@ class Restores:
     async def update_job(self, call: Call, body: JobProgress) -> JobView:
         """Who says that it has ended may let the answer be held until its job has, too."""
         now_ns, id_ = self._control.now_ns(), call.path["id"]
-        self._control.job_heard_ns[id_] = self._control.mono_ns()
 
         def work(db: Connection) -> tuple[JobView, restores.Heard]:
             before = jobs.get(db, id_)
@@ -103,7 +107,7 @@ class Restores:
         while True:
             rung = self._control.bell.listen(id_)
             job = await self._control.db.run(lambda db: jobs.get(db, id_))
-            if job.state not in _UNDER_WAY or clock() >= until_s:
+            if job.state not in _UNDER_WAY or clock() >= until_s or self._control.bell.is_closed:
                 return job
             await wait_for(rung, until_s - clock())
 

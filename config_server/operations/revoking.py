@@ -24,7 +24,7 @@ from typing import Final
 
 from config_server.identity.revocation_record import MOST_B, decode, put, record_blobs
 from config_server.operations.call import Call
-from config_server.operations.control import Control
+from config_server.operations.control import REVOCATIONS, Control
 from config_server.rules.clock import rfc3339
 from config_server.rules.facts import SELF
 from config_server.rules.revocations import Record, newest
@@ -125,7 +125,7 @@ class Revoking:
         if covered is None:
             return RefusedList(certificates=[])
         reach("revocation.in-row")
-        await self.take()
+        await self.changed()
         _log.warning("certificate revoked", certificate=subject, who=who, reason=reason)
         # Held answers go out: the revoked daemon's is a refusal, the process servers' carry the list.
         for name in {view.name for view in covered} | {
@@ -144,6 +144,11 @@ class Revoking:
             )
         warning = f"It is in force, and recorded in storage alone, until the database works again. {failed}"
         return RefusedList(certificates=covered, warning=warning)
+
+    async def changed(self) -> None:
+        """The database has something new: it is in force from now on, here, and in a moment at other config servers."""
+        await self.take()
+        self._control.bell.ring(REVOCATIONS)
 
     async def take(self) -> None:
         """From now on what the database has is in force, and what it still lacks."""
@@ -180,7 +185,7 @@ class Revoking:
             await self._control.db.run(work, vital=True)
             for blob in waiting:
                 del self._unwritten[blob]
-        await self.take()
+        await self.changed()
 
     def uncompared(self) -> RevocationsUncomparedError | None:
         """While the database may be older than storage, and that lasts, or is known."""

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from config_server.operations import act_jobs
 from config_server.operations.call import Call
-from config_server.operations.control import Control, check_name, new_id
+from config_server.operations.control import SIDE, Control, check_name, new_id
 from config_server.operations.jobs import DRIVEN
 from config_server.rules.acts import Rebound
 from config_server.rules.clock import SECOND_NS
@@ -68,6 +68,8 @@ class Sides:
         self._control = control
         self._known = Known()
         self._asked_s: dict[str, float] = {}
+        self._anew: set[str] = set()
+        """Another config server has said whose these are: storage is asked, whoever reports."""
         self._nobody: set[str] = set()
         """Of them storage says that no machine of this name was ever replicated."""
         self._heard: dict[str, _Heard] = {}
@@ -117,6 +119,13 @@ class Sides:
         self._heard.pop(machine, None)
         self._asked_s.pop(machine, None)
         self._nobody.discard(machine)
+        self._anew.discard(machine)
+
+    def ask_anew(self, machine: str | None = None) -> None:
+        """Whose it is may have changed; None: of each. What is known counts while storage cannot be asked."""
+        for name in list(self._asked_s) if machine is None else [machine]:
+            self._anew.add(name)
+            self._asked_s.pop(name, None)
 
     def problems(self) -> list[Problem]:
         return self._copies.problems(self.clock())
@@ -200,7 +209,7 @@ class Sides:
             return act_jobs.begin_rebind(db, machine, known, rebound, at, is_repeated=side is before)
 
         job = await self._control.db.run(work)
-        for holder in (*asked, DRIVEN):
+        for holder in (f"{SIDE}{machine}", *asked, DRIVEN):
             self._control.bell.ring(holder)
         _log.info("machine rebound", machine=machine, identity=identity, generation=side.generation)
         return SideView(
@@ -237,7 +246,7 @@ class Sides:
 
     async def _side(self, machine: str, identity: str, now_s: float) -> ActiveSide | None:
         side = self._known.get(machine)
-        fits = side is not None and side.identity == identity
+        fits = side is not None and side.identity == identity and machine not in self._anew
         if not fits and now_s - self._asked_s.get(machine, -_ASK_AGAIN_S) >= _ASK_AGAIN_S:
             self._asked_s[machine] = now_s
             asked = self._known.asking()
@@ -246,10 +255,12 @@ class Sides:
                     found, _ = await active_side.find_of(self._control.storage.machines(), machine)
             except MachineNotFoundError:
                 self._nobody.add(machine)
+                self._anew.discard(machine)
                 return side
             except (StorageError, IntegrityError, ConfigError, TimeoutError) as exc:
                 _log.warning("active side not asked for", machine=machine, cause=str(exc))
             else:
+                self._anew.discard(machine)
                 if found is None:
                     self._nobody.add(machine)
                 side = self._known.learn(found, asked) if found is not None else self._known.get(machine)
@@ -280,7 +291,11 @@ class Sides:
             if theirs:
                 raise _same_identity(machine, f"it has a session with {theirs[0].source}")
         heard = self._heard.get(machine)
-        if heard is not None and heard.boot not in boots and now_s - heard.at_s < RECENT_S:
+        is_heard = heard is not None and heard.boot not in boots and now_s - heard.at_s < RECENT_S
+        elsewhere = self._control.presence.agent(machine)
+        if elsewhere is not None and elsewhere[0].by and elsewhere[1].boot not in boots:
+            is_heard |= elsewhere[0].age_s(now_ns) < RECENT_S
+        if is_heard:
             raise _same_identity(machine, "it reported a moment ago")
 
 

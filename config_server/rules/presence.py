@@ -1,7 +1,7 @@
 """Who has reported, when, and what: the latest report of every daemon, in memory.
 
-Reports come every two seconds and are worth nothing when they are old, so they are stored (by the caller)
-only now and then: after a restart of the config server they tell which daemons there are.
+Reports come every two seconds and are worth nothing when they are old, so with one config server they are stored (by the caller)
+only now and then: after a restart they tell which daemons there are. Of several servers each is told what the others heard (`hear_of`).
 """
 
 from __future__ import annotations
@@ -59,6 +59,10 @@ class Seen(msgspec.Struct, frozen=True):
     """When a restarted config server read this from its database (monotonic); 0 for what it heard itself."""
     excused_ns: int = 0
     """When the last time ended in which the config server could not have heard it (monotonic)."""
+    by: str = ""
+    """The other config server that heard it; empty: this one."""
+    address: str = ""
+    """From which it came."""
 
     @property
     def source(self) -> str:
@@ -111,12 +115,16 @@ class Presence:
         heard_ns: int,
         recovered_ns: int = 0,
         address: str = "",
+        held_up_ns: int = 0,
     ) -> Seen:
         """Take in a report, when it came (time of day, and monotonic), and from where; what counts from then on. One that was held up on
-        its way, or is of another daemon under the same name (twins.py), changes nothing, and the one before it is returned. Raises
-        RequestError, with the path of the field, when it is not what the role reports."""
+        its way, or is of another daemon under the same name (twins.py), changes nothing, and the one before it is returned. `held_up_ns`:
+        so long it may have lain here (stillness.py), and was under way so much longer. Raises RequestError, with the path of the field,
+        when it is not what the role reports."""
         report = _with_disks(decode(role, raw), self._seen.get((role, name)))
-        seen = Seen(role, name, received_ns, heard_ns, report, recovered_ns)
+        if held_up_ns:
+            report = msgspec.structs.replace(report, round_trip_ns=max(0, report.round_trip_ns) + held_up_ns)
+        seen = Seen(role, name, received_ns, heard_ns, report, recovered_ns, address=address)
         start, number = seen.report.start, seen.report.number
         if start:
             starts = self._starts.setdefault((role, name), Starts())
@@ -125,10 +133,32 @@ class Presence:
         self._seen[role, name] = seen
         return seen
 
-    def excuse(self, since_ns: int, now_ns: int) -> None:
-        """This server heard nobody between these times, say because its host stood still. Who was missed before is missed still."""
+    def hear_of(
+        self, role: Role, name: str, raw: bytes, received_ns: int, heard_ns: int, *, by: str, address: str
+    ) -> bool:
+        """What another config server heard, `by` that one, when (time of day, by its clock; and by the monotonic one of this). Whether it
+        counts from now on: it does unless a later one was heard here. Raises RequestError."""
+        before = self._seen.get((role, name))
+        report = _with_disks(decode(role, raw), before)
+        is_counted, is_here = bool(report.start), before is not None and not before.recovered_ns
+        is_known = before is not None and not is_here and _number(report) == _number(before.report)
+        if is_counted and not is_known:
+            starts = self._starts.setdefault((role, name), Starts())
+            if not starts.counts(*_number(report), address, heard_ns, is_told=True):
+                return False
+        is_next = is_counted and before is not None and before.report.start == report.start
+        if before is not None and is_here and not is_next and before.heard_ns > heard_ns:
+            return False  # of two starts, or of one that does not count them, the one that was heard later
+        self._seen[role, name] = Seen(
+            role, name, received_ns, heard_ns, report, excused_ns=before.excused_ns if before else 0, by=by, address=address
+        )  # fmt: skip
+        return True
+
+    def excuse(self, since_ns: int, now_ns: int, by: str | None = None) -> None:
+        """This server heard nobody between these times, say because its host stood still. Who was missed before is missed still. `by`: it
+        heard nothing of another server alone, nor do those daemons, perhaps, that this one heard last."""
         for key, seen in self._seen.items():
-            if not seen.is_missing(since_ns):
+            if by in (None, seen.by) and not seen.is_missing(since_ns):
                 self._seen[key] = msgspec.structs.replace(seen, excused_ns=now_ns)
 
     def forget(self, role: Role, name: str) -> None:
@@ -179,6 +209,10 @@ class Presence:
 
     def names(self, role: Role) -> Iterable[str]:
         return [name for known, name in sorted(self._seen) if known == role]
+
+
+def _number(report: Report) -> tuple[str, int]:
+    return report.start, report.number
 
 
 def _with_disks(report: Report, before: Seen | None) -> Report:

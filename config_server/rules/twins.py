@@ -64,9 +64,12 @@ class Starts:
     def __init__(self) -> None:
         self._starts: dict[str, _Start] = {}
 
-    def counts(self, start: str, number: int, address: str, now_ns: int) -> bool:
-        """Whether this report is believed."""
+    def counts(self, start: str, number: int, address: str, now_ns: int, *, is_told: bool = False) -> bool:
+        """Whether this report is believed. `is_told`: another config server heard it, then; one of these that comes late was held up by
+        nobody, and is no sign of a clone."""
         known = self._starts.get(start)
+        if known is not None and is_told and number <= known.number and now_ns - known.heard_ns < _HELD_UP_NS:
+            return False
         if known is None:
             self._starts[start] = _Start(number, now_ns, now_ns, address)
             if len(self._starts) > _STARTS:

@@ -26,6 +26,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
 from config_server.rules.clock import SECOND_NS, rfc3339
@@ -228,6 +229,17 @@ def in_words(wish: Wish | None) -> str:
     return f"{words}, by {', '.join(wish.process_servers[:_SHOWN])}" if wish.process_servers else words
 
 
+class Told(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """What one config server tells another with an agent's report. Times: how long before that was heard."""
+
+    act: str = ""
+    """That the agent does not go by."""
+    since_ns: int = 0
+    is_withheld: bool = False
+    """It is told no opinion."""
+    withheld_since_ns: int = 0
+
+
 class Untaken:
     """Since when reporting agents do not go by what they are told. Times are monotonic; a daemon that was silent meanwhile begins anew."""
 
@@ -256,6 +268,23 @@ class Untaken:
         self._told.pop(machine, None)
         since_ns, last_ns = self._withheld.get(machine, (now_ns, now_ns))
         self._withheld[machine] = now_ns if now_ns - last_ns > self._silent_ns else since_ns, now_ns
+
+    def told(self, machine: str, heard_ns: int) -> Told:
+        """For another server, with the report of this time."""
+        act, since_ns, _ = self._told.get(machine, ("", heard_ns, heard_ns))
+        withheld_ns, _ = self._withheld.get(machine, (heard_ns, heard_ns))
+        return Told(act, heard_ns - since_ns, machine in self._withheld, heard_ns - withheld_ns)
+
+    def hear_of(self, machine: str, told: Told, heard_ns: int) -> None:
+        """Another server has told the agent so, when it reported there. Of an act that is known here it lasts since the earlier time."""
+        act, since_ns, _ = self._told.pop(machine, ("", heard_ns, heard_ns))
+        if told.act:
+            theirs_ns = heard_ns - told.since_ns
+            since_ns = min(since_ns, theirs_ns) if act == told.act else theirs_ns
+            self._told[machine] = told.act, since_ns, heard_ns
+        withheld_ns, _ = self._withheld.pop(machine, (heard_ns, heard_ns))
+        if told.is_withheld:
+            self._withheld[machine] = min(withheld_ns, heard_ns - told.withheld_since_ns), heard_ns
 
     def withheld_ns(self, machine: str) -> int | None:
         """Since when its agent is told no opinion; None: it is told."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -172,20 +172,37 @@ def _view(row: Row[Any]) -> CommandView:
 
 
 class Bell:
-    """Wakes those who wait for something about a name: a daemon for commands, an operator for results."""
+    """Wakes those who wait for something about a name: a daemon for commands, an operator for results. They may wait at another config
+    server."""
 
     def __init__(self) -> None:
         self._rung: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._closed = False
+        self.forward: Callable[[str], None] = lambda _name: None
+        """Rings it at the other servers (operations/replicas.py)."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody waits any more: this server ends."""
+        return self._closed
 
     def ring(self, name: str) -> None:
+        self.ring_here(name)
+        self.forward(name)
+
+    def ring_here(self, name: str) -> None:
+        """Another server has rung it."""
         self._rung.pop(name, asyncio.Event()).set()
+
+    def ring_all(self) -> None:
+        """Whoever waits here looks: nobody knows what was rung."""
+        for name in list(self._rung):
+            self.ring_here(name)
 
     def close(self) -> None:
         """Wake everybody; nobody waits from now on."""
         self._closed = True
-        for name in list(self._rung):
-            self.ring(name)
+        self.ring_all()
 
     def listen(self, name: str) -> asyncio.Event:
         """An event that the next ring sets. Take it before looking, so that no ring is missed."""

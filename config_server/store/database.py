@@ -30,6 +30,9 @@ class Engine(Protocol):
     trouble: DatabaseError | None
     """Why it cannot be used just now: from the first transaction that fails until one has written again."""
 
+    is_shared: bool
+    """Whether other config servers may use it, too."""
+
     @property
     def workers(self) -> int:
         """How many transactions there may be at a time."""
@@ -81,6 +84,11 @@ class Database:
             threads.shutdown(wait=False)
             raise
         return cls(engine, threads)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other config servers may use it, too."""
+        return self._engine.is_shared
 
     @property
     def trouble(self) -> DatabaseError | None:

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, delete, select, update
+from sqlalchemy import Connection, Insert, Row, and_, bindparam, delete, or_, select, text, update
 from sqlalchemy import false as no
 
 from config_server.rules import wishes
+from config_server.rules.clock import SECOND_NS
 from config_server.rules.deletion import Deletion
 from config_server.rules.machine import Machine
 from config_server.store import incarnations, policies, schema
-from config_server.store.statements import Prepared, replacing, unless_there
+from config_server.store.statements import Into, Prepared, Put, clock_ns, unless_there
 from shared import decoding
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import MachineNotFoundError
@@ -48,11 +49,19 @@ _HEARD: Final = {"dropped": "[]", "moved": no()}
 _HEAR: Final = _CHANGE.values(_HEARD)
 _HEAR_ALL: Final = update(schema.machines).values(_HEARD)
 _FORGET: Final = delete(schema.machines).where(_IT)
-_SAVE: Final = replacing(schema.reports)
-_REPORTS: Final = select(schema.reports)
+_R: Final = schema.reports.c
+_REPORTS: Final = select(
+    _R.role, _R.name, _R.received_ns, _R.report, _R.state, _R.start, _R.number, _R.address, _R.told,
+    (clock_ns() - _R.heard_ns).label("age_ns"), _R.heard_ns,
+)  # fmt: skip
+_STATE: Final = select(_R.state).where(_R.role == bindparam("of_role"), _R.name == bindparam("of_name"))
 _FORGET_REPORT: Final = delete(schema.reports).where(
     schema.reports.c.role == Role.AGENT, schema.reports.c.name == bindparam("machine")
 )
+
+
+COUNTS_ANEW_NS: Final = 60 * SECOND_NS
+"""A daemon of whom nothing was heard for so long may count its reports from a lower number: it was put back (rules/twins.py)."""
 
 
 class StoredReport(msgspec.Struct, frozen=True):
@@ -60,7 +69,40 @@ class StoredReport(msgspec.Struct, frozen=True):
     name: str
     received_ns: int
     report: bytes
-    """JSON as the daemon sent it."""
+    """JSON as the daemon sent it; empty: the daemon takes part no more."""
+    state: str = ""
+    start: str = ""
+    number: int = 0
+    age_ns: int | None = None
+    """How long ago it was heard: before it is stored, or by the time of this look. None: not known."""
+    address: str = ""
+    told: str = ""
+    """See rules/wishes.py."""
+
+
+def saving(*more: str) -> Put:
+    """Stores a report unless a later one of its daemon is there; with these columns beside it. Of one start of the daemon the higher
+    number is the later one, of two starts the one that was heard later; `age_ns` says how long ago that was. One whose time is to come
+    was written before the clock was set back."""
+    names = ("received_ns", "report", "state", "start", "number", "heard_ns", "address", "told", *more)
+
+    def build(into: Into) -> Insert:
+        new = into(schema.reports).values(heard_ns=clock_ns() - bindparam("age_ns", type_=_R.heard_ns.type))
+        said = new.excluded
+        is_later = or_(
+            and_(said.start == _R.start, said.start != text("''"), said.number >= _R.number),
+            and_(or_(said.start != _R.start, said.start == text("''")), said.heard_ns >= _R.heard_ns),
+            said.heard_ns > _R.heard_ns + COUNTS_ANEW_NS,
+            _R.heard_ns > clock_ns(),
+        )
+        return new.on_conflict_do_update(
+            index_elements=[_R.role, _R.name], set_={name: said[name] for name in names}, where=is_later
+        )
+
+    return Put(build)
+
+
+_SAVE: Final = saving()
 
 
 def machines(db: Connection) -> list[Machine]:
@@ -244,14 +286,40 @@ def forget(db: Connection, name: str) -> None:
 
 
 def save_report(db: Connection, stored: StoredReport) -> None:
-    _SAVE(db, {**msgspec.structs.asdict(stored), "report": stored.report.decode()})
+    """Unless a later one is there."""
+    _SAVE(db, row_of(stored))
+
+
+def row_of(stored: StoredReport) -> dict[str, Any]:
+    """For `saving`."""
+    plain = msgspec.structs.asdict(stored)
+    return {**plain, "report": stored.report.decode(), "age_ns": stored.age_ns or 0}
 
 
 def reports(db: Connection) -> list[StoredReport]:
-    return [
-        StoredReport(Role(row.role), row.name, row.received_ns, row.report.encode())
-        for row in db.execute(_REPORTS)
-    ]
+    """Of all daemons that take part."""
+    return [found for row in db.execute(_REPORTS) if (found := report_of(row)).report]
+
+
+def reported_state(db: Connection, role: Role, name: str) -> str:
+    """Of the daemon's last report that is stored; empty where none is, or it does not say so."""
+    found: str | None = db.scalar(_STATE, {"of_role": role, "of_name": name})
+    return found or ""
+
+
+def report_of(row: Row[Any]) -> StoredReport:
+    return StoredReport(
+        role=Role(row.role),
+        name=row.name,
+        received_ns=row.received_ns,
+        report=row.report.encode(),
+        state=row.state,
+        start=row.start,
+        number=row.number,
+        age_ns=max(0, row.age_ns) if row.heard_ns else None,
+        address=row.address,
+        told=row.told,
+    )
 
 
 def _machine(row: Row[Any]) -> Machine:

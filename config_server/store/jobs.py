@@ -2,7 +2,7 @@
 
 Those of version 0 are nobody's here: restores that a program from before the journal of jobs began, whose commands report them. They end as
 they did. Nothing makes them any more, so `update`, `fail_silent`, `given_up`'s word of FAILED ones and `journal.OF_WORKER` can go with the
-release behind the next one, together with Control.job_heard_ns: no upgrade leads past that.
+release behind the next one, together with Control.job_heard: no upgrade leads past that.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ _IT: Final = jobs.c.id == bindparam("it")
 _GET: Final = select(jobs).where(_IT)
 _UPDATE: Final = updating(jobs).where(_IT)
 _ACTIVE: Final = jobs.c.state == JobState.RUNNING
-_OF_WORKERS: Final = select(jobs.c.id).where(_ACTIVE, jobs.c.version == OF_WORKER).order_by(jobs.c.rowid)
+_OF_WORKERS: Final = (
+    select(jobs.c.id, jobs.c.updated_ns).where(_ACTIVE, jobs.c.version == OF_WORKER).order_by(jobs.c.rowid)
+)
 _STEPS: Final = select(steps).where(steps.c.job.in_(bindparam("ids", expanding=True))).order_by(steps.c.rowid)
 _OF_MACHINE: Final = (
     select(jobs.c.id, jobs.c.kind, jobs.c.error)
@@ -88,13 +90,24 @@ def update(db: Connection, id_: str, report: JobProgress, now_ns: int) -> JobVie
     return get(db, id_)
 
 
-def fail_silent(db: Connection, heard_ns: dict[str, int], mono_ns: int, now_ns: int) -> list[JobView]:
-    """End the jobs of version 0 whose worker is gone; those that were ended. `heard_ns` says when each was heard, by the monotonic clock:
-    one that is not in it yet (this server has just started) is heard now, and those that do not run are taken out."""
-    running = list(db.scalars(_OF_WORKERS))
-    for id_ in heard_ns.keys() - set(running):
-        del heard_ns[id_]
-    silent = [id_ for id_ in running if mono_ns - heard_ns.setdefault(id_, mono_ns) > _SILENT_NS]
+Heard = dict[str, tuple[int, int]]
+"""By job: what its row said of when its worker was heard, and when that was seen first (monotonic)."""
+
+
+def heard(db: Connection, before: Heard, mono_ns: int) -> Heard:
+    """Of the jobs of version 0 that run, as it is now. One that is not in `before` (this server has just started) is heard now, and so is
+    one whose worker has said something since, whichever server heard it: the times themselves are never compared."""
+    running = {row.id: row.updated_ns for row in db.execute(_OF_WORKERS)}
+    found = {id_: before.get(id_) for id_ in running}
+    return {
+        id_: known if known is not None and known[0] == running[id_] else (running[id_], mono_ns)
+        for id_, known in found.items()
+    }
+
+
+def fail_silent(db: Connection, heard: Heard, mono_ns: int, now_ns: int) -> list[JobView]:
+    """End the jobs of version 0 whose worker is gone; those that were ended."""
+    silent = [id_ for id_, (_, since_ns) in heard.items() if mono_ns - since_ns > _SILENT_NS]
     error = JobGivenUpError("The job was given up")
     report = JobProgress(
         state=WorkerState.FAILED, error=Failure(**error.as_dict(), exit_code=error.exit_code)

@@ -41,7 +41,7 @@ from sqlalchemy.exc import DBAPIError
 
 from config_server.store import migrations
 from config_server.store.config import DatabaseConfig
-from config_server.store.sole_server import SoleServer
+from config_server.store.older_servers import OlderServers
 from shared import logging
 from shared.errors import ConfigError, DatabaseError, OutcomeUnknownError, cause_of
 
@@ -106,12 +106,13 @@ class Postgresql:
 
     workers: Final = 4
 
-    def __init__(self, config: DatabaseConfig, *, is_alone: bool = True) -> None:
-        """Nothing is opened yet. `is_alone`: no other server may use the database; else nobody looks."""
+    def __init__(self, config: DatabaseConfig) -> None:
+        """Nothing is opened yet."""
         self.trouble: DatabaseError | None = None
+        self.is_shared = True
         self._config = config
         self._away_until_s = 0.0
-        self._sole: Final = SoleServer(self._session, config.place) if is_alone else None
+        self._older: Final = OlderServers(self._session, config.place)
         self._pool: Final = QueuePool(cast("Any", self._connect), pool_size=self.workers, max_overflow=0)
         self.engine: Final[Engine] = create_engine(
             "postgresql+psycopg://",
@@ -125,14 +126,12 @@ class Postgresql:
         try:
             with self.engine.connect().execution_options(isolation_level="READ COMMITTED") as db:
                 self._check(db)
-                if self._sole is not None:
-                    self._sole.begin()
+                self._older.begin()
                 with db.begin():
                     # Not serializable: who waited for the lock has to see what the other one did meanwhile.
                     db.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATING})
                     migrations.upgrade(db, self._config.place)
-                    if self._sole is not None:
-                        self._sole.sign(db)
+                    self._older.sign(db)
         except (DBAPIError, psycopg.Error) as exc:
             self.close()
             raise self._translated(exc) from exc
@@ -143,8 +142,7 @@ class Postgresql:
 
     def close(self) -> None:
         self.engine.dispose()
-        if self._sole is not None:
-            self._sole.close()
+        self._older.close()
 
     def transact(self, work: Callable[[Connection], _T], *, vital: bool) -> _T:
         """See database.py. There is no room to keep for what is vital: that is PostgreSQL's."""
@@ -194,13 +192,12 @@ class Postgresql:
         return result
 
     def _connected(self) -> Connection:
-        trouble, sole = self.trouble, self._sole
-        is_there = self._pool.checkedin() and (sole is None or sole.is_held)
+        trouble, older = self.trouble, self._older
+        is_there = self._pool.checkedin() and older.is_held
         if trouble is not None and time.monotonic() < self._away_until_s and not is_there:
             raise self._error(trouble.cause)
         try:
-            if sole is not None:
-                sole.check()
+            older.check()
             return self.engine.connect()
         except (DBAPIError, psycopg.Error, DatabaseError) as exc:
             self._away_until_s = time.monotonic() + _AGAIN_S

@@ -5,6 +5,7 @@
     what is                 reports · events
     what is being done      commands · jobs, steps · grants
     what was done           audit · deleted
+    who else is there       replicas · rings · leases (replicas.py; empty with SQLite)
 
 Times (`_ns`: nanoseconds, `_s`: seconds, of Unix time) are by the clock of the server that wrote them, unless a column says otherwise. A
 *subject* is ROLE:NAME, or the serial number of a certificate (hexadecimal, lower case). JSON is text: msgspec writes and reads it, and no
@@ -52,6 +53,11 @@ that order. There, of two transactions at the same time, the later one may have 
 
 def _written() -> Column[Any]:
     return Column(IMPLICIT, NUMBER, Identity(always=True), nullable=False)
+
+
+def _number(name: str) -> Column[Any]:
+    """One that is always there, and 0 in rows that were written before the column was."""
+    return Column(name, NUMBER, nullable=False, server_default=text("0"))
 
 
 def _word(name: str, default: str | None = "", **more: Any) -> Column[Any]:
@@ -152,14 +158,23 @@ settings: Final = Table(  # what there is one of (settings.py): incarnations, th
     _word("value", None),
 )
 
-reports: Final = Table(  # the last one of every daemon, for the next start
+reports: Final = Table(  # the last one of every daemon, for the next start, and for other config servers
     "reports",
     METADATA,
     _word("role", None),
     _word("name", None),
     Column("received_ns", NUMBER, nullable=False),
-    _word("report", None),  # JSON, without results of commands
+    _word("report", None),  # JSON, without results of commands; empty: the daemon takes part no more
+    _word("state"),  # as the report says; empty: it was stored before this column was
+    _word("start"),  # of the daemon, and which of its reports
+    _number("number"),
+    _number("heard_ns"),  # by the clock of the database; 0: not known
+    _word("address"),  # from which it came
+    _word("told"),  # JSON: what its agent was told, and does not go by (rules/wishes.py)
+    _word("writer"),  # the config server that shared it last, ...
+    _number("batch"),  # ... and in which of its batches
     PrimaryKeyConstraint("role", "name"),
+    Index("reports_of_writer", "writer", "batch"),
 )
 
 events: Final = Table(
@@ -323,4 +338,32 @@ audit: Final = Table(  # never changed, never removed
     _word("object", None),
     _word("detail", None),  # JSON
     sqlite_autoincrement=True,
+)
+
+replicas: Final = Table(  # config servers that use this database, each start of one
+    "replicas",
+    METADATA,
+    Column("id", Text, primary_key=True),  # random
+    _word("name", None),  # for people
+    Column("batch", NUMBER, nullable=False),  # how often it has written what it heard
+    Column("beat_ns", NUMBER, nullable=False),  # when it did last, by the clock of the database
+    _word("said", None),  # JSON: Said, what the others are to know of it
+)
+
+rings: Final = Table(  # bells that somebody rang lately
+    "rings",
+    METADATA,
+    _word("writer", None),
+    Column("batch", NUMBER, nullable=False),
+    _word("name", None),
+    PrimaryKeyConstraint("writer", "batch", "name"),
+)
+
+leases: Final = Table(  # of what one config server does at a time
+    "leases",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    _word("owner", None),  # of `replicas`
+    Column("term", NUMBER, nullable=False),  # rises with each owner
+    Column("until_ns", NUMBER, nullable=False),  # by the clock of the database
 )

@@ -122,6 +122,7 @@ class Sqlite:
     def __init__(self, path: Path) -> None:
         """Nothing is opened yet."""
         self.trouble: DatabaseError | None = None
+        self.is_shared = False
         self._path = path
         self._reserve = Reserve(path.with_name(FILE))
         self._db: Connection | None = None

@@ -292,6 +292,13 @@ class DataFolderInUseError(UnhealthyError):
     default_action = "Stop the other one, or give this one a data folder of its own."
 
 
+class OtherServerGoneError(UnhealthyError):
+    """Another config server on the same database does nothing any more."""
+
+    code = "US660"
+    default_action = "See why on its host (systemctl status understudy-config-server), and start it again. Others do its work meanwhile."
+
+
 class ClockSkewError(UnhealthyError):
     code = "US473"
     default_action = "Synchronise the clocks (NTP): recovery times are those of the machine's own clock."

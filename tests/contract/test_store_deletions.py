@@ -76,7 +76,7 @@ def test_a_deletion_is_counted_goes_on_from_where_it_was_seen_and_past_recall_no
     )
     assert len(deletions.running(db, "web1", NOW)) == 2
     assert deletions.advance(db, "web1", seen, Stage.CLOSING, NOW) == deletions.running(db, "web1", NOW)
-    jobs.fail_silent(db, {"j1": 0}, 10**15, NOW)
+    jobs.fail_silent(db, {"j1": (NOW, 0)}, 10**15, NOW)
     [hinders] = deletions.running(db, "web1", NOW + 10)
     assert "nothing is heard" in hinders
     assert deletions.running(db, "web1", NOW + 10, {"j1"}) == []

@@ -65,6 +65,7 @@ MODULES: Final = (
     "restored",
     "restores",
     "revocation",
+    "replicas",
     "settings",
     "taking_in",
     "tokens",
@@ -178,7 +179,7 @@ def test_jobs_are_found(db: Connection) -> None:
     assert jobs.running(db, "web2") == []
     jobs.update(db, "j1", JobProgress(state=WorkerState.FAILED, error=Failure("US1", "x")), NOW)
     assert jobs.given_up(db, "web1") == [], "it failed by its own word"
-    jobs.fail_silent(db, {"j2": 0}, 10**15, NOW)
+    jobs.fail_silent(db, {"j2": (NOW, 0)}, 10**15, NOW)
     assert (jobs.given_up(db, "web1"), jobs.given_up(db, "web2")) == (["j2"], [])
     jobs.update(db, "j2", JobProgress(state=WorkerState.RUNNING), NOW)
     assert jobs.given_up(db, "web1") == [], "it was heard again"
@@ -278,12 +279,14 @@ def test_reports_are_the_last_of_each_daemon_and_machines_are_in_the_order_of_th
         inventory.ensure_machine(db, name, NOW)
     assert [found.name for found in inventory.machines(db)] == ["Web", "web", "web-b", "web_a"]
     for said in (b"{}", b'{"x": "\\u0000"}'):
-        inventory.save_report(db, StoredReport(Role.AGENT, "web", NOW, said))
+        inventory.save_report(db, StoredReport(Role.AGENT, "web", NOW, said, state="ordered"))
     inventory.save_report(db, StoredReport(Role.PROCESS_SERVER, "web", NOW, b"[]"))
-    assert sorted(inventory.reports(db), key=lambda one: one.role) == [
-        StoredReport(Role.AGENT, "web", NOW, b'{"x": "\\u0000"}'),
+    found = sorted(inventory.reports(db), key=lambda one: one.role)
+    assert [replace(one, age_ns=None) for one in found] == [
+        StoredReport(Role.AGENT, "web", NOW, b'{"x": "\\u0000"}', state="ordered"),
         StoredReport(Role.PROCESS_SERVER, "web", NOW, b"[]"),
     ]
+    assert [inventory.reported_state(db, Role.AGENT, name) for name in ("web", "Web")] == ["ordered", ""]
     inventory.forget(db, "web")
     assert [one.role for one in inventory.reports(db)] == [Role.PROCESS_SERVER]
     assert inventory.find(db, "web") is None

@@ -267,24 +267,32 @@ def test_a_job_that_ended_stays_as_it_ended(db: Connection) -> None:
 
 def test_a_job_that_was_given_up_too_soon_ends_as_its_worker_says(db: Connection) -> None:
     older_jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
-    heard: dict[str, int] = {}
-    jobs.fail_silent(db, heard, 0, NOW)
-    (given_up,) = jobs.fail_silent(db, heard, 121 * SECOND_NS, NOW)
+    (given_up,) = jobs.fail_silent(db, jobs.heard(db, {}, 0), 121 * SECOND_NS, NOW)
     assert given_up.state == "failed"
     again = jobs.update(db, "j1", JobProgress(progress=0.5), NOW)
     assert (again.state, again.error) == ("running", None)
-    jobs.fail_silent(db, {"j1": 0}, 121 * SECOND_NS, NOW)
+    jobs.fail_silent(db, {"j1": (NOW, 0)}, 121 * SECOND_NS, NOW)
     done = jobs.update(db, "j1", JobProgress(state=WorkerState.DONE, progress=1.0), NOW)
     assert (done.state, done.error) == ("done", None)
 
 
+def test_a_job_whose_worker_was_heard_by_another_server_is_heard(db: Connection) -> None:
+    """Its clock may be any; that it wrote something else is what tells."""
+    older_jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
+    heard = jobs.heard(db, {}, 0)
+    jobs.update(db, "j1", JobProgress(progress=0.5), NOW - 3600 * SECOND_NS)
+    heard = jobs.heard(db, heard, 121 * SECOND_NS)
+    assert jobs.fail_silent(db, heard, 121 * SECOND_NS, NOW) == []
+
+
 def test_a_job_whose_worker_is_silent_is_given_up(db: Connection) -> None:
     older_jobs.create(db, "j1", "restore", "web1", "operator:o", {}, NOW)
-    heard: dict[str, int] = {"over": 0}
+    heard = jobs.heard(db, {"over": (0, 0)}, 5 * SECOND_NS)
+    assert heard == {"j1": (NOW, 5 * SECOND_NS)}
     assert jobs.fail_silent(db, heard, 5 * SECOND_NS, NOW) == []
-    assert heard == {"j1": 5 * SECOND_NS}
     # The time of day may jump by a year: what counts is how long it was really silent.
     assert jobs.fail_silent(db, heard, 65 * SECOND_NS, NOW + 365 * 86_400 * SECOND_NS) == []
+    assert jobs.heard(db, heard, 126 * SECOND_NS) == heard
     (failed,) = jobs.fail_silent(db, heard, 126 * SECOND_NS, NOW)
     assert failed.state == "failed"
     assert failed.error is not None

@@ -212,7 +212,7 @@ def test_a_grant_is_somebodys_while_another_goes_forward_by_it(db: Connection) -
     assert not restores.have_grant(db, "web1", "g1", mine), "else none of two that end would take it back"
     older = older_job(db)
     assert restores.have_grant(db, "web1", "g1", mine)
-    jobs.fail_silent(db, {older: 0}, 10**15, NOW)
+    jobs.fail_silent(db, {older: (0, 0)}, 10**15, NOW)
     assert restores.have_grant(db, "web1", "g1", mine), "it may run"
     said(db, older, WorkerState.DONE)
     assert not restores.have_grant(db, "web1", "g1", mine)

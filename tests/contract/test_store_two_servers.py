@@ -7,6 +7,7 @@ SQLite nobody gets in between: that is shown at each of the same places.
 
 from __future__ import annotations
 
+import itertools
 import re
 import sqlite3
 import threading
@@ -40,6 +41,7 @@ from config_server.store import (
     journal,
     policies,
     postgresql,
+    replicas,
     restored,
     restores,
     revocation,
@@ -254,7 +256,7 @@ def silent(db: Connection) -> None:
     """A job that was given up for good, over a machine that is to be deleted."""
     to_be_deleted(Stage.CLOSED)(db)
     a_job(db)
-    jobs.fail_silent(db, {"j1": 0}, 10**15, NOW)
+    jobs.fail_silent(db, {"j1": (NOW, 0)}, 10**15, NOW)
     for passed_ns in (0, int(rules.GIVEN_UP_S * SECOND_NS)):
         deletions.count(db, "web1", "d1", passed_ns, NOW)
 
@@ -551,6 +553,26 @@ def report(said: bytes) -> Work:
     return lambda db: inventory.save_report(db, StoredReport(Role.AGENT, "web1", NOW, said))
 
 
+def two_replicas(db: Connection) -> None:
+    replicas.join(db, "a", "config1")
+    replicas.join(db, "b", "config2")
+
+
+def share(id_: str, number: int) -> Work:
+    """One report of web1; what both leave is the later, whoever is first."""
+    one = StoredReport(Role.AGENT, "web1", NOW, b"{}", start="s", number=number, age_ns=0)
+
+    def work(db: Connection) -> list[str]:
+        replicas.write(db, id_, "", [one], [])
+        return [found.start for found in inventory.reports(db)]
+
+    return work
+
+
+def hold(id_: str) -> Work:
+    return lambda db: replicas.hold(db, "sweep", id_, HOUR_NS)
+
+
 CASES: Final = {
     "a token is used once": Case(
         a_token, lambda db: tokens.redeem(db, b"token", NOW), lambda db: tokens.redeem(db, b"token", NOW)
@@ -577,6 +599,9 @@ CASES: Final = {
     "an act, and a report of disks": Case(nothing, protect(1, SDA), settle),
     "an act, and what was heard": Case(protected, protect(1, SDB), lambda db: inventory.heard(db, "web1")),
     "two reports": Case(nothing, report(b"{}"), report(b"[]")),
+    "a report each, of one daemon": Case(two_replicas, share("a", 5), share("b", 6)),
+    "two batches of one server": Case(two_replicas, share("a", 5), share("a", 6)),
+    "one lease, and two who want it": Case(two_replicas, hold("a"), hold("b")),
     "a grant that is asked for twice": Case(nothing, give_asked("g1"), give_asked("g2")),
     "a grant ends twice": Case(
         granted,
@@ -613,7 +638,7 @@ CASES: Final = {
     "counted, while a job is given up": Case(
         counted_with_a_job,
         lambda db: deletions.count(db, "web1", "d1", 5, NOW + 1),
-        lambda db: jobs.fail_silent(db, {"j1": 0}, 10**15, NOW),
+        lambda db: jobs.fail_silent(db, {"j1": (NOW, 0)}, 10**15, NOW),
     ),
     "removed, or a job goes on": Case(
         silent,
@@ -664,7 +689,7 @@ CASES: Final = {
     ),
     "a job ends once": Case(a_job, job(WorkerState.DONE), job(WorkerState.FAILED)),
     "a job ends, or is given up": Case(
-        a_job, job(WorkerState.DONE), lambda db: jobs.fail_silent(db, {"j1": 0}, 10**15, NOW)
+        a_job, job(WorkerState.DONE), lambda db: jobs.fail_silent(db, {"j1": (NOW, 0)}, 10**15, NOW)
     ),
     "two jobs of one lane": Case(nothing, begin_job, begin_job),
     "two servers take a job": Case(a_driven_job, claim("cs1"), claim("cs2")),
@@ -775,7 +800,7 @@ class Server:
     """One server's engine, which can be held before a statement, or before its commit."""
 
     def __init__(self, config: DatabaseConfig) -> None:
-        self.engine = Postgresql(config, is_alone=False).open()
+        self.engine = Postgresql(config).open()
         self._hold_at: int | None = None
         self._held, self._may_go = threading.Event(), threading.Event()
         self._passed = 0
@@ -930,6 +955,36 @@ def test_two_servers_at_once_leave_what_one_after_the_other_leaves(
         assert outcome in expected, f"held before statement {at}"
         places += 1
     assert places >= 2, "a statement, and the commit"
+
+
+def test_who_has_read_a_batch_has_missed_none_before_it(
+    servers: tuple[Server, Server], config: DatabaseConfig
+) -> None:
+    """One server writes two at a time; whoever reads in between, wherever the first is held, has both in the end."""
+    one, other = servers
+
+    def heard(name: str) -> Work:
+        report = StoredReport(Role.AGENT, name, NOW, b"{}", start="s", number=1, age_ns=0)
+        return lambda db: replicas.write(db, "a", "", [report], [name])
+
+    def read(above: int) -> tuple[int, list[str]]:
+        [a] = other.engine.transact(lambda db: replicas.read(db, "b", {"a": above}), vital=False).others
+        return a.batch, [report.name for report in a.reports]
+
+    for at in itertools.count():
+        begin_with(other.engine, two_replicas)
+        first = one.begin(heard("web1"), hold_at=at)
+        is_held = one.is_held(first)
+        second = other.begin(heard("web2"))
+        while is_held and not second.ended.wait(0.002) and not waits_for_a_lock(config):
+            pass
+        batch, before = read(0)
+        one.let_go()
+        first.result(), second.result()
+        assert sorted(before + read(batch)[1]) == ["web1", "web2"], f"held before statement {at}"
+        if not is_held:
+            break
+    assert at > 2
 
 
 NEED_IT: Final = [

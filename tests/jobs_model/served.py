@@ -59,7 +59,7 @@ class Served:
     def taken(self) -> Postgresql:
         if self._free:
             return self._free.pop()
-        engine = Postgresql(self._config, is_alone=False).open()
+        engine = Postgresql(self._config).open()
         event.listen(engine.engine, "before_cursor_execute", self._at_statement)
         event.listen(engine.engine, "commit", self._at_commit)
         return engine

@@ -26,6 +26,7 @@ from tests.long.jobs import jobs
 from tests.long.moved import moved
 from tests.long.outage import outage
 from tests.long.reboot import reboot
+from tests.long.replicas import replicas
 from tests.long.storage_faults import storage_faults
 from tests.long.story import Result, Story, scratch, two_disks
 
@@ -199,6 +200,7 @@ PARTS: Final[dict[str, Callable[[], Result]]] = {
     "environment": environment,
     "every-case": every_case,
     "health": health,
+    "replicas": replicas,
     "moved": moved,
     "out-of-room": out_of_room,
     "outage": outage,

@@ -178,7 +178,7 @@ def test_a_server_that_is_stopped_in_a_transaction_stands_in_nobodys_way_and_doe
     database_config: DatabaseConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(postgresql._OPTIONS, "idle_in_transaction_session_timeout", "200ms")
-    stopped, other = (Postgresql(database_config, is_alone=False).open() for _ in range(2))
+    stopped, other = (Postgresql(database_config).open() for _ in range(2))
     has_row, may_go_on = threading.Event(), threading.Event()
 
     def slow(db: Connection) -> None:
@@ -203,7 +203,7 @@ def test_a_server_that_is_stopped_in_a_transaction_stands_in_nobodys_way_and_doe
 
 def test_many_reports_at_once_by_two_servers_are_all_taken(database_config: DatabaseConfig) -> None:
     """Faster than any fleet reports: what is refused runs again, and nobody is told."""
-    servers = [Postgresql(database_config, is_alone=False).open() for _ in range(2)]
+    servers = [Postgresql(database_config).open() for _ in range(2)]
     failed: list[BaseException] = []
 
     def report(server: Postgresql, number: int) -> None:
@@ -294,7 +294,7 @@ def test_of_two_servers_that_start_at_once_one_makes_the_schema(postgres: Postgr
 
     def start() -> None:
         try:
-            Postgresql(config, is_alone=False).open().close()
+            Postgresql(config).open().close()
         except BaseException as exc:  # noqa: BLE001 - told below
             failed.append(exc)
 
@@ -313,7 +313,7 @@ def test_a_database_of_a_newer_program_is_refused(
         lambda db: db.execute(text("UPDATE alembic_version SET version_num = '9999'")), vital=False
     )
     with pytest.raises(ConfigError, match=f"version 9999, this program knows {migrations.NEWEST}"):
-        Postgresql(database_config, is_alone=False).open()
+        Postgresql(database_config).open()
 
 
 def test_a_database_that_may_lose_commits_or_knows_few_letters_is_refused(postgres: Postgres) -> None:

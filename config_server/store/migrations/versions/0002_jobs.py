@@ -1,4 +1,5 @@
-"""Jobs that a config server drives, and their steps. Whoever knows only 0001 drives none, and has only jobs of version 0."""
+"""Jobs that a config server drives, and their steps; and what several config servers share. Whoever knows only 0001 drives none, and has
+only jobs of version 0; it shares nothing, and is alone (replicas.py)."""
 
 from __future__ import annotations
 
@@ -55,6 +56,40 @@ def upgrade() -> None:
         sa.Column("undone_ns", NUMBER, nullable=False),
         *_written(),
         sa.PrimaryKeyConstraint("job", "step"),
+    )
+    for column in (
+        _word("state"),
+        _word("start"),
+        _number("number"),
+        _number("heard_ns"),
+        _word("address"),
+        _word("told"),
+        _word("writer"),
+        _number("batch"),
+    ):
+        op.add_column("reports", column)
+    op.create_index("reports_of_writer", "reports", ["writer", "batch"])
+    op.create_table(
+        "replicas",
+        sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("batch", NUMBER, nullable=False),
+        sa.Column("beat_ns", NUMBER, nullable=False),
+        sa.Column("said", sa.Text, nullable=False),
+    )
+    op.create_table(
+        "rings",
+        sa.Column("writer", sa.Text, nullable=False),
+        sa.Column("batch", NUMBER, nullable=False),
+        sa.Column("name", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("writer", "batch", "name"),
+    )
+    op.create_table(
+        "leases",
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("owner", sa.Text, nullable=False),
+        sa.Column("term", NUMBER, nullable=False),
+        sa.Column("until_ns", NUMBER, nullable=False),
     )
 
 

@@ -66,7 +66,7 @@ async def test_it_waits_for_a_job_that_was_given_up_since_that_may_go_on(
     await stops(web1)
     with opened(folder(server)) as db:
         older_jobs.create(db, "j1", "restore", "web1", "operator:o", {}, 1)
-        assert jobs.fail_silent(db, {"j1": 0}, 10**15, 1)[0].state == "failed"
+        assert jobs.fail_silent(db, {"j1": (0, 0)}, 10**15, 1)[0].state == "failed"
     pass_delay(folder(server))
     await is_waiting(operator, "US630")
     assert "job j1, of which nothing is heard, may go on" in (await shown(operator)).cause

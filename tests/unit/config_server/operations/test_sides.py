@@ -8,8 +8,9 @@ import pytest
 
 from config_server.operations.sides import Sides
 from config_server.rules.copies import LASTING_S, SHOWN_S
+from shared import active_side
 from shared.active_side import ActiveSide
-from shared.errors import CopyRefusedError
+from shared.errors import CopyRefusedError, StorageError
 from shared.wire.transport import SILENCE_S
 
 TO_RETRY_S = 2.0
@@ -23,6 +24,8 @@ class Site:
         self.over_s = 0.0
         self.owner: str | None = None
         control = SimpleNamespace(presence=self, mono_ns=lambda: int(self.now_s * 1e9), serving=self)
+        self.elsewhere: str | None = None
+        """The boot that another config server heard a second ago."""
         self.sides = Sides(control)  # type: ignore[arg-type]
         self.sides.clock = lambda: self.now_s
         known = self.sides._known
@@ -32,6 +35,11 @@ class Site:
 
     async def asked(self, _machine: str, _wanted: object) -> str | None:
         return self.owner
+
+    def agent(self, _machine: str) -> tuple[SimpleNamespace, SimpleNamespace] | None:
+        if self.elsewhere is None:
+            return None
+        return SimpleNamespace(by="other", age_s=lambda _ns: 1.0), SimpleNamespace(boot=self.elsewhere)
 
     def of(self, _role: str, name: str) -> object | None:
         return name if name in ("ps1", "ps2") else None
@@ -89,6 +97,14 @@ async def test_a_session_keeps_nobody_out_where_storage_has_nothing_of_the_machi
     assert await site.admitted("second")
 
 
+async def test_who_reported_to_another_config_server_a_moment_ago_keeps_another_boot_out(site: Site) -> None:
+    site.elsewhere = "first"
+    assert await site.admitted("first")
+    site.now_s += 100
+    assert not await site.admitted("second")
+    assert await site.admitted("second", former="first")
+
+
 async def test_a_boot_that_was_admitted_was_never_a_copy(site: Site) -> None:
     """Also when it took long, and when it is refused again for another reason later."""
     site.over_s = 2 * LASTING_S
@@ -112,3 +128,29 @@ async def test_a_copy_that_keeps_trying_while_the_machine_works_is_shown(site: S
     assert [problem.object for problem in site.sides.problems()] == ["web"]
     site.now_s += SHOWN_S
     assert site.sides.problems() == []
+
+
+async def test_that_another_config_server_bound_the_machine_anew_is_asked_for_at_the_next_report(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While storage is away, what was known counts, and it is asked again."""
+    answers: list[ActiveSide | StorageError] = [
+        StorageError("away"),
+        ActiveSide(machine="web", generation=2, identity="new", changed_ns=0, claim=""),
+    ]
+
+    async def find_of(_storage: object, _machine: str) -> tuple[ActiveSide, str]:
+        match answers.pop(0):
+            case ActiveSide() as side:
+                return side, "c"
+            case error:
+                raise error
+
+    monkeypatch.setattr(active_side, "find_of", find_of)
+    site.sides._control.storage = SimpleNamespace(machines=lambda: None)  # type: ignore[assignment]
+    assert await site.admitted("first")
+    site.sides.ask_anew("web")
+    assert await site.admitted("first")
+    site.now_s += 11
+    assert not await site.admitted("first")
+    assert answers == []

@@ -38,6 +38,93 @@ def test_a_machine_that_was_put_back_to_a_snapshot_with_memory_is_heard_within_a
     assert learned(presence, report(1000, "old"), 220) == "resync", "from there on it counts anew"
 
 
+def heard_of(presence: Presence, raw: bytes, at_s: float) -> bool:
+    heard_ns = int(at_s * SECOND_NS)
+    return presence.hear_of(Role.AGENT, "web1", raw, 0, heard_ns, by="other", address="192.0.2.1")
+
+
+def state(presence: Presence) -> str:
+    seen = presence.of(Role.AGENT, "web1")
+    assert seen is not None
+    return seen.report.state
+
+
+def test_of_what_is_heard_here_and_at_another_server_the_later_counts_whichever_comes_first() -> None:
+    presence = Presence()
+    learned(presence, report(5, "five"), 100)
+    assert heard_of(presence, report(6, "six"), 101)
+    assert state(presence) == "six"
+    assert not heard_of(presence, report(4, "four"), 99)
+    assert learned(presence, report(7, "seven"), 103) == "seven"
+    assert not heard_of(presence, report(6, "six"), 104), "by a clock that is off"
+    assert state(presence) == "seven"
+
+
+def test_of_two_starts_at_two_servers_the_one_that_was_heard_later_counts() -> None:
+    presence = Presence()
+    learned(presence, report(5), 100)
+    other = msgspec.json.encode({"start": "b", "number": 1, "state": "new"})
+    assert not heard_of(presence, other, 99)
+    assert heard_of(presence, msgspec.json.encode({"start": "c", "number": 1, "state": "new"}), 101)
+    assert state(presence) == "new"
+
+
+def test_of_reports_without_a_count_the_one_that_was_heard_later_counts() -> None:
+    presence = Presence()
+    learned(presence, b'{"state": "here"}', 100)
+    assert not heard_of(presence, b'{"state": "there"}', 99)
+    assert heard_of(presence, b'{"state": "there"}', 101)
+
+
+def test_a_daemon_whose_reports_alternate_between_two_servers_is_no_twin_of_itself() -> None:
+    """Each is told late what the other heard."""
+    presence = Presence()
+    for number in range(1, 60, 2):
+        learned(presence, report(number), number)
+        heard_of(presence, report(number - 1), number - 1) if number > 1 else None
+        heard_of(presence, report(number + 1), number + 1) if number % 3 else None
+    assert presence.twins(60 * SECOND_NS) == []
+
+
+def test_two_daemons_under_one_name_that_report_to_two_servers_are_twins() -> None:
+    presence = Presence()
+    for at_s in range(20):
+        learned(presence, report(at_s + 1), at_s)
+        heard_of(presence, msgspec.json.encode({"start": "b", "number": at_s + 1}), at_s + 0.5)
+    assert [problem.code for problem in presence.twins(20 * SECOND_NS)] == ["US583"]
+
+
+def test_what_another_server_heard_of_one_that_was_known_from_before_the_start_is_no_silence() -> None:
+    presence = Presence()
+    presence.learn(Role.AGENT, "web1", report(5), 0, 100 * SECOND_NS, 101 * SECOND_NS)
+    seen = presence.of(Role.AGENT, "web1")
+    assert seen is not None and seen.is_silent(102 * SECOND_NS)
+    assert heard_of(presence, report(5), 100)
+    seen = presence.of(Role.AGENT, "web1")
+    assert seen is not None and not seen.is_silent(102 * SECOND_NS)
+
+
+def test_those_whom_a_server_heard_that_is_away_are_excused_and_others_are_not() -> None:
+    presence = Presence()
+    presence.learn(Role.AGENT, "web2", report(1), 0, 100 * SECOND_NS)
+    heard_of(presence, report(1), 100)
+    presence.excuse(103 * SECOND_NS, 110 * SECOND_NS, by="other")
+    missing = {seen.name for seen in presence.all() if seen.is_missing(120 * SECOND_NS)}
+    assert missing == {"web2"}
+    missing = {seen.name for seen in presence.all() if seen.is_missing(126 * SECOND_NS)}
+    assert missing == {"web1", "web2"}
+
+
+def test_what_lay_in_a_server_that_stood_still_says_nothing_of_its_sender_s_clock() -> None:
+    presence = Presence()
+    raw = msgspec.json.encode({"start": "a", "number": 1, "sent_ns": 70 * SECOND_NS})
+    seen = presence.learn(Role.AGENT, "web1", raw, 100 * SECOND_NS, 0, held_up_ns=40 * SECOND_NS)
+    assert seen.skew_ns == 0
+    again = msgspec.json.encode({"start": "a", "number": 2, "sent_ns": 70 * SECOND_NS})
+    seen = presence.learn(Role.AGENT, "web1", again, 100 * SECOND_NS, 0)
+    assert seen.skew_ns == 30 * SECOND_NS
+
+
 @pytest.mark.parametrize("number", [0, -1])
 def test_a_report_that_is_counted_from_no_beginning_is_refused(number: int) -> None:
     with pytest.raises(RequestError, match="counted from 1"):

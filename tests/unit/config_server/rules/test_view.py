@@ -16,6 +16,7 @@ from config_server.rules.facts import facts_of
 from config_server.rules.health import worst
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Presence
+from config_server.rules.stillness import Stillness
 from config_server.rules.wrong import problems_with
 from shared.api.machines import MachineView
 from shared.api.points import PointView
@@ -558,7 +559,7 @@ async def test_a_gap_is_told_by_the_servers_own_monotonic_clock(monkeypatch: pyt
         return int(now * SECOND_NS)
 
     presence = SimpleNamespace(excuse=lambda *gap: gaps.append(gap))
-    control: Any = SimpleNamespace(mono_ns=mono_ns, presence=presence)
+    control: Any = SimpleNamespace(mono_ns=mono_ns, presence=presence, stillness=Stillness())
     with pytest.raises(asyncio.CancelledError):
         await service._watch_for_gaps(control)
     assert gaps == [(8 * SECOND_NS, 28 * SECOND_NS)]

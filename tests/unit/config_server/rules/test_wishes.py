@@ -222,3 +222,22 @@ def test_an_agent_that_is_told_no_opinion_is_known_since_when_and_is_not_said_to
     assert untaken.withheld_ns("web1") == 26 * SECOND_NS, "it was silent"
     untaken.withhold("web1", is_withheld=False, now_ns=27 * SECOND_NS)
     assert untaken.withheld_ns("web1") is None
+
+
+def test_what_an_agent_was_told_at_another_server_lasts_since_then_here_too() -> None:
+    here, there = Untaken(15.0), Untaken(15.0)
+    wish = Wish(mark=Mark("i", 1, "act"), verb=Verb.STOP)
+    for at_s in (100, 105, 110):
+        there.note("web1", wish, None, at_s * SECOND_NS)
+    # Of the other's clock nothing is known but how long before its report something was.
+    here.hear_of("web1", there.told("web1", 110 * SECOND_NS), 1110 * SECOND_NS)
+    assert here.of("web1") == ("act", 1100 * SECOND_NS)
+    assert not here.note("web1", wish, None, 1115 * SECOND_NS), "it was told before"
+    assert here.of("web1") == ("act", 1100 * SECOND_NS)
+    here.hear_of("web1", Untaken(15.0).told("web1", 0), 1120 * SECOND_NS)
+    assert here.of("web1") is None, "it goes by it"
+    there.withhold("web1", is_withheld=True, now_ns=112 * SECOND_NS)
+    here.hear_of("web1", there.told("web1", 114 * SECOND_NS), 1114 * SECOND_NS)
+    assert (here.withheld_ns("web1"), here.of("web1")) == (1112 * SECOND_NS, None)
+    here.hear_of("web1", Untaken(15.0).told("web1", 0), 1120 * SECOND_NS)
+    assert here.withheld_ns("web1") is None

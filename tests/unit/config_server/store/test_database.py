@@ -140,6 +140,7 @@ async def test_what_runs_still_ends_before_the_database_is_closed() -> None:
     is_running = threading.Event()
 
     class Slow:
+        is_shared = False
         workers = 2
         trouble: DatabaseError | None = None
 

@@ -1,13 +1,15 @@
-"""One config server at a time uses a database in PostgreSQL, as the lock of the data folder has it for a file (data_folder/lock.py).
+"""No server of an older program uses the same database in PostgreSQL: it would remember for itself who is revoked, who reported, and what
+waits.
 
-What a server remembers (who is revoked, who reported, what waits) is its own: two on one database would each admit what was revoked at the
-other. So a server holds one of PostgreSQL's advisory locks, in a session that does nothing else. PostgreSQL ends it with the session: a
-server that was killed leaves nothing behind, and of a host that is gone without a word PostgreSQL finds out within a quarter of a minute.
+Such a one holds one of PostgreSQL's advisory locks for itself alone, in a session that does nothing else. Servers that tell each other what
+they know (replicas.py) hold it together: none of them starts while an older one has it, nor does an older one beside them. PostgreSQL ends
+it with the session: a server that was killed leaves nothing behind, and of a host that is gone without a word PostgreSQL finds out within a
+quarter of a minute.
 
 A session can be lost while its server lives: PostgreSQL was started anew, fails over to another host, or the network was away. Then the
-lock is taken again, before the next transaction. Whoever uses the database writes its own mark into it; by that the former one sees whether
-somebody had it meanwhile. It has to start anew then, since it does not know what was said to that one. (Transactions are right in any case:
-they are serializable. One that was begun before the lock was lost may end behind the other's start.)
+lock is taken again, before the next transaction. An older server writes its own mark into the database; by that it is seen whether one had
+it meanwhile. A server has to start anew then, since it does not know what was said to that one. (Transactions are right in any case: they
+are serializable. One that was begun before the lock was lost may end behind the other's start.)
 """
 
 from __future__ import annotations
@@ -44,11 +46,13 @@ _SETTINGS: Final = {
     "tcp_keepalives_interval": "3",
     "tcp_keepalives_count": "3",
 }
-_ACTION: Final = "Stop the other one first: two on one database are not supported yet."
+_TOGETHER: Final = "shared"
+"""The mark of all that hold it together."""
+_ACTION: Final = "Stop the older one first, and bring it to this version: then both can use the database."
 _HOLDER: Final = """
 SELECT application_name, host(client_addr), to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS UTC')
 FROM pg_locks JOIN pg_stat_activity USING (pid)
-WHERE locktype = 'advisory' AND classid = 0 AND objid = %s AND granted AND datname = current_database()
+WHERE locktype = 'advisory' AND classid = 0 AND objid = %s AND granted AND mode = 'ExclusiveLock' AND datname = current_database()
 """
 
 
@@ -70,16 +74,15 @@ class _Holder(NamedTuple):
         return f": on {host}{at}, since {self.since}" if self.name else ""
 
 
-class SoleServer:
-    """Of one server, for all of its threads."""
+class OlderServers:
+    """As one server sees them, for all of its threads."""
 
     def __init__(self, connect: _Connect, place: str) -> None:
         """`place`: which database that is, for people."""
         self._connect = connect
         self._place = place
-        self._mark = secrets.token_hex(8)
         host = socket.gethostname().encode("ascii", "replace").decode()  # as PostgreSQL would have it
-        self._name = f"understudy-{self._mark} {host}"[:_LONGEST]
+        self._name = f"understudy-{secrets.token_hex(8)} {host}"[:_LONGEST]
         self._session: psycopg.Connection[Any] | None = None
         self._turn = threading.Lock()
         self._failed: tuple[float, str] = (0.0, "")
@@ -96,16 +99,17 @@ class SoleServer:
         if holder is not None:
             raise DataFolderInUseError(
                 f"The config server was not started on the database {self._place}",
-                cause=f"another one uses it{holder.in_words()}",
+                cause=f"one of an older version uses it, which shares it with nobody{holder.in_words()}",
                 action=_ACTION,
             )
 
     def sign(self, db: Connection) -> None:
-        """This is the one that uses it. In the transaction that opens it, behind `begin`."""
-        settings.put(db, _SETTING, self._mark)
+        """No older one uses it. In the transaction that opens it, behind `begin`."""
+        if settings.get(db, _SETTING) != _TOGETHER:
+            settings.put(db, _SETTING, _TOGETHER)
 
     def check(self) -> None:
-        """Before each transaction: the lock is held, or taken again. Raises DataFolderInUseError, from then on always, if another one has
+        """Before each transaction: the lock is held, or taken again. Raises DataFolderInUseError, from then on always, if an older one has
         had the database; psycopg.Error, DatabaseError while that cannot be known."""
         asked_s = time.monotonic()
         with self._turn:
@@ -129,28 +133,27 @@ class SoleServer:
     def _hold_again(self) -> None:
         self._let_go()
         holder = self._take()
-        if holder is not None and holder.name in ("", self._name):
-            # Its own, from before: PostgreSQL does not know yet that nobody is there. Or it has gone this moment.
-            raise self._unknown("the connection was lost, and PostgreSQL holds the former one's lock still")
+        if holder is not None and not holder.name:
+            raise self._unknown("the connection was lost, and somebody had its lock who has gone this moment")
         if holder is None and self._is_signed():
             _log.info("the database's lock is held again", database=self._place)
             return
         self._let_go()
         self._over = DataFolderInUseError(
             f"The config server gives up the database {self._place}",
-            cause="the connection to it was lost, and since then it was put back, or another one has used it"
+            cause="the connection to it was lost, and since then it was put back, or one of an older version has used it"
             + ("" if holder is None else holder.in_words()),
             action=_ACTION,
         )
         raise self._over
 
     def _take(self) -> _Holder | None:
-        """Who has the lock, if it is not this one."""
+        """Who has the lock for himself; None: it is held, beside others."""
         session = self._connect(self._name, _SETTINGS)
         try:
             session.autocommit = True
             try:
-                session.execute("SELECT pg_advisory_lock(%s)", [_KEY])
+                session.execute("SELECT pg_advisory_lock_shared(%s)", [_KEY])
             except psycopg.errors.LockNotAvailable:
                 found = session.execute(_HOLDER, [_KEY]).fetchone()
                 session.close()
@@ -169,7 +172,7 @@ class SoleServer:
     def _is_signed(self) -> bool:
         assert self._session is not None
         found = self._session.execute("SELECT value FROM settings WHERE name = %s", [_SETTING]).fetchone()
-        return found is not None and found[0] == self._mark
+        return found is not None and found[0] == _TOGETHER
 
     def _let_go(self) -> None:
         if self._session is not None:

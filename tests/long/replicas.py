@@ -1,0 +1,310 @@
+"""Two config servers on one PostgreSQL under the reports of 200 machines, while one after the other is killed, stopped, ended and started:
+no machine is called silent that reports, nothing is told twice, no job stands still, and no operator's call fails when it is made once
+more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import random
+import signal
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from shared import api
+from shared.api.commands import Command, CommandKind
+from shared.api.events import EventKind, EventQuery, EventView
+from shared.api.jobs import JobQuery, JobState
+from shared.api.points import PointRequest
+from shared.api.protection import Protection
+from shared.api.route import Nothing
+from shared.control_client import ControlClient
+from shared.desired import Desired, Wish
+from shared.errors import DisconnectedError, LaneTakenError, UnderstudyError
+from shared.rest import RestClient
+from shared.status import AgentDisk, AgentReport, AvailableDisk
+from shared.tls import TlsFiles
+from tests.long.story import Result
+from tests.postgres import Postgres
+from tests.replicas import Balancer, Replica
+
+_T = TypeVar("_T")
+_SILENCE: Final = (DisconnectedError.code,)
+
+MACHINES: Final = 200
+LASTS_S: Final = 300.0
+EACH_S: Final = 20.0
+"""Between two ends of a server."""
+AWAY_S: Final = 3.0
+"""Before it is started again."""
+STOPPED_S: Final = 25.0
+"""How long one of them is stopped, and not killed: longer than it takes to be called silent."""
+REPORT_S: Final = 5.0
+SETTLES_S: Final = 40.0
+"""A server that ends is found out, its leases end, and jobs and silence are looked at."""
+ENOUGH_S: Final = 60.0
+"""For a job."""
+CALL_S: Final = 1.0
+"""Between two calls of the operator."""
+
+
+class Machine:
+    """An agent that reports, places marks, and begins a new epoch when it is told."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.epoch = 1
+        self.state = "ordered"
+        self.changes = 1
+        """Of its state, the first from not being connected."""
+        self._reads: asyncio.Task[None] | None = None
+        self._wish: Wish | None = None
+
+    def said(self) -> AgentReport:
+        disk = AgentDisk(name="sda", device="/dev/sda", sectors=2048, mode="ordered", state="ordered")
+        return AgentReport(
+            machine=self.name,
+            state=self.state,
+            epoch=self.epoch,
+            disks=[disk],
+            available=[AvailableDisk(device="/dev/sda", sectors=2048)],
+            wish=self._wish,
+        )
+
+    async def obey(self, desired: Desired) -> None:
+        self._wish = desired.wish or self._wish
+
+    async def handle(self, command: Command) -> dict[str, Any]:
+        if command.kind == CommandKind.RESYNC:
+            self.epoch += 1
+            self.state = "resync"
+            self.changes += 2
+            self._reads = asyncio.create_task(self._read())
+        return {}
+
+    async def _read(self) -> None:
+        await asyncio.sleep(2 * REPORT_S)
+        self.state = "ordered"
+
+
+class Operator:
+    """Asks by the balancer; a call that fails is made once more."""
+
+    def __init__(self, client: RestClient) -> None:
+        self._client = client
+        self.calls = 0
+        self.again = 0
+        self.slowest_s = 0.0
+
+    async def __call__(self, call: Callable[[RestClient], Awaitable[_T]]) -> _T:
+        self.calls += 1
+        began_s = time.monotonic()
+        try:
+            return await call(self._client)
+        except LaneTakenError:
+            raise
+        except UnderstudyError:
+            self.again += 1
+            return await call(self._client)
+        finally:
+            self.slowest_s = max(self.slowest_s, time.monotonic() - began_s)
+
+
+def replicas(machines: int = MACHINES, lasts_s: float = LASTS_S) -> Result:
+    postgres = Postgres()
+    try:
+        postgres.start()
+        url = postgres.url(_made(postgres))
+        with tempfile.TemporaryDirectory(prefix="understudy-replicas-") as folder:
+            return asyncio.run(_story(Path(folder), url, machines, lasts_s))
+    finally:
+        postgres.remove()
+
+
+def _made(postgres: Postgres) -> str:
+    postgres.make_template()
+    return postgres.made()
+
+
+async def _story(folder: Path, url: str, count: int, lasts_s: float) -> Result:
+    pair = [Replica(folder / name, url, name) for name in ("cs-a", "cs-b")]
+    await pair[0].start()
+    pair[1].join(pair[0])
+    await pair[1].start()
+    machines = [Machine(f"web{number:03}") for number in range(count)]
+    stop = asyncio.Event()
+    async with contextlib.AsyncExitStack() as stack:
+        for one in pair:
+            stack.push_async_callback(one.end)
+        balancer = await stack.enter_async_context(Balancer(pair).running())
+        operator = Operator(
+            await stack.enter_async_context(
+                RestClient(
+                    balancer.url, pair[0].server.anonymous_context(), token=pair[0].server.operator_token
+                )
+            )
+        )
+        async with asyncio.TaskGroup() as tasks:
+            try:
+                for machine in machines:
+                    files = await pair[0].server.enrolled("agent", machine.name, folder / machine.name)
+                    await _protect(operator, machine.name)
+                    tasks.create_task(_report(machine, balancer.url, files, stop))
+                await _all_are_there(operator, machines)
+                used_s = {one: _cpu_s(one.pid) for one in pair}
+                began_s = time.monotonic()
+                await asyncio.sleep(EACH_S)  # both live: what they cost
+                cost = [(_cpu_s(one.pid) - used_s[one]) / (time.monotonic() - began_s) for one in pair]
+                ends = asyncio.Event()
+                ended = tasks.create_task(_end_in_turns(pair, balancer, lasts_s, ends))
+                asked = await _operate(operator, machines, ends)
+                ends_of = await ended
+                await asyncio.sleep(SETTLES_S)
+                await _all_are_there(operator, machines)
+                await _jobs_have_ended(operator, asked)
+                found = await _events(operator)
+            finally:
+                stop.set()
+    _check(found, machines)
+    for one in pair:
+        if "this is a bug" in one.log:
+            raise AssertionError(f"a bug in {one.name}: {one.log}")
+    return {
+        "machines": count,
+        "ends": ends_of,
+        "calls": operator.calls,
+        "made_again": operator.again,
+        "slowest_call_s": round(operator.slowest_s, 1),
+        "jobs": len(asked),
+        "of_a_core": [round(share, 3) for share in cost],
+    }
+
+
+async def _report(machine: Machine, url: str, files: TlsFiles, stop: asyncio.Event) -> None:
+    client = ControlClient(url, files, on_desired=machine.obey)
+    try:
+        await client.serve(machine.said, machine.handle, stop, interval_s=REPORT_S)
+    finally:
+        await client.close()
+
+
+async def _protect(operator: Operator, name: str) -> None:
+    await operator(
+        lambda client: client.call(api.PROTECT, Protection(disks=["/dev/sda"], offline=True), machine=name)
+    )
+
+
+async def _all_are_there(operator: Operator, machines: list[Machine]) -> None:
+    names = {machine.name for machine in machines}
+    async with asyncio.timeout(60):
+        while True:
+            found = (await operator(lambda client: client.call(api.DAEMONS, Nothing()))).daemons
+            if {one.name for one in found if one.connected} == names:
+                return
+            await asyncio.sleep(1)
+
+
+async def _end_in_turns(
+    pair: list[Replica], balancer: Balancer, lasts_s: float, ends: asyncio.Event
+) -> Counter[str]:
+    """Each in its turn is killed, or stopped for a while, or ended and started as in an upgrade."""
+    done = Counter[str]()
+    ends_s = time.monotonic() + lasts_s
+    try:
+        for number, one in enumerate(itertools.cycle(pair)):
+            if time.monotonic() >= ends_s:
+                return done
+            how = ("killed", "killed", "stopped", "killed", "upgraded")[number % 5]
+            done[how] += 1
+            match how:
+                case "stopped":
+                    one.send(signal.SIGSTOP)
+                    await asyncio.sleep(2)
+                    balancer.out.add(one)  # which looks whether it answers
+                    await asyncio.sleep(STOPPED_S - 2)
+                    one.send(signal.SIGCONT)
+                    balancer.out.discard(one)
+                case "upgraded":
+                    await one.end(signal.SIGTERM)
+                    await one.start()
+                case _:
+                    await one.end()
+                    await asyncio.sleep(AWAY_S)
+                    await one.start()
+            await asyncio.sleep(EACH_S)
+        raise AssertionError("a cycle has no end")
+    finally:
+        ends.set()
+
+
+async def _operate(operator: Operator, machines: list[Machine], ends: asyncio.Event) -> list[str]:
+    """What people do meanwhile; the jobs that were begun."""
+    chance = random.Random(8)
+    jobs: list[str] = []
+    while not ends.is_set():
+        machine = chance.choice(machines)
+        with contextlib.suppress(LaneTakenError):
+            if chance.random() < 0.3:
+                asked = await operator(
+                    lambda client, name=machine.name: client.call(api.RESYNC, Nothing(), machine=name)  # type: ignore[misc]
+                )
+                jobs.append(asked.id)
+            else:
+                await operator(
+                    lambda client, name=machine.name: client.call(
+                        api.POINT_CREATE, PointRequest(), machine=name
+                    )  # type: ignore[misc]
+                )
+        await operator(lambda client: client.call(api.MACHINES, Nothing()))
+        await asyncio.sleep(CALL_S)
+    return jobs
+
+
+async def _jobs_have_ended(operator: Operator, asked: list[str]) -> None:
+    """A resync that was asked for while it waited to be taken is the same one."""
+    async with asyncio.timeout(ENOUGH_S):
+        while True:
+            found = (await operator(lambda client: client.call(api.JOBS, JobQuery(limit=1000)))).jobs
+            states = {job.id: job.state for job in found}
+            if all(states[id_] is JobState.DONE for id_ in asked):
+                return
+            if bad := [job for job in found if job.state in (JobState.FAILED, JobState.CANCELLED)]:
+                raise AssertionError(f"jobs ended otherwise: {bad}")
+            await asyncio.sleep(1)
+
+
+async def _events(operator: Operator) -> list[EventView]:
+    return (await operator(lambda client: client.call(api.EVENTS, EventQuery(limit=1000)))).events
+
+
+def _check(found: list[EventView], machines: list[Machine]) -> None:
+    problems = [event for event in found if event.kind is EventKind.PROBLEM]
+    if silent := [event for event in problems if event.code in _SILENCE]:
+        raise AssertionError(f"{len(silent)} times somebody was called silent: {silent[:5]}")
+    twice = Counter((event.object, event.code) for event in problems)
+    if more := {what: count for what, count in twice.items() if count > 1}:
+        raise AssertionError(f"events that came again: {more}")
+    changes = defaultdict[str, list[str]](list)
+    for event in reversed(found):
+        if event.kind is EventKind.STATE and " went from " in event.what:
+            changes[event.object].append(event.what.partition(" went from ")[2])
+    for machine in machines:
+        said = changes[machine.name]
+        if len(found) < 1000 and len(said) != machine.changes:
+            raise AssertionError(
+                f"{machine.name} changed its state {machine.changes} times, and is said: {said}"
+            )
+        for one, other in itertools.pairwise(said):
+            if one.rpartition(" to ")[2] != other.partition(" to ")[0]:
+                raise AssertionError(f"the changes of {machine.name} do not follow each other: {said}")
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
