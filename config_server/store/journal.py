@@ -76,17 +76,20 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
 _IT: Final = jobs.c.id == bindparam("it")
 _ACTIVE: Final = jobs.c.state == JobState.RUNNING
 _DRIVEN: Final = and_(_ACTIVE, jobs.c.version > OF_WORKER)
+_FOR_ANYBODY: Final = and_(
+    _DRIVEN, jobs.c.lease_ns < clock_ns(), jobs.c.wake_ns <= clock_ns(), jobs.c.attention.is_(False)
+)
 _MINE: Final = and_(_IT, jobs.c.term == bindparam("mine"), jobs.c.word == bindparam("my_word"))
 _CREATE: Final = unless_there(jobs)
 _DUE: Final = (
     select(jobs.c.id, jobs.c.kind, jobs.c.version)
-    .where(_DRIVEN, jobs.c.lease_ns < clock_ns(), jobs.c.wake_ns <= clock_ns(), jobs.c.attention.is_(False))
+    .where(_FOR_ANYBODY)
     .order_by(jobs.c.wake_ns, jobs.c.created_ns, jobs.c.id)
     .limit(bindparam("most"))
 )
 _CLAIM: Final = (
     update(jobs)
-    .where(_IT, _DRIVEN, jobs.c.lease_ns < clock_ns(), jobs.c.attention.is_(False))
+    .where(_IT, _FOR_ANYBODY)
     .values(
         term=jobs.c.term + 1,
         word=bindparam("new_word"),
@@ -152,7 +155,7 @@ def due(db: Connection, kinds: Container[tuple[str, int]], most: int) -> list[st
 
 
 def claim(db: Connection, id_: str, owner: str, lease_ns: int) -> Held | None:
-    """None where somebody else has it, or it has ended."""
+    """None where somebody else has it, it has ended, or it waits: whoever had it meanwhile may have written that down."""
     word = secrets.token_hex(8)
     term = db.scalar(_CLAIM, {"it": id_, "new_word": word, "new_owner": owner, "for_ns": lease_ns})
     return None if term is None else Held(id_, term, word)

@@ -107,6 +107,7 @@ def test_one_that_waits_is_nobodys_until_its_time_or_until_somebody_wakes_it(db:
     seen = jobs.get(db, id_)
     assert (seen.state, seen.waits, seen.progress, seen.error) == (JobState.WAITING, "the agent", 0.5, FAILED)
     assert due(db) == []
+    assert journal.claim(db, id_, "cs2", HOUR_NS) is None, "as whoever saw it due a moment before would"
     assert journal.again(db, id_)
     assert journal.entries(db, id_)["copy"].tries == 0
     assert due(db) == [id_]
