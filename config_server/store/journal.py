@@ -104,7 +104,8 @@ _RENEW: Final = (
 )
 _STEPS: Final = select(steps).where(steps.c.job == bindparam("it"))
 _PUT_STEP: Final = replacing(steps)
-_FREE: Final = {"lease_ns": 0, "owner": ""}
+_FREE: Final = {"lease_ns": 0, "owner": "", "word": ""}
+"""Nobody's: also a renewal that its last owner had sent before, and that is carried out after this, finds nothing."""
 
 
 def create(
@@ -320,7 +321,7 @@ def hold_unended(db: Connection, waits: str) -> list[str]:
     held = (
         update(jobs)
         .where(_DRIVEN)
-        .values(**_FREE, attention=True, in_doubt=True, waits=waits, term=jobs.c.term + 1, word="")
+        .values(**_FREE, attention=True, in_doubt=True, waits=waits, term=jobs.c.term + 1)
         .returning(jobs.c.id)
     )
     return list(db.scalars(held))

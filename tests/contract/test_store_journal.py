@@ -117,6 +117,23 @@ def test_one_that_waits_is_nobodys_until_its_time_or_until_somebody_wakes_it(db:
     assert jobs.get(db, id_).error == FAILED, "why it waited stays until it is said otherwise"
 
 
+@pytest.mark.parametrize("gives", ["waits", "attention", "free"])
+def test_who_gave_a_job_up_renews_nothing(db: Connection, gives: str) -> None:
+    id_ = begun(db)
+    held = claimed(db, id_)
+    match gives:
+        case "waits":
+            journal.pause(db, held, waits="the agent", pause_ns=OVER_NS, now_ns=NOW)
+        case "attention":
+            journal.ask_for_attention(db, held, waits="a person", error=FAILED)
+        case _:
+            journal.free_all(db)
+    with pytest.raises(LostJobError):
+        journal.renew(db, held, HOUR_NS)
+    journal.again(db, id_)
+    assert due(db) == [id_]
+
+
 def test_one_that_needs_attention_stands_until_a_person_says_how_it_goes_on(db: Connection) -> None:
     id_, other = begun(db), begun(db, "web2")
     assert not journal.abandon(db, id_, NOW)
