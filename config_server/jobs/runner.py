@@ -151,7 +151,7 @@ class Runner:
         except (LostJobError, DatabaseError):
             raise
         except UnderstudyError as exc:
-            return await self._failed(held, kind, name, entry, job.direction, exc)
+            return await self._failed(held, look, kind, name, entry, exc)
         crashpoints.reach(f"job.after-{begun}")
         if isinstance(outcome, Waits):
             return await self._db.run(
@@ -172,12 +172,12 @@ class Runner:
         return True
 
     async def _failed(
-        self, held: Held, kind: Kind, name: str, entry: Entry, direction: Direction, exc: UnderstudyError
+        self, held: Held, look: Look, kind: Kind, name: str, entry: Entry, exc: UnderstudyError
     ) -> bool:
-        tries = entry.tries + 1
+        tries, direction = entry.tries + 1, look.job.direction
         what = after_failure(
             kind.names,
-            name,
+            {*look.journal, name},
             direction,
             tries=tries,
             may_pass=isinstance(exc, _PASSING),

@@ -16,7 +16,7 @@ Why a cancel is never too late or twice: it only turns the job, which happens on
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -87,13 +87,20 @@ def pause_s(tries: int) -> float:
 
 
 def after_failure(
-    steps: Sequence[str], step: str, direction: Direction, *, tries: int, may_pass: bool, fence: str | None
+    steps: Sequence[str],
+    journal: Container[str],
+    direction: Direction,
+    *,
+    tries: int,
+    may_pass: bool,
+    fence: str | None,
 ) -> Failure:
-    """`tries`: how often the step has failed, this time included. `may_pass`: the failure is of a kind that passes by itself. `fence`: the
-    first step that is not taken back without a person's word."""
+    """`journal`: the steps that were ever begun, among them the one that failed. Of a job that is looked at again from its beginning, since the
+    database was put back, these are all: any may have been. `tries`: how often it has failed, this time included. `may_pass`: the failure is
+    of a kind that passes by itself. `fence`: the first step that is not taken back without a person's word."""
     if may_pass and tries < _TRIES:
         return Failure.AGAIN
     if direction is Direction.BACK:
         return Failure.ATTENTION
-    is_past = fence is not None and steps.index(step) >= steps.index(fence)
+    is_past = fence is not None and any(step in journal for step in steps[steps.index(fence) :])
     return Failure.ATTENTION if is_past else Failure.BACK
