@@ -8,7 +8,6 @@ why what was undone is looked for again (janitor.py).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
@@ -118,8 +117,7 @@ class Runner:
             states = {name: entry.state for name, entry in look.journal.items()}
             match next_of(kind.names, states, look.job.direction):
                 case Ended(direction):
-                    await self._end(held, look, kind, direction)
-                    return
+                    goes_on = not await self._end(held, look, kind, direction)
                 case Do(name):
                     goes_on = await self._step(held, look, kind, name, StepState.BEGUN)
                 case Undo(name):
@@ -146,8 +144,9 @@ class Runner:
             each: known.result for each, known in look.journal.items() if known.state is StepState.DONE
         }
         try:
-            effect = step.do(job, results) if begun is StepState.BEGUN else step.undo(job)
-            outcome = await self._while_leased(held, leased_s, effect)
+            outcome = await self._while_leased(
+                held, leased_s, lambda: step.do(job, results) if begun is StepState.BEGUN else step.undo(job)
+            )
         except (LostJobError, DatabaseError):
             raise
         except UnderstudyError as exc:
@@ -205,17 +204,20 @@ class Runner:
 
         return await self._db.run(work)
 
-    async def _end(self, held: Held, look: Look, kind: Kind, direction: Direction) -> None:
+    async def _end(self, held: Held, look: Look, kind: Kind, direction: Direction) -> bool:
+        """False: it was turned meanwhile, and goes on."""
         undone = JobState.CANCELLED if look.job.cancelled_by else JobState.FAILED
         state = JobState.DONE if direction is Direction.FORWARD else undone
         last = look.journal.get(kind.names[-1]) if direction is Direction.FORWARD else None
         result = last.result if last is not None and isinstance(last.result, dict) else None
 
-        def work(db: Connection) -> None:
-            if journal.renew(db, held, self._lease_ns).direction is direction:
-                journal.end(db, held, state, result, self._now_ns())
+        def work(db: Connection) -> bool:
+            if journal.renew(db, held, self._lease_ns).direction is not direction:
+                return False
+            journal.end(db, held, state, result, self._now_ns())
+            return True
 
-        await self._db.run(work)
+        return await self._db.run(work)
 
     def _pause(
         self,
@@ -242,24 +244,27 @@ class Runner:
         )
         return False
 
-    async def _while_leased(self, held: Held, leased_s: float, effect: Awaitable[_T]) -> _T:
-        """`leased_s`: when the lease was renewed, or before. Raises LostJobError where it could not be renewed again in time, and what
-        `effect` raises."""
+    async def _while_leased(
+        self, held: Held, leased_s: float, begin: Callable[[], Awaitable[_T]]
+    ) -> _T:
+        """`leased_s`: when the lease was renewed, or before. `begin`: the effect, which is not begun at all where the lease is nearly over
+        already: what is begun may send something before it can be cut off. Raises LostJobError where the lease could not be renewed again
+        in time, and what the effect raises."""
+        until_s = leased_s + self._lease_s - self._margin_s
+        if asyncio.get_running_loop().time() >= until_s:
+            raise _not_kept(held)
         try:
-            async with asyncio.timeout_at(leased_s + self._lease_s - self._margin_s) as until:
+            async with asyncio.timeout_at(until_s) as until:
                 renewing = asyncio.create_task(self._renew(held, until))
                 try:
-                    return await effect
+                    return await begin()
                 finally:
                     renewing.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await renewing
+                    await asyncio.wait([renewing])  # unlike `await renewing` it takes nobody's cancelling for its own
         except TimeoutError as exc:
             if not until.expired():
                 raise
-            raise LostJobError(
-                f"Job '{held.id}' could not be kept", cause="its lease was not renewed in time"
-            ) from exc
+            raise _not_kept(held) from exc
 
     @property
     def _margin_s(self) -> float:
@@ -273,8 +278,15 @@ class Runner:
             try:
                 await self._db.run(lambda db: journal.renew(db, held, self._lease_ns))
             except LostJobError:
-                until.reschedule(clock())
-                return
+                end_s = clock()
             except DatabaseError:
                 continue  # until the lease is nearly over
-            until.reschedule(begun_s + self._lease_s - self._margin_s)
+            else:
+                end_s = begun_s + self._lease_s - self._margin_s
+            if until.expired():
+                return  # the step is cut off already, and tidies up
+            until.reschedule(end_s)
+
+
+def _not_kept(held: Held) -> LostJobError:
+    return LostJobError(f"Job '{held.id}' could not be kept", cause="its lease was not renewed in time")

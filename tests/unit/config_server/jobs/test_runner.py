@@ -1,0 +1,207 @@
+"""What a runner does with the lease of a job, and with what nobody thought of: on hosts whose clocks are the test's. (What comes of all of it
+together when hosts die, and come back: tests/property/test_jobs_model.py.)"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, cast
+
+import pytest
+from sqlalchemy import Connection
+
+from config_server.jobs.kinds import Kind, Kinds, Waits
+from config_server.jobs.runner import LEASE_S, Runner
+from config_server.store import jobs, journal
+from config_server.store.database import Database
+from config_server.store.journal import Job
+from shared.api.jobs import JobState, JobView, StepState
+from shared.errors import RequestError
+from tests.jobs_model.databases import Sqlite
+from tests.jobs_model.host import Host, Still
+
+Done = Callable[[], Awaitable[Any]]
+
+
+async def nothing() -> None:
+    pass
+
+
+class Step:
+    def __init__(self, name: str, done: Done = nothing, undone: Done = nothing) -> None:
+        self.name = name
+        self._done, self._undone = done, undone
+        self.log: list[str] = []
+
+    async def do(self, _job: Job, _results: Mapping[str, Any]) -> Any | Waits:
+        self.log.append("do")
+        return await self._done()
+
+    async def undo(self, _job: Job) -> bool | Waits:
+        self.log.append("undo")
+        return bool(await self._undone())
+
+
+class Site:
+    """Two hosts on one database, and one job."""
+
+    def __init__(self) -> None:
+        self.store = Sqlite(is_shared=True)
+        self.store.begin(random.Random(0), lambda: None)
+        self.hosts = [Host(name, self.store, random.Random(0), lambda: self.store.now_ns) for name in ("cs1", "cs2")]
+        self.failures: list[BaseException] = []
+
+    def has(self, *steps: Step, fence: str | None = None) -> None:
+        kinds = Kinds([Kind(name="made", version=1, steps=steps, fence=fence, lasting_s=600)])
+        self.runners = [Runner(cast("Database", host), kinds, host.name, host.now_ns) for host in self.hosts]
+        self.id = self.store.transact(self._create)
+
+    def _create(self, db: Connection) -> str:
+        return journal.create(
+            db, kind="made", version=1, machine="web1", lane="life", who="operator:o", args={}, now_ns=self.store.now_ns
+        )
+
+    def look(self, number: int = 0) -> None:
+        self.hosts[number].begin(self.runners[number].look())
+
+    def advance(self, number: int = 0, times: int = 1000) -> None:
+        """So many steps of what the host asked of its database, at most."""
+        host = self.hosts[number]
+        for _ in range(times):
+            if not host.asks:
+                break
+            host.advance(host.asks[0])
+            self.failures += host.failures()
+
+    def later(self, seconds: float) -> None:
+        self.store.later(seconds)
+        for host in self.hosts:
+            host.later(seconds)
+
+    @property
+    def job(self) -> JobView:
+        view: JobView = self.store.transact(lambda db: jobs.get(db, self.id))
+        return view
+
+    @property
+    def owner(self) -> str:
+        [[owner]] = self.store.read("SELECT owner FROM jobs")
+        return str(owner)
+
+    def drives(self, number: int = 0) -> None:
+        self.look(number)
+        self.advance(number)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    made = Site()
+    yield made
+    for host in made.hosts:
+        host.kill()
+    assert made.failures == []
+
+
+class Gate:
+    """Of one host."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.future: asyncio.Future[None] = host.loop.create_future()
+
+    async def __call__(self) -> None:
+        await self.future
+
+    def open(self) -> None:
+        self.future.set_result(None)
+        self._host.settle()
+
+
+def test_a_step_that_takes_five_leases_is_one_owners(site: Site) -> None:
+    gate = Gate(site.hosts[0])
+    step = Step("make", gate)
+    site.has(step)
+    site.drives()
+    for _ in range(60):
+        site.later(LEASE_S / 12)
+        site.advance()
+        site.drives(1)
+        assert site.owner == "cs1"
+    gate.open()
+    site.advance()
+    assert (step.log, site.job.state) == (["do"], JobState.DONE)
+
+
+def test_a_step_is_cut_off_before_the_lease_ends_where_it_cannot_be_renewed(site: Site) -> None:
+    gate = Gate(site.hosts[0])
+    step = Step("make", gate)
+    site.has(step)
+    site.drives()
+    for _ in range(26):
+        assert site.hosts[0].failures() == []
+        site.later(1)
+    assert site.hosts[0].asks, "a renewal that is not answered"
+    assert gate.future.cancelled()
+    assert site.owner == "cs1"
+
+
+def test_an_owner_who_hears_too_late_that_he_has_the_job_begins_nothing(site: Site) -> None:
+    """What is begun may send its first request before anything can cut it off."""
+    step = Step("make")
+    site.has(step)
+    site.look()
+    while StepState.BEGUN not in [each.state for each in site.job.steps]:
+        site.advance(times=1)
+    site.hosts[0].stand_still(Still.BESIDE_ITS_CLOCK)
+    site.later(LEASE_S + 1)
+    site.drives(1)
+    assert (step.log, site.job.state) == (["do"], JobState.DONE)
+    site.hosts[0].still = None
+    site.hosts[0].loop.now_s += LEASE_S + 1
+    site.advance()
+    assert step.log == ["do"], "the other one's"
+
+
+def test_a_renewal_that_is_answered_while_the_step_tidies_up_is_no_bug(site: Site) -> None:
+    gate = Gate(site.hosts[0])
+
+    async def tidy() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await gate()
+
+    site.has(Step("make", tidy))
+    site.drives()
+    for _ in range(26):
+        site.later(1)
+    site.advance()
+    gate.open()
+    site.advance()
+    assert (site.job.state, site.owner) == (JobState.RUNNING, "cs1"), "until the lease ends"
+
+
+def test_who_is_stopped_just_when_a_step_ends_is_stopped(site: Site) -> None:
+    async def made() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().call_soon(task.cancel)
+
+    after = Step("after")
+    site.has(Step("make", made), after)
+    site.drives()
+    assert after.log == []
+    assert [each.state for each in site.job.steps] == [StepState.BEGUN]
+
+
+def test_one_that_is_cancelled_when_nothing_is_left_to_be_done_goes_back_at_once(site: Site) -> None:
+    step = Step("make")
+    site.has(step)
+    site.look()
+    while StepState.DONE not in [each.state for each in site.job.steps]:
+        site.advance(times=1)
+    site.advance(times=3)  # it looked once more, and is about to end it
+    site.store.transact(lambda db: journal.cancel(db, site.id, "operator:o", 0))
+    site.advance()
+    assert (step.log, site.job.state) == (["do", "undo"], JobState.CANCELLED)
