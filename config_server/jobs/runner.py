@@ -102,9 +102,27 @@ class Runner:
         except DatabaseError as exc:
             # Its lease ends, and whoever takes it goes on from what is written.
             _log.warning("a job was let go", job=held.id, **exc.as_dict())
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the job does not stand still without a word
             _log.error("driving a job failed: this is a bug", job=held.id, exc_info=exc)
-            raise
+            await self._unthought_of(held, exc)
+
+    async def _unthought_of(self, held: Held, exc: Exception) -> None:
+        """A person decides: to take back what was done may be as wrong as to do it again for ever."""
+        error = UnderstudyError(
+            "A job stands still",
+            cause=f"an error inside the config server ({type(exc).__name__}: {exc})",
+            action="See its log, and report it.",
+        )
+        told = Told(**error.as_dict(), exit_code=error.exit_code)
+
+        def work(db: Connection) -> None:
+            journal.renew(db, held, self._lease_ns)
+            journal.ask_for_attention(db, held, waits=error.cause, error=told)
+
+        try:
+            await self._db.run(work)
+        except (LostJobError, DatabaseError) as again:
+            _log.warning("a job was let go", job=held.id, **again.as_dict())
 
     async def drive(self, held: Held) -> None:
         """Until the job has ended, or waits. Raises LostJobError, DatabaseError."""

@@ -9,14 +9,14 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from config_server.jobs.kinds import Kind, Kinds, Waits
 from config_server.jobs.runner import LEASE_S, Runner
-from config_server.store import jobs, journal
+from config_server.store import jobs, journal, schema
 from config_server.store.database import Database
-from config_server.store.journal import Job
-from shared.api.jobs import JobState, JobView, StepState
+from config_server.store.journal import Entry, Job
+from shared.api.jobs import Direction, JobAct, JobState, JobView, StepState
 from shared.errors import RequestError
 from tests.jobs_model.databases import Sqlite
 from tests.jobs_model.host import Host, Still
@@ -205,3 +205,40 @@ def test_one_that_is_cancelled_when_nothing_is_left_to_be_done_goes_back_at_once
     site.store.transact(lambda db: journal.cancel(db, site.id, "operator:o", 0))
     site.advance()
     assert (step.log, site.job.state) == (["do", "undo"], JobState.CANCELLED)
+
+
+async def bug() -> None:
+    raise KeyError("nobody thought of it")
+
+
+async def refused() -> None:
+    raise RequestError("it was refused")
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_what_nobody_thought_of_is_a_persons(site: Site, back: bool) -> None:
+    steps = [Step("make", undone=bug), Step("use", refused)] if back else [Step("make", bug)]
+    site.has(*steps)
+    site.drives()
+    stands = site.job
+    assert (stands.state, stands.direction) == (JobState.ATTENTION, Direction.BACK if back else Direction.FORWARD)
+    assert stands.waits == "an error inside the config server (KeyError: 'nobody thought of it')"
+    assert stands.error is not None
+    assert stands.error.cause == stands.waits
+    assert stands.allowed == ([JobAct.RETRY, JobAct.ABANDON] if back else list(JobAct))
+
+
+def test_a_journal_of_other_steps_is_a_persons(site: Site) -> None:
+    """The steps of a kind were changed, and its version was not."""
+    site.has(Step("make"))
+    site.store.transact(_other_step)
+    site.drives()
+    assert site.job.state is JobState.ATTENTION
+    assert "the journal has former" in site.job.waits
+
+
+def _other_step(db: Connection) -> None:
+    [[id_]] = db.execute(select(schema.jobs.c.id))
+    held = journal.claim(db, id_, "cs0", -1)
+    assert held is not None
+    journal.put(db, held, -1, "former", Entry(state=StepState.DONE, tries=0), 0)
