@@ -85,7 +85,6 @@ _DUE: Final = (
     select(jobs.c.id, jobs.c.kind, jobs.c.version)
     .where(_FOR_ANYBODY)
     .order_by(jobs.c.wake_ns, jobs.c.created_ns, jobs.c.id)
-    .limit(bindparam("most"))
 )
 _CLAIM: Final = (
     update(jobs)
@@ -151,8 +150,8 @@ def is_there(db: Connection, id_: str, *, kind: str, machine: str) -> bool:
 
 def due(db: Connection, kinds: Container[tuple[str, int]], most: int) -> list[str]:
     """Jobs that somebody who knows these kinds and versions could claim now. None of them is his yet."""
-    found = db.execute(_DUE, {"most": most})
-    return [row.id for row in found if (row.kind, row.version) in kinds]
+    found = db.execute(_DUE)
+    return [row.id for row in found if (row.kind, row.version) in kinds][:most]
 
 
 def claim(db: Connection, id_: str, owner: str, lease_ns: int) -> Held | None:

@@ -98,6 +98,14 @@ def test_what_a_step_is_stays_known_and_is_shown_in_the_order_of_their_beginning
     assert journal.entries(db, "none") == {}
 
 
+def test_those_that_nobody_here_knows_stand_in_nobodys_way(db: Connection) -> None:
+    for number in range(40):  # which of them is the first of all, their random ids say
+        begun(db, f"new{number}", version=2)
+    known = [begun(db, f"web{number}") for number in range(2, 4)]
+    assert journal.due(db, KINDS, 1)[0] in known
+    assert journal.due(db, KINDS, 0) == []
+
+
 def test_one_that_waits_is_nobodys_until_its_time_or_until_somebody_wakes_it(db: Connection) -> None:
     id_ = begun(db)
     assert not journal.again(db, id_), "it does not wait"
