@@ -67,4 +67,4 @@ class Janitor:
             after = Entry(state=StepState.GONE, tries=0, undone_ns=entry.undone_ns)
         else:
             return
-        await self._db.run(lambda db: journal.put_undone(db, job.id, name, after, begun_ns))
+        await self._db.run(lambda db: journal.put_undone(db, job.id, name, entry, after, begun_ns))

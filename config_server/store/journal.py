@@ -338,10 +338,10 @@ def undone(db: Connection) -> list[Job]:
     return [_job(row) for row in found]
 
 
-def put_undone(db: Connection, id_: str, step: str, entry: Entry, now_ns: int) -> None:
-    """Of a job that has ended, where nobody has written otherwise since it was looked at."""
-    known = entries(db, id_).get(step)
-    if known is not None and known.state is StepState.UNDONE:
+def put_undone(db: Connection, id_: str, step: str, before: Entry, entry: Entry, now_ns: int) -> None:
+    """Of a job that has ended, where nobody has written otherwise since it was looked at, and was `before`: another server that found
+    something meanwhile looks for longer."""
+    if entries(db, id_).get(step) == before:
         _write(db, id_, step, entry, now_ns)
 
 

@@ -235,10 +235,15 @@ def test_what_was_undone_is_looked_for_once_more_until_nothing_can_come_of_it(db
         if state is not None:
             journal.end(db, held, state, None, NOW)
     assert [job.id for job in journal.undone(db)] == ids[:1]
-    journal.put_undone(db, ids[0], "ask", Entry(state=StepState.GONE, tries=0), NOW)
+    later = Entry(state=StepState.UNDONE, tries=0, undone_ns=NOW + 1)
+    gone = Entry(state=StepState.GONE, tries=0)
+    journal.put_undone(db, ids[0], "ask", undone, later, NOW)
+    journal.put_undone(db, ids[0], "ask", undone, gone, NOW)
+    assert journal.entries(db, ids[0])["ask"] == later, "another one found something since it was looked at"
+    journal.put_undone(db, ids[0], "ask", later, gone, NOW)
     assert journal.undone(db) == []
     for step in ("ask", "copy"):
-        journal.put_undone(db, ids[0], step, undone, NOW)
+        journal.put_undone(db, ids[0], step, later, undone, NOW)
     assert {name: entry.state for name, entry in journal.entries(db, ids[0]).items()} == {
         "ask": StepState.GONE
     }
