@@ -200,6 +200,9 @@ class Runner:
             may_pass=isinstance(exc, _PASSING),
             fence=kind.fence,
         )
+        # What hinders an undoing may be of a later step, and have come late.
+        behind = kind.names[kind.names.index(name) + 1 :] if direction is Direction.BACK else []
+        again = [step for step in behind if step in look.journal and look.journal[step].state is StepState.UNDONE]
         told = Told(**exc.as_dict(), exit_code=exc.exit_code)
         failed = Entry(state=entry.state, tries=tries, result=entry.result)
         _log.warning(
@@ -210,6 +213,8 @@ class Runner:
             job = journal.put(db, held, self._lease_ns, name, failed, self._now_ns())
             if job.direction is not direction:
                 return True
+            for step in again:
+                journal.put(db, held, self._lease_ns, step, Entry(state=StepState.UNDOING, tries=0), self._now_ns())
             match what:
                 case Failure.AGAIN:
                     return self._pause(db, held, direction, f"{name}: {exc.what}", pause_s(tries), error=told)

@@ -77,7 +77,7 @@ class Failure(enum.Enum):
 
 
 _TRIES: Final = 8
-"""Of one step, by what may pass by itself: some 20 minutes."""
+"""Of one step: some 20 minutes."""
 _LONGEST_S: Final = 600.0
 
 
@@ -97,8 +97,9 @@ def after_failure(
 ) -> Failure:
     """`journal`: the steps that were ever begun, among them the one that failed. Of a job that is looked at again from its beginning, since the
     database was put back, these are all: any may have been. `tries`: how often it has failed, this time included. `may_pass`: the failure is
-    of a kind that passes by itself. `fence`: the first step that is not taken back without a person's word."""
-    if may_pass and tries < _TRIES:
+    of a kind that passes by itself; what hinders an undoing is tried again in any case, since it may be something of a later step that came
+    late, and goes with it. `fence`: the first step that is not taken back without a person's word."""
+    if tries < _TRIES and (may_pass or direction is Direction.BACK):
         return Failure.AGAIN
     if direction is Direction.BACK:
         return Failure.ATTENTION

@@ -207,6 +207,36 @@ def test_one_that_is_cancelled_when_nothing_is_left_to_be_done_goes_back_at_once
     assert (step.log, site.job.state) == (["do", "undo"], JobState.CANCELLED)
 
 
+def test_what_came_late_of_a_step_does_not_hold_what_an_earlier_one_made(site: Site) -> None:
+    """A virtual machine whose making was asked for, and was seen in no list, holds the network interface under it."""
+    world = {"interface"}
+
+    async def remove_machine() -> bool:
+        is_there = "machine" in world
+        world.discard("machine")
+        return is_there
+
+    async def remove_interface() -> bool:
+        if "machine" not in world:
+            world.discard("interface")
+        else:
+            raise RequestError("it is in use")
+        return True
+
+    machine = Step("machine", refused, remove_machine)
+    site.has(Step("interface", undone=remove_interface), machine)
+    site.look()
+    while StepState.UNDONE not in [each.state for each in site.job.steps]:
+        site.advance(times=1)
+    world.add("machine")
+    site.advance()
+    assert (site.job.state, site.job.waits) == (JobState.WAITING, "interface: it is in use")
+    site.later(10)
+    site.drives()
+    assert (site.job.state, world) == (JobState.FAILED, set())
+    assert machine.log == ["do", "undo", "undo"]
+
+
 async def bug() -> None:
     raise KeyError("nobody thought of it")
 

@@ -89,7 +89,9 @@ def test_whatever_was_begun_is_done_or_undone_in_the_order_of_the_steps(happenin
         (3, Direction.FORWARD, 1, False, Failure.ATTENTION),
         (4, Direction.FORWARD, 8, True, Failure.ATTENTION),
         (1, Direction.BACK, 1, True, Failure.AGAIN),
-        (1, Direction.BACK, 1, False, Failure.ATTENTION),
+        (1, Direction.BACK, 1, False, Failure.AGAIN),
+        (1, Direction.BACK, 8, True, Failure.ATTENTION),
+        (1, Direction.BACK, 8, False, Failure.ATTENTION),
     ],
 )
 def test_what_becomes_of_a_job_whose_step_failed(
