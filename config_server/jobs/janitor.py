@@ -33,15 +33,25 @@ class Janitor:
         self._now_ns = now_ns
 
     async def look(self) -> None:
-        """Once. What it cannot do is done by the next look. Raises DatabaseError."""
+        """Once. What it cannot do is done by the next look. Raises DatabaseError; what nobody thought of, behind the last job."""
+        bugs = list[Exception]()
         for job in await self._db.run(journal.undone):
             if (job.kind, job.version) in self._kinds:
-                kind = self._kinds.of(job)
-                known = await self._db.run(lambda db, job=job: journal.entries(db, job.id))  # type: ignore[misc]
-                for name in reversed(kind.names):
-                    entry = known.get(name)
-                    if entry is not None and entry.state is StepState.UNDONE:
-                        await self._look_for(job, kind, name, entry)
+                try:
+                    await self._look_at(job, self._kinds.of(job))
+                except DatabaseError:
+                    raise
+                except Exception as exc:  # noqa: BLE001 - it hinders no look at the others
+                    bugs.append(exc)
+        if bugs:
+            raise bugs[0]
+
+    async def _look_at(self, job: Job, kind: Kind) -> None:
+        known = await self._db.run(lambda db: journal.entries(db, job.id))
+        for name in reversed(kind.names):
+            entry = known.get(name)
+            if entry is not None and entry.state is StepState.UNDONE:
+                await self._look_for(job, kind, name, entry)
 
     async def _look_for(self, job: Job, kind: Kind, name: str, entry: Entry) -> None:
         begun_ns = self._now_ns()
