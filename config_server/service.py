@@ -43,7 +43,7 @@ from config_server.rules.facts import SELF, facts_of, replicates, reported_ns
 from config_server.rules.machine import Machine
 from config_server.rules.twins import SILENT_S
 from config_server.storage.account import Storage
-from config_server.store import commands, events, inventory, jobs, journal, lasting_record, tokens
+from config_server.store import commands, events, inventory, jobs, lasting_record, tokens
 from config_server.store.database import Connection, Database
 from config_server.store.files import DATABASE_FILE
 from config_server.web import routes
@@ -137,8 +137,6 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             await db.run(lambda opened: belonging.check_parts(opened, ca, _token(folder / TOKEN_FILE)))
             await _recover(control, folder)
             ca_note.note_if_possible(ca, config.vault_file)
-            if config.database.is_file:  # no other process has it, so what is leased was this one's, before
-                await db.run(journal.free_all)
             await revoking.recover()
             await known.recover()
         vault = None if file is None else await _recorded(file, storage, control)
@@ -175,7 +173,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             parts = (
                 _Part("listener", listener.run(runner.server)),
                 _Part("sweeper", _sweep(control, sides, own, stop), ends_itself=True),
-                _Part("jobs", _drive_jobs(control, config.name, stop), ends_itself=True),
+                _Part("jobs", _drive_jobs(control, config, stop), ends_itself=True),
                 _Part("gaps", _watch_for_gaps(control)),
                 _Part("vault", _watch_vault(control, vault)),
                 _Part("serving", _ask_whose(control, stop)),
@@ -284,9 +282,10 @@ async def _sweep(control: Control, sides: Sides, own: OwnCertificate, stop: asyn
         await wait_for(stop, _SWEEP_S)
 
 
-async def _drive_jobs(control: Control, name: str, stop: asyncio.Event) -> None:
+async def _drive_jobs(control: Control, config: ConfigServerConfig, stop: asyncio.Event) -> None:
     kinds = Kinds([resync.kind(control)])
-    runner = Runner(control.db, kinds, name, control.now_ns)
+    # Of a file no other process has the lock.
+    runner = Runner(control.db, kinds, config.name, control.now_ns, alone=config.database.is_file)
     janitor = Janitor(control.db, kinds, control.now_ns)
     tidied_ns = 0
     while not stop.is_set():

@@ -58,13 +58,16 @@ class Runner:
         now_ns: Callable[[], int],
         *,
         lease_s: float = LEASE_S,
+        alone: bool = False,
     ) -> None:
-        """`owner`: this config server's name. `now_ns`: for what people read."""
+        """`owner`: this config server's name. `now_ns`: for what people read. `alone`: no other process has this database, so what is
+        leased before the first look is nobody's."""
         self._db = db
         self._kinds = kinds
         self._owner = owner
         self._now_ns = now_ns
         self._lease_s = lease_s
+        self._alone = alone
         self._driven = set[asyncio.Task[None]]()
 
     @property
@@ -72,7 +75,11 @@ class Runner:
         return int(self._lease_s * SECOND_NS)
 
     async def look(self) -> None:
-        """Takes on what is due, and returns: what was taken on goes on by itself."""
+        """Takes on what is due, and returns: what was taken on goes on by itself. Raises DatabaseError."""
+        if self._alone:
+            # Not where the server starts: that would hinder a start with a full disk, and what cannot be freed cannot be claimed either.
+            await self._db.run(journal.free_all)
+            self._alone = False
         room = _MOST - len(self._driven)
         if room <= 0:
             return
@@ -202,7 +209,9 @@ class Runner:
         )
         # What hinders an undoing may be of a later step, and have come late.
         behind = kind.names[kind.names.index(name) + 1 :] if direction is Direction.BACK else []
-        again = [step for step in behind if step in look.journal and look.journal[step].state is StepState.UNDONE]
+        again = [
+            step for step in behind if step in look.journal and look.journal[step].state is StepState.UNDONE
+        ]
         told = Told(**exc.as_dict(), exit_code=exc.exit_code)
         failed = Entry(state=entry.state, tries=tries, result=entry.result)
         _log.warning(
@@ -214,7 +223,9 @@ class Runner:
             if job.direction is not direction:
                 return True
             for step in again:
-                journal.put(db, held, self._lease_ns, step, Entry(state=StepState.UNDOING, tries=0), self._now_ns())
+                journal.put(
+                    db, held, self._lease_ns, step, Entry(state=StepState.UNDOING, tries=0), self._now_ns()
+                )
             match what:
                 case Failure.AGAIN:
                     return self._pause(db, held, direction, f"{name}: {exc.what}", pause_s(tries), error=told)
@@ -267,9 +278,7 @@ class Runner:
         )
         return False
 
-    async def _while_leased(
-        self, held: Held, leased_s: float, begin: Callable[[], Awaitable[_T]]
-    ) -> _T:
+    async def _while_leased(self, held: Held, leased_s: float, begin: Callable[[], Awaitable[_T]]) -> _T:
         """`leased_s`: when the lease was renewed, or before. `begin`: the effect, which is not begun at all where the lease is nearly over
         already: what is begun may send something before it can be cut off. Raises LostJobError where the lease could not be renewed again
         in time, and what the effect raises."""
@@ -283,7 +292,9 @@ class Runner:
                     return await begin()
                 finally:
                     renewing.cancel()
-                    await asyncio.wait([renewing])  # unlike `await renewing` it takes nobody's cancelling for its own
+                    await asyncio.wait(
+                        [renewing]
+                    )  # unlike `await renewing` it takes nobody's cancelling for its own
         except TimeoutError as exc:
             if not until.expired():
                 raise

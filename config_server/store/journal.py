@@ -8,7 +8,7 @@ Since that UPDATE holds the row until the transaction ends, no other owner's cla
 whether the claim still holds, and then to write, is not enough: a claim by another may be committed in between.)
 
 Leases are compared by the clock of the database (`clock_ns`): the hosts' clocks do not matter, and no transaction sees an old `now()`.
-On SQLite there is one process; what it had is free at its start (`free_all`).
+On SQLite there is one process; what one before it had is free at its first look (`free_all`).
 
 What this database loses (it is put back from a backup) is: jobs that end differently than they did. So those that had not ended stay
 as they are until somebody says otherwise (restored.py).
@@ -310,8 +310,8 @@ def abandon(db: Connection, id_: str, now_ns: int) -> bool:
 
 
 def free_all(db: Connection) -> None:
-    """Nobody has any: at the start of the only process."""
-    db.execute(update(jobs).where(_DRIVEN).values(**_FREE))
+    """Nobody has any: before the only process claims its first. Where nobody has any already, nothing is written."""
+    db.execute(update(jobs).where(_DRIVEN, jobs.c.lease_ns > 0).values(**_FREE))
 
 
 def hold_unended(db: Connection, waits: str) -> list[str]:

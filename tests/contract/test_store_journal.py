@@ -61,7 +61,7 @@ def test_a_job_is_its_owners_until_the_lease_ends_and_a_former_owner_writes_noth
     assert journal.look(db, other, HOUR_NS).journal == {}
 
 
-def test_at_the_start_of_the_only_process_every_job_is_free(db: Connection) -> None:
+def test_before_the_only_process_has_any_every_job_is_free(db: Connection) -> None:
     driven, ended, of_worker = begun(db), begun(db, "web2"), "j1"
     jobs.create(db, of_worker, "restore", "web1", "operator:o", {}, NOW)
     journal.end(db, claimed(db, ended), JobState.DONE, None, NOW)
