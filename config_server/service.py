@@ -166,6 +166,10 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             lingering_time=_LINGERING_S,
             auto_decompress=False,  # four megabytes may unpack to four gigabytes, on the event loop
         )
+        kinds = Kinds([resync.kind(control)])
+        # Of a file no other process has the lock.
+        driver = Runner(db, kinds, config.name, control.now_ns, alone=config.database.is_file)
+        janitor = Janitor(db, kinds, control.now_ns)
         await runner.setup()
         try:
             if runner.server is None:
@@ -173,7 +177,8 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             parts = (
                 _Part("listener", listener.run(runner.server)),
                 _Part("sweeper", _sweep(control, sides, own, stop), ends_itself=True),
-                _Part("jobs", _drive_jobs(control, config, stop), ends_itself=True),
+                _Part("jobs", _drive_jobs(control, driver, stop), ends_itself=True),
+                _Part("what jobs undid", _tidy_jobs(control, driver, janitor, stop)),
                 _Part("gaps", _watch_for_gaps(control)),
                 _Part("vault", _watch_vault(control, vault)),
                 _Part("serving", _ask_whose(control, stop)),
@@ -282,20 +287,20 @@ async def _sweep(control: Control, sides: Sides, own: OwnCertificate, stop: asyn
         await wait_for(stop, _SWEEP_S)
 
 
-async def _drive_jobs(control: Control, config: ConfigServerConfig, stop: asyncio.Event) -> None:
-    kinds = Kinds([resync.kind(control)])
-    # Of a file no other process has the lock.
-    runner = Runner(control.db, kinds, config.name, control.now_ns, alone=config.database.is_file)
-    janitor = Janitor(control.db, kinds, control.now_ns)
-    tidied_ns = 0
+async def _drive_jobs(control: Control, driver: Runner, stop: asyncio.Event) -> None:
     while not stop.is_set():
         rung = control.bell.listen(DRIVEN)
-        await _part(control, "jobs", runner.look())
-        if control.mono_ns() - tidied_ns > _TIDY_S * SECOND_NS:
-            await _part(control, "what jobs undid", janitor.look())
-            tidied_ns = control.mono_ns()
+        await _part(control, "jobs", driver.look())
         await wait_for(rung, _BEAT_S)
-    await runner.stop()
+    await driver.stop()
+
+
+async def _tidy_jobs(control: Control, driver: Runner, janitor: Janitor, stop: asyncio.Event) -> None:
+    """Apart, since it waits for clouds, and a cancel does not wait for that."""
+    while not stop.is_set():
+        await _part(control, "jobs that nobody knows", driver.park())
+        await _part(control, "what jobs undid", janitor.look())
+        await wait_for(stop, _TIDY_S)
 
 
 async def _watch_for_gaps(control: Control) -> None:

@@ -8,6 +8,7 @@ why what was undone is looked for again (janitor.py).
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
@@ -33,6 +34,7 @@ from shared.api.route import Failure as Told
 from shared.errors import (
     DatabaseError,
     DeadlineError,
+    JobBugError,
     LostJobError,
     PeerError,
     TransientError,
@@ -47,6 +49,25 @@ _MARGIN_S: Final = 5.0
 _PASSING: Final = (TransientError, PeerError, DeadlineError)
 _MOST: Final = 32
 """Jobs of one config server at a time."""
+
+
+class _Turned(enum.Enum):
+    """What comes of a step that was cut off since its job was turned back."""
+
+    IT = enum.auto()
+
+
+class _AtWork:
+    """The step of a job that is being done."""
+
+    def __init__(self, until: asyncio.Timeout) -> None:
+        self.until = until
+        self.is_turned = False
+
+    def turn(self) -> None:
+        self.is_turned = True
+        if not self.until.expired():
+            self.until.reschedule(asyncio.get_running_loop().time())
 
 
 class Runner:
@@ -69,27 +90,39 @@ class Runner:
         self._lease_s = lease_s
         self._alone = alone
         self._driven = set[asyncio.Task[None]]()
+        self._doing = dict[str, _AtWork]()
+        """By job."""
 
     @property
     def _lease_ns(self) -> int:
         return int(self._lease_s * SECOND_NS)
 
     async def look(self) -> None:
-        """Takes on what is due, and returns: what was taken on goes on by itself. Raises DatabaseError."""
+        """Takes on what is due, and returns: what was taken on goes on by itself. Steps whose jobs somebody turned back are cut off. Raises
+        DatabaseError."""
         if self._alone:
             # Not where the server starts: that would hinder a start with a full disk, and what cannot be freed cannot be claimed either.
             await self._db.run(journal.free_all)
             self._alone = False
+        if self._doing:
+            for id_ in await self._db.run(lambda db: journal.turned(db, list(self._doing))):
+                if (at_work := self._doing.get(id_)) is not None:
+                    at_work.turn()
         room = _MOST - len(self._driven)
         if room <= 0:
             return
-        for id_ in await self._db.run(lambda db: journal.due(db, self._kinds, room)):
+        for id_ in await self._db.run(lambda db: journal.due(db, self._kinds.known, room)):
             held = await self._db.run(lambda db, id_=id_: journal.claim(db, id_, self._owner, self._lease_ns))  # type: ignore[misc]
             if held is not None:
                 crashpoints.reach("job.after-claim")
                 task = asyncio.create_task(self._drive_surely(held), name=f"job {id_}")
                 self._driven.add(task)
                 task.add_done_callback(self._driven.discard)
+
+    async def park(self) -> None:
+        """What nobody here knows stands still with a word. Raises DatabaseError."""
+        for id_ in await self._db.run(lambda db: journal.park(db, self._kinds.known)):
+            _log.warning("a job was begun by a newer version, and is driven by nobody", job=id_)
 
     async def stop(self) -> None:
         """What is at work is cut off. Its jobs go on wherever their leases end."""
@@ -115,10 +148,9 @@ class Runner:
 
     async def _unthought_of(self, held: Held, exc: Exception) -> None:
         """A person decides: to take back what was done may be as wrong as to do it again for ever."""
-        error = UnderstudyError(
-            "A job stands still",
+        error = JobBugError(
+            "A step of a job met what nobody thought of",
             cause=f"an error inside the config server ({type(exc).__name__}: {exc})",
-            action="See its log, and report it.",
         )
         told = Told(**error.as_dict(), exit_code=error.exit_code)
 
@@ -170,12 +202,17 @@ class Runner:
         }
         try:
             outcome = await self._while_leased(
-                held, leased_s, lambda: step.do(job, results) if begun is StepState.BEGUN else step.undo(job)
+                held,
+                leased_s,
+                lambda: step.do(job, results) if begun is StepState.BEGUN else step.undo(job),
+                ends_with_a_turn=begun is StepState.BEGUN,
             )
         except (LostJobError, DatabaseError):
             raise
         except UnderstudyError as exc:
             return await self._failed(held, look, kind, name, entry, exc)
+        if outcome is _Turned.IT:
+            return True  # what it had begun is undone
         crashpoints.reach(f"job.after-{begun}")
         if isinstance(outcome, Waits):
             return await self._db.run(
@@ -278,7 +315,9 @@ class Runner:
         )
         return False
 
-    async def _while_leased(self, held: Held, leased_s: float, begin: Callable[[], Awaitable[_T]]) -> _T:
+    async def _while_leased(
+        self, held: Held, leased_s: float, begin: Callable[[], Awaitable[_T]], *, ends_with_a_turn: bool
+    ) -> _T | _Turned:
         """`leased_s`: when the lease was renewed, or before. `begin`: the effect, which is not begun at all where the lease is nearly over
         already: what is begun may send something before it can be cut off. Raises LostJobError where the lease could not be renewed again
         in time, and what the effect raises."""
@@ -287,10 +326,14 @@ class Runner:
             raise _not_kept(held)
         try:
             async with asyncio.timeout_at(until_s) as until:
-                renewing = asyncio.create_task(self._renew(held, until))
+                at_work = _AtWork(until)
+                if ends_with_a_turn:
+                    self._doing[held.id] = at_work
+                renewing = asyncio.create_task(self._renew(held, at_work))
                 try:
                     return await begin()
                 finally:
+                    self._doing.pop(held.id, None)
                     renewing.cancel()
                     await asyncio.wait(
                         [renewing]
@@ -298,13 +341,15 @@ class Runner:
         except TimeoutError as exc:
             if not until.expired():
                 raise
+            if at_work.is_turned:
+                return _Turned.IT
             raise _not_kept(held) from exc
 
     @property
     def _margin_s(self) -> float:
         return min(_MARGIN_S, self._lease_s / 4)
 
-    async def _renew(self, held: Held, until: asyncio.Timeout) -> None:
+    async def _renew(self, held: Held, at_work: _AtWork) -> None:
         clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(self._lease_s / 3)
@@ -317,9 +362,9 @@ class Runner:
                 continue  # until the lease is nearly over
             else:
                 end_s = begun_s + self._lease_s - self._margin_s
-            if until.expired():
+            if at_work.is_turned or at_work.until.expired():
                 return  # the step is cut off already, and tidies up
-            until.reschedule(end_s)
+            at_work.until.reschedule(end_s)
 
 
 def _not_kept(held: Held) -> LostJobError:

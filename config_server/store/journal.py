@@ -17,12 +17,13 @@ as they are until somebody says otherwise (restored.py).
 from __future__ import annotations
 
 import secrets
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Row, and_, bindparam, or_, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, not_, or_, select, tuple_, update
 
+from config_server.rules.clock import SECOND_NS
 from config_server.store.schema import jobs, steps
 from config_server.store.statements import clock_ns, replacing, unless_there
 from shared import decoding
@@ -81,10 +82,31 @@ _FOR_ANYBODY: Final = and_(
 )
 _MINE: Final = and_(_IT, jobs.c.term == bindparam("mine"), jobs.c.word == bindparam("my_word"))
 _CREATE: Final = unless_there(jobs)
+_KNOWN: Final = tuple_(jobs.c.kind, jobs.c.version).in_(bindparam("known", expanding=True))
 _DUE: Final = (
-    select(jobs.c.id, jobs.c.kind, jobs.c.version)
-    .where(_FOR_ANYBODY)
+    select(jobs.c.id)
+    .where(_FOR_ANYBODY, _KNOWN)
     .order_by(jobs.c.wake_ns, jobs.c.created_ns, jobs.c.id)
+    .limit(bindparam("most"))
+)
+_PARKED: Final = "a config server that knows such jobs: a newer version has begun it"
+_PARK_NS: Final = 60 * SECOND_NS
+"""Where two versions run for a while, the newer one takes its jobs before that."""
+_PARK: Final = (
+    update(jobs)
+    .where(
+        _DRIVEN,
+        not_(_KNOWN),
+        jobs.c.attention.is_(False),
+        *(since < clock_ns() - _PARK_NS for since in (jobs.c.lease_ns, jobs.c.wake_ns, jobs.c.updated_ns)),
+    )
+    .values(attention=True, waits=_PARKED)
+    .returning(jobs.c.id)
+)
+_GO_ON: Final = (
+    update(jobs)
+    .where(_DRIVEN, _KNOWN, jobs.c.attention.is_(True), jobs.c.waits == _PARKED)
+    .values(attention=False, waits="", wake_ns=0)
 )
 _CLAIM: Final = (
     update(jobs)
@@ -100,6 +122,9 @@ _CLAIM: Final = (
 )
 _RENEW: Final = (
     update(jobs).where(_MINE, _ACTIVE).values(lease_ns=clock_ns() + bindparam("for_ns")).returning(*jobs.c)
+)
+_TURNED: Final = select(jobs.c.id).where(
+    jobs.c.id.in_(bindparam("ids", expanding=True)), jobs.c.direction == Direction.BACK
 )
 _STEPS: Final = select(steps).where(steps.c.job == bindparam("it"))
 _PUT_STEP: Final = replacing(steps)
@@ -148,10 +173,9 @@ def is_there(db: Connection, id_: str, *, kind: str, machine: str) -> bool:
     return found is not None
 
 
-def due(db: Connection, kinds: Container[tuple[str, int]], most: int) -> list[str]:
+def due(db: Connection, kinds: Collection[tuple[str, int]], most: int) -> list[str]:
     """Jobs that somebody who knows these kinds and versions could claim now. None of them is his yet."""
-    found = db.execute(_DUE)
-    return [row.id for row in found if (row.kind, row.version) in kinds][:most]
+    return list(db.scalars(_DUE, {"known": list(kinds), "most": most}))
 
 
 def claim(db: Connection, id_: str, owner: str, lease_ns: int) -> Held | None:
@@ -174,6 +198,11 @@ def renew(db: Connection, held: Held, lease_ns: int) -> Job:
 def look(db: Connection, held: Held, lease_ns: int) -> Look:
     """Raises LostJobError."""
     return Look(job=renew(db, held, lease_ns), journal=entries(db, held.id))
+
+
+def turned(db: Connection, ids: Sequence[str]) -> list[str]:
+    """Those of these that go back."""
+    return list(db.scalars(_TURNED, {"ids": ids}))
 
 
 def entries(db: Connection, id_: str) -> dict[str, Entry]:
@@ -257,6 +286,14 @@ def doubt(db: Connection, held: Held, lease_ns: int, names: Iterable[str], now_n
 
 
 # ---- what others than the owner do
+
+
+def park(db: Connection, kinds: Collection[tuple[str, int]]) -> list[str]:
+    """Jobs of kinds, or versions, that are none of these, and that nobody has taken for a while, ask for a person: a newer program began
+    them, which is no more. Their ids. Those that were parked so, and are of these, go on."""
+    known = {"known": list(kinds)}
+    db.execute(_GO_ON, known)
+    return list(db.scalars(_PARK, known))
 
 
 def cancel(db: Connection, id_: str, who: str, now_ns: int) -> bool:
