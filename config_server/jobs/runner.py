@@ -51,10 +51,13 @@ _MOST: Final = 32
 """Jobs of one config server at a time."""
 
 
-class _Turned(enum.Enum):
-    """What comes of a step that was cut off since its job was turned back."""
+class _CutOff(enum.Enum):
+    """Why a step came to no end. (What it says itself is its own, whatever class of errors it is.)"""
 
-    IT = enum.auto()
+    TURNED = enum.auto()
+    """Its job was turned back."""
+    NOT_KEPT = enum.auto()
+    """The lease could not be renewed in time."""
 
 
 class _AtWork:
@@ -207,11 +210,15 @@ class Runner:
                 lambda: step.do(job, results) if begun is StepState.BEGUN else step.undo(job),
                 ends_with_a_turn=begun is StepState.BEGUN,
             )
-        except (LostJobError, DatabaseError):
+        except DatabaseError:
             raise
         except UnderstudyError as exc:
             return await self._failed(held, look, kind, name, entry, exc)
-        if outcome is _Turned.IT:
+        if outcome is _CutOff.NOT_KEPT:
+            raise LostJobError(
+                f"Job '{held.id}' could not be kept", cause="its lease was not renewed in time"
+            )
+        if outcome is _CutOff.TURNED:
             return True  # what it had begun is undone
         crashpoints.reach(f"job.after-{begun}")
         if isinstance(outcome, Waits):
@@ -317,13 +324,12 @@ class Runner:
 
     async def _while_leased(
         self, held: Held, leased_s: float, begin: Callable[[], Awaitable[_T]], *, ends_with_a_turn: bool
-    ) -> _T | _Turned:
+    ) -> _T | _CutOff:
         """`leased_s`: when the lease was renewed, or before. `begin`: the effect, which is not begun at all where the lease is nearly over
-        already: what is begun may send something before it can be cut off. Raises LostJobError where the lease could not be renewed again
-        in time, and what the effect raises."""
+        already: what is begun may send something before it can be cut off. Raises what the effect raises."""
         until_s = leased_s + self._lease_s - self._margin_s
         if asyncio.get_running_loop().time() >= until_s:
-            raise _not_kept(held)
+            return _CutOff.NOT_KEPT
         try:
             async with asyncio.timeout_at(until_s) as until:
                 at_work = _AtWork(until)
@@ -338,12 +344,10 @@ class Runner:
                     await asyncio.wait(
                         [renewing]
                     )  # unlike `await renewing` it takes nobody's cancelling for its own
-        except TimeoutError as exc:
+        except TimeoutError:
             if not until.expired():
                 raise
-            if at_work.is_turned:
-                return _Turned.IT
-            raise _not_kept(held) from exc
+            return _CutOff.TURNED if at_work.is_turned else _CutOff.NOT_KEPT
 
     @property
     def _margin_s(self) -> float:
@@ -365,7 +369,3 @@ class Runner:
             if at_work.is_turned or at_work.until.expired():
                 return  # the step is cut off already, and tidies up
             at_work.until.reschedule(end_s)
-
-
-def _not_kept(held: Held) -> LostJobError:
-    return LostJobError(f"Job '{held.id}' could not be kept", cause="its lease was not renewed in time")

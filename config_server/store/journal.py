@@ -24,6 +24,7 @@ import msgspec
 from sqlalchemy import Connection, Row, and_, bindparam, not_, or_, select, tuple_, update
 
 from config_server.rules.clock import SECOND_NS
+from config_server.rules.words import bounded
 from config_server.store.schema import jobs, steps
 from config_server.store.statements import clock_ns, replacing, unless_there
 from shared import decoding
@@ -143,8 +144,10 @@ def create(
     args: Mapping[str, Any],
     now_ns: int,
     id_: str = "",
+    begun: str = "",
 ) -> str:
-    """The id of the new job: `id_` where it is given, which no other has (`is_there`). Raises LaneTakenError where another job of
+    """The id of the new job: `id_` where it is given, which no other has (`is_there`). `begun`: its first step, where this transaction does
+    something of it already, which a cancel has to undo. Raises LaneTakenError where another job of
     the machine has the lane; nothing was written then."""
     id_ = id_ or secrets.token_hex(8)
     new = {
@@ -159,6 +162,8 @@ def create(
         raise LaneTakenError(
             f"The {kind} of '{machine}' was not begun", cause=f"its {kind_there} is under way (job {there})"
         )
+    if begun:
+        _write(db, id_, begun, Entry(state=StepState.BEGUN, tries=0), now_ns)
     return id_
 
 
@@ -248,23 +253,28 @@ def pause(
 ) -> None:
     """It is nobody's until `pause_ns` from now, or somebody wakes it. Behind a `renew` of the same transaction."""
     values: dict[str, Any] = {
-        **_FREE, "waits": waits, "wake_ns": clock_ns() + pause_ns, "progress": progress, "updated_ns": now_ns,
+        **_FREE, "waits": bounded(waits), "wake_ns": clock_ns() + pause_ns, "progress": progress, "updated_ns": now_ns,
     }  # fmt: skip
     if error is not None:
-        values["error"] = msgspec.json.encode(error).decode()
+        values["error"] = _told(error)
     db.execute(_CHANGE.values(**values), {"it": held.id})
 
 
 def ask_for_attention(db: Connection, held: Held, *, waits: str, error: Failure) -> None:
     """It is nobody's until a person says what is to become of it. Behind a `renew` of the same transaction."""
-    values = {**_FREE, "waits": waits, "attention": True, "error": msgspec.json.encode(error).decode()}
+    values = {**_FREE, "waits": bounded(waits), "attention": True, "error": _told(error)}
     db.execute(_CHANGE.values(**values), {"it": held.id})
 
 
 def turn(db: Connection, held: Held, error: Failure) -> None:
     """Backwards, since a step failed. Behind a `renew` of the same transaction."""
-    values = {"direction": Direction.BACK, "error": msgspec.json.encode(error).decode()}
+    values = {"direction": Direction.BACK, "error": _told(error)}
     db.execute(_CHANGE.values(**values), {"it": held.id})
+
+
+def _told(error: Failure) -> str:
+    words = {name: bounded(getattr(error, name)) for name in ("code", "what", "cause", "action")}
+    return msgspec.json.encode(msgspec.structs.replace(error, **words)).decode()
 
 
 def end(db: Connection, held: Held, state: JobState, result: Mapping[str, Any] | None, now_ns: int) -> None:
@@ -319,6 +329,20 @@ def cancel(db: Connection, id_: str, who: str, now_ns: int) -> bool:
         {"it": id_},
     )
     return bool(ended.rowcount)
+
+
+def leave_lane(db: Connection, machine: str, lane: str) -> None:
+    """A job that goes back is in nobody's way: it has no lane any more. For kinds whose undoing minds no other job."""
+    left = update(jobs).where(
+        _DRIVEN, jobs.c.machine == machine, jobs.c.lane == lane, jobs.c.direction == Direction.BACK
+    )
+    db.execute(left.values(lane=""))
+
+
+def is_given_up(db: Connection, id_: str) -> bool:
+    """Whether this is a job that goes back, or has ended."""
+    row = db.execute(select(jobs.c.state, jobs.c.direction).where(_IT), {"it": id_}).first()
+    return row is not None and tuple(row) != (JobState.RUNNING, Direction.FORWARD)
 
 
 def again(db: Connection, id_: str) -> bool:
