@@ -298,7 +298,7 @@ async def _drive_jobs(control: Control, driver: Runner, stop: asyncio.Event) -> 
 async def _tidy_jobs(control: Control, driver: Runner, janitor: Janitor, stop: asyncio.Event) -> None:
     """Apart, since it waits for clouds, and a cancel does not wait for that."""
     while not stop.is_set():
-        await _part(control, "jobs that nobody knows", driver.park())
+        await _part(control, "jobs that nobody drives", driver.tidy())
         await _part(control, "what jobs undid", janitor.look())
         await wait_for(stop, _TIDY_S)
 

@@ -122,8 +122,11 @@ class Runner:
                 self._driven.add(task)
                 task.add_done_callback(self._driven.discard)
 
-    async def park(self) -> None:
-        """What nobody here knows stands still with a word. Raises DatabaseError."""
+    async def tidy(self) -> None:
+        """Now and then: what nobody here knows stands still with a word, and what waits by a clock that was wrong goes on. Raises
+        DatabaseError."""
+        if await self._db.run(journal.wake_early):
+            _log.warning("jobs waited by a clock that was ahead")
         for id_ in await self._db.run(lambda db: journal.park(db, self._kinds.known)):
             _log.warning("a job was begun by a newer version, and is driven by nobody", job=id_)
 

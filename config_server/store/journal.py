@@ -8,7 +8,8 @@ Since that UPDATE holds the row until the transaction ends, no other owner's cla
 whether the claim still holds, and then to write, is not enough: a claim by another may be committed in between.)
 
 Leases are compared by the clock of the database (`clock_ns`): the hosts' clocks do not matter, and no transaction sees an old `now()`.
-On SQLite there is one process; what one before it had is free at its first look (`free_all`).
+On SQLite there is one process, whose clock does not jump (sqlite.py); what one before it had is free at its first look (`free_all`).
+PostgreSQL's host may have its clock set back: what then seems to wait for longer than anything does is woken (`wake_early`).
 
 What this database loses (it is put back from a backup) is: jobs that end differently than they did. So those that had not ended stay
 as they are until somebody says otherwise (restored.py).
@@ -21,7 +22,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Row, and_, bindparam, not_, or_, select, tuple_, update
+from sqlalchemy import Connection, Row, and_, bindparam, not_, or_, select, text, tuple_, update
 
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.words import bounded
@@ -76,10 +77,19 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _IT: Final = jobs.c.id == bindparam("it")
-_ACTIVE: Final = jobs.c.state == JobState.RUNNING
+_ACTIVE: Final = jobs.c.state == text(
+    f"'{JobState.RUNNING}'"
+)  # as the index has it, which no parameter would match
+_NOW: Final = select(clock_ns()).scalar_subquery()
+"""Read once in a statement, so that an index can be looked up by it."""
+LONGEST_NS: Final = 3600 * SECOND_NS
+"""Nothing waits for longer without being looked at. So what seems to was paused by a clock that was ahead."""
 _DRIVEN: Final = and_(_ACTIVE, jobs.c.version > OF_WORKER)
 _FOR_ANYBODY: Final = and_(
-    _DRIVEN, jobs.c.lease_ns < clock_ns(), jobs.c.wake_ns <= clock_ns(), jobs.c.attention.is_(False)
+    _DRIVEN,
+    jobs.c.wake_ns <= _NOW,
+    jobs.c.lease_ns < _NOW,
+    jobs.c.attention.is_(False),
 )
 _MINE: Final = and_(_IT, jobs.c.term == bindparam("mine"), jobs.c.word == bindparam("my_word"))
 _CREATE: Final = unless_there(jobs)
@@ -104,6 +114,7 @@ _PARK: Final = (
     .values(attention=True, waits=_PARKED)
     .returning(jobs.c.id)
 )
+_WAKE_EARLY: Final = update(jobs).where(_DRIVEN, jobs.c.wake_ns > _NOW + LONGEST_NS).values(wake_ns=0)
 _GO_ON: Final = (
     update(jobs)
     .where(_DRIVEN, _KNOWN, jobs.c.attention.is_(True), jobs.c.waits == _PARKED)
@@ -253,7 +264,7 @@ def pause(
 ) -> None:
     """It is nobody's until `pause_ns` from now, or somebody wakes it. Behind a `renew` of the same transaction."""
     values: dict[str, Any] = {
-        **_FREE, "waits": bounded(waits), "wake_ns": clock_ns() + pause_ns, "progress": progress, "updated_ns": now_ns,
+        **_FREE, "waits": bounded(waits), "wake_ns": clock_ns() + min(pause_ns, LONGEST_NS), "progress": progress, "updated_ns": now_ns,
     }  # fmt: skip
     if error is not None:
         values["error"] = _told(error)
@@ -296,6 +307,11 @@ def doubt(db: Connection, held: Held, lease_ns: int, names: Iterable[str], now_n
 
 
 # ---- what others than the owner do
+
+
+def wake_early(db: Connection) -> bool:
+    """What seems to wait for longer than anything does is due. Whether there was any."""
+    return bool(db.execute(_WAKE_EARLY).rowcount)
 
 
 def park(db: Connection, kinds: Collection[tuple[str, int]]) -> list[str]:
@@ -349,7 +365,7 @@ def again(db: Connection, id_: str) -> bool:
     """It goes on at once, and what failed is tried as often as at first. False where it does not wait: then nothing is changed."""
     woken = db.execute(
         update(jobs)
-        .where(_IT, _DRIVEN, or_(jobs.c.attention.is_(True), jobs.c.wake_ns > clock_ns()))
+        .where(_IT, _DRIVEN, or_(jobs.c.attention.is_(True), jobs.c.waits != ""))
         .values(attention=False, wake_ns=0, waits=""),
         {"it": id_},
     )
@@ -371,8 +387,10 @@ def abandon(db: Connection, id_: str, now_ns: int) -> bool:
 
 
 def free_all(db: Connection) -> None:
-    """Nobody has any: before the only process claims its first. Where nobody has any already, nothing is written."""
-    db.execute(update(jobs).where(_DRIVEN, jobs.c.lease_ns > 0).values(**_FREE))
+    """Nobody has any, and all are looked at: before the only process claims its first. By which clock the one before wrote down when,
+    nobody knows. Where there is none of either, nothing is written."""
+    waits_or_is_leased = or_(jobs.c.lease_ns > 0, jobs.c.wake_ns > _NOW)
+    db.execute(update(jobs).where(_DRIVEN, waits_or_is_leased).values(**_FREE, wake_ns=0))
 
 
 def hold_unended(db: Connection, waits: str) -> list[str]:

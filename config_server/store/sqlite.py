@@ -34,9 +34,19 @@ _ENGINE: Final = create_engine(sqlite_dialect.URL, creator=lambda: _given.raw, p
 """Of all databases that are open in this process, so that each statement is compiled once."""
 
 
+_BOOTED_NS: Final = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+"""As this process has it, from its start on."""
+
+
+def _clock_ns() -> int:
+    """The database's clock. The time of day may be set back by hours; for one process this one only goes on, also while its host is
+    suspended. (What another process wrote by its own: journal.free_all.)"""
+    return _BOOTED_NS + time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
 def over(raw: sqlite3.Connection) -> Connection:
     """SQLAlchemy's over an open one, which has `isolation_level=None`, and which it closes."""
-    raw.create_function("clock_ns", 0, time.time_ns)
+    raw.create_function("clock_ns", 0, _clock_ns)
     _given.raw = raw
     try:
         return _ENGINE.connect()

@@ -3,14 +3,15 @@ from it all when servers die and come back, the property test says (tests/proper
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event, text, update
 
 from config_server.rules.clock import SECOND_NS
-from config_server.store import jobs, journal
+from config_server.store import jobs, journal, schema
 from config_server.store.journal import Entry, Held
+from config_server.store.statements import clock_ns
 from shared.api.jobs import Direction, JobAct, JobProgress, JobState, StepState, WorkerState
 from shared.api.route import Failure
 from shared.errors import LaneTakenError, LostJobError
@@ -69,6 +70,63 @@ def test_before_the_only_process_has_any_every_job_is_free(db: Connection) -> No
     assert due(db) == []
     journal.free_all(db)
     assert due(db) == [driven]
+
+
+def test_a_process_before_this_one_may_have_had_another_clock(db: Connection) -> None:
+    waits, ended = begun(db), begun(db, "web2")
+    for id_ in (waits, ended):
+        journal.pause(db, claimed(db, id_), waits="the agent", pause_ns=HOUR_NS, now_ns=NOW)
+    journal.cancel(db, ended, "operator:o", NOW)
+    journal.end(db, claimed(db, ended), JobState.CANCELLED, None, NOW)
+    assert due(db) == []
+    journal.free_all(db)
+    assert due(db) == [waits]
+
+
+@pytest.mark.parametrize(("ahead_ns", "is_due"), [(HOUR_NS - SECOND_NS, False), (2 * HOUR_NS, True)])
+def test_what_seems_to_wait_for_longer_than_anything_does_is_woken(
+    db: Connection, ahead_ns: int, is_due: bool
+) -> None:
+    """The clock was so far ahead when it began to wait, for no time at all."""
+    id_ = begun(db)
+    journal.pause(db, claimed(db, id_), waits="the agent", pause_ns=1, now_ns=NOW)
+    db.execute(update(schema.jobs).values(wake_ns=clock_ns() + ahead_ns))
+    assert journal.wake_early(db) == is_due
+    assert due(db) == ([id_] if is_due else [])
+    assert (journal.claim(db, id_, "cs1", HOUR_NS) is not None) == is_due
+
+
+def test_nothing_waits_for_longer_than_the_longest(db: Connection) -> None:
+    id_ = begun(db)
+    journal.pause(db, claimed(db, id_), waits="the agent", pause_ns=24 * HOUR_NS, now_ns=NOW)
+    assert not journal.wake_early(db)
+    assert due(db) == []
+
+
+def test_of_one_that_waits_for_its_turn_only_it_can_be_said_that_it_goes_on_now(db: Connection) -> None:
+    """Its time has come, and nobody has looked at it yet: there are many."""
+    id_ = begun(db)
+    journal.pause(db, claimed(db, id_), waits="the agent", pause_ns=OVER_NS, now_ns=NOW)
+    assert JobAct.RETRY in jobs.get(db, id_).allowed
+    assert journal.again(db, id_)
+    assert JobAct.RETRY not in jobs.get(db, id_).allowed
+    assert not journal.again(db, id_)
+
+
+def test_a_look_reads_what_is_due_and_not_what_waits(db: Connection) -> None:
+    for number in range(200):
+        id_ = begun(db, f"web{number}")
+        journal.pause(db, claimed(db, id_), waits="the agent", pause_ns=HOUR_NS, now_ns=NOW)
+    db.execute(text("ANALYZE jobs"))
+    said = list[tuple[str, Any]]()
+    event.listen(db, "before_cursor_execute", lambda *call: said.append((call[2], call[3])))
+    assert due(db) == []
+    is_file = db.dialect.name == "sqlite"
+    how = "EXPLAIN QUERY PLAN" if is_file else "EXPLAIN"
+    [[statement, values]] = said
+    plan = str(db.exec_driver_sql(f"{how} {statement}", values).all())
+    assert "jobs_due" in plan
+    assert ("(wake_ns<?)" if is_file else "Index Cond: (wake_ns <=") in plan
 
 
 def test_a_machine_has_one_active_job_of_a_lane(db: Connection) -> None:

@@ -51,7 +51,14 @@ class Site:
         def work(db: Connection) -> str:
             now_ns = self.store.now_ns
             id_ = journal.create(
-                db, kind="made", version=1, machine=machine, lane="life", who="operator:o", args={}, now_ns=now_ns
+                db,
+                kind="made",
+                version=1,
+                machine=machine,
+                lane="life",
+                who="operator:o",
+                args={},
+                now_ns=now_ns,
             )
             held = journal.claim(db, id_, "cs1", SECOND_NS)
             assert held is not None

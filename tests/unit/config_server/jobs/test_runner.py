@@ -1,5 +1,5 @@
-"""What a runner does with the lease of a job, and with what nobody thought of: on hosts whose clocks are the test's. (What comes of all of it
-together when hosts die, and come back: tests/property/test_jobs_model.py.)"""
+"""What a runner does with the lease of a job, and with what nobody thought of: on hosts whose clocks are the test's. (What comes of all of
+it together when hosts die, and come back: tests/property/test_jobs_model.py.)"""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sqlalchemy import Connection, select
 
 from config_server.jobs.kinds import Kind, Kinds, Waits
 from config_server.jobs.runner import LEASE_S, Runner
+from config_server.rules.clock import SECOND_NS
 from config_server.store import jobs, journal, schema
 from config_server.store.database import Database
 from config_server.store.journal import Entry, Job
@@ -110,8 +111,8 @@ class Site:
             )
         )  # fmt: skip
 
-    def host_parks(self) -> None:
-        self.hosts[0].begin(self.runners[0].park())
+    def tidies(self) -> None:
+        self.hosts[0].begin(self.runners[0].tidy())
         self.advance()
 
 
@@ -313,12 +314,12 @@ def test_what_a_newer_program_began_hinders_nobody_and_asks_for_a_person_once_it
         site.newer(f"newer{number}")
     site.drives()
     assert site.job.state is JobState.DONE
-    site.host_parks()
+    site.tidies()
     assert site.store.read("SELECT count(*) FROM jobs WHERE attention") == [(0,)], (
         "its own server may take it yet"
     )
     site.later(70)
-    site.host_parks()
+    site.tidies()
     newer = site.store.transact(lambda db: jobs.get(db, "newer7"))
     assert (newer.state, newer.allowed) == (JobState.ATTENTION, list(JobAct))
     assert newer.waits == "a config server that knows such jobs: a newer version has begun it"
@@ -328,7 +329,24 @@ def test_what_was_parked_goes_on_with_a_program_that_knows_it(site: Site) -> Non
     site.has(Step("make"))
     site.later(70)
     assert site.store.transact(lambda db: journal.park(db, {("made", 2)})) == [site.id]
-    site.host_parks()
+    site.tidies()
+    site.drives()
+    assert site.job.state is JobState.DONE
+
+
+def test_what_waits_by_a_clock_that_was_ahead_goes_on(site: Site) -> None:
+    gate = [Waits("the agent", 5.0), None]
+
+    async def made() -> Any:
+        return gate.pop(0)
+
+    site.has(Step("make", made))
+    site.later(24 * 3600)
+    site.drives()
+    site.store.now_ns -= 24 * 3600 * SECOND_NS  # of the database's host
+    site.drives()
+    assert len(gate) == 1, "it waits still"
+    site.tidies()
     site.drives()
     assert site.job.state is JobState.DONE
 
