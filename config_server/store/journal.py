@@ -380,7 +380,7 @@ def abandon(db: Connection, id_: str, now_ns: int) -> bool:
     given_up = db.execute(
         update(jobs)
         .where(_IT, _DRIVEN, jobs.c.attention.is_(True))
-        .values(state=JobState.ABANDONED, attention=False, ended_ns=now_ns, updated_ns=now_ns, **_FREE),
+        .values(state=JobState.FAILED, ended_ns=now_ns, updated_ns=now_ns, **_FREE),
         {"it": id_},
     )
     return bool(given_up.rowcount)
@@ -405,7 +405,9 @@ def hold_unended(db: Connection, waits: str) -> list[str]:
     return list(db.scalars(held))
 
 
-_ENDED_UNDONE: Final = jobs.c.state.in_((JobState.CANCELLED, JobState.FAILED))
+_ENDED_UNDONE: Final = and_(
+    jobs.c.state.in_((JobState.CANCELLED, JobState.FAILED)), jobs.c.attention.is_(False)
+)
 
 
 def undone(db: Connection) -> list[Job]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import pytest
-from sqlalchemy import Connection, event, text, update
+from sqlalchemy import Connection, event, select, text, update
 
 from config_server.rules.clock import SECOND_NS
 from config_server.store import jobs, journal, schema
@@ -220,6 +220,15 @@ def test_one_that_needs_attention_stands_until_a_person_says_how_it_goes_on(db: 
     assert not journal.abandon(db, id_, NOW)
     assert not journal.again(db, id_)
     assert (jobs.get(db, id_).state, jobs.get(db, id_).allowed) == (JobState.ABANDONED, [])
+
+
+def test_no_job_is_stored_in_a_state_that_the_program_of_before_cannot_read(db: Connection) -> None:
+    """It opens such a database still, and lists no job at all where it cannot read one."""
+    id_ = begun(db)
+    journal.ask_for_attention(db, claimed(db, id_), waits="a person", error=FAILED)
+    journal.abandon(db, id_, NOW)
+    [stored] = db.scalars(select(schema.jobs.c.state))
+    assert stored in ("running", "done", "failed", "cancelled")
 
 
 def test_one_that_is_cancelled_is_undone_by_its_owner_and_one_of_a_command_has_ended(db: Connection) -> None:
