@@ -74,7 +74,7 @@ def raw_of(db: Connection) -> sqlite3.Connection:
 def connect(path: Path | str) -> Connection:
     """An open, migrated database. Raises ConfigError when it is damaged, or from a newer version, DatabaseError
     otherwise."""
-    raw = None
+    raw, db = None, None
     # After a kill its last commits are there. Or they are another database's, in whose place this one was copied: then tables and
     # indexes may differ without a page that is wrong by itself.
     has_log = os.path.exists(f"{path}-wal")  # noqa: PTH110 - ":memory:" is no path
@@ -87,7 +87,9 @@ def connect(path: Path | str) -> Connection:
         db = over(raw)
         migrate(db, path)
     except BaseException as exc:
-        if raw is not None:
+        if db is not None:
+            db.close()  # and `raw` with it: SQLAlchemy complains of one that was closed under it, long after
+        elif raw is not None:
             raw.close()
         if isinstance(exc, ERRORS):
             raise translated(exc, path) from exc

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import sqlite3
 import threading
 import time
@@ -198,3 +199,14 @@ def test_its_clock_does_not_jump_with_the_time_of_day(monkeypatch: pytest.Monkey
     with contextlib.closing(sqlite.connect(":memory:")) as db:
         monkeypatch.undo()
         assert abs(db.execute(select(clock_ns())).scalar_one() - time.time_ns()) < day_ns / 2
+
+
+def test_what_is_wrong_when_it_is_opened_is_told_without_a_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(tmp_path / "state.db") as db:
+        db.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ConfigError):
+        sqlite.connect(tmp_path / "state.db")
+    gc.collect()
+    assert caplog.text == ""
