@@ -29,6 +29,7 @@ from config_server.operations.enrolment import Identity
 from config_server.operations.granting import SWEEP_S, Granting
 from config_server.operations.jobs import DRIVEN, Jobs, problem_of
 from config_server.operations.keys import Keys
+from config_server.operations.known_operators import KnownOperators
 from config_server.operations.machines import Machines
 from config_server.operations.points import Points
 from config_server.operations.policies import PolicyOperations
@@ -43,7 +44,7 @@ from config_server.rules.facts import SELF, facts_of, replicates, reported_ns
 from config_server.rules.machine import Machine
 from config_server.rules.twins import SILENT_S
 from config_server.storage.account import Storage
-from config_server.store import commands, events, inventory, jobs, lasting_record, tokens
+from config_server.store import commands, events, inventory, jobs, lasting_record
 from config_server.store.database import Connection, Database
 from config_server.store.files import DATABASE_FILE
 from config_server.web import routes
@@ -207,9 +208,10 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
 def _application(
     control: Control, handlers: Handlers, config: ConfigServerConfig, listener: Listener
 ) -> web.Application:
+    known = KnownOperators(control.db)
 
     async def operator_of(token: str) -> Operator | None:
-        name = await control.db.run(lambda db: tokens.operator_of(db, token))
+        name = await known.name(token)
         return None if name is None else Operator(name, ALL)
 
     binder = Binder(

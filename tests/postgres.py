@@ -8,6 +8,7 @@ Nothing is written durably: what a crash of PostgreSQL itself leaves is not what
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import os
 import pwd
@@ -93,6 +94,20 @@ class Postgres:
             self._listener.join()
             self._process.stderr.close()
             self._process = None
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """With all its connections: as on a disk that hangs."""
+        assert self._process is not None
+        ours = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        pids = [self._process.pid, *map(int, ours)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
     def remove(self) -> None:
         self.stop()

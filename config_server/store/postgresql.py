@@ -22,13 +22,15 @@ is in its result.
 A transaction in which an error was passed over is not committed: PostgreSQL would answer such a COMMIT with a rollback, and no error.
 
 Every statement has a time-out, and so has a connection that says nothing in a transaction: a server that is stopped in the middle of one
-stands in nobody's way for longer. While the database cannot be reached, work is refused at once, and once a second somebody tries it.
+stands in nobody's way for longer. Who waits for an answer gives up, too (impatient.py). While the database cannot be reached, work is refused
+at once, and once a second somebody tries it.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final, Self, TypeVar, cast
@@ -41,6 +43,7 @@ from sqlalchemy.exc import DBAPIError
 
 from config_server.store import migrations
 from config_server.store.config import DatabaseConfig
+from config_server.store.impatient import Impatient, StillError
 from config_server.store.sole_server import SoleServer
 from shared import logging
 from shared.errors import ConfigError, DatabaseError, OutcomeUnknownError, cause_of
@@ -51,8 +54,8 @@ _T = TypeVar("_T")
 OLDEST: Final = 15
 """The version of PostgreSQL that is needed."""
 _ISOLATION: Final = "SERIALIZABLE"
-_CONNECT_S: Final = 5
-_STATEMENT_S: Final = 10
+_CONNECT_S: Final = 4
+_STATEMENT_S: Final = 6
 _IDLE_S: Final = 15
 """How long a transaction may say nothing: its server is stopped, or gone without a word."""
 _OPTIONS: Final = {
@@ -111,6 +114,10 @@ class Postgresql:
         self.trouble: DatabaseError | None = None
         self._config = config
         self._away_until_s = 0.0
+        self._is_still = False
+        """It did not answer when it was asked last: connections tell nothing."""
+        self._trial: Final = threading.Lock()
+        """Of whoever finds out whether it is there again: others do not wait with him."""
         self._sole: Final = SoleServer(self._session, config.place) if is_alone else None
         self._pool: Final = QueuePool(cast("Any", self._connect), pool_size=self.workers, max_overflow=0)
         self.engine: Final[Engine] = create_engine(
@@ -181,6 +188,7 @@ class Postgresql:
                 transaction.commit()
             except (DBAPIError, psycopg.Error) as exc:
                 if raw.closed:
+                    self._stands_still(exc)
                     error = OutcomeUnknownError(
                         "It is not known whether a change was made",
                         cause=f"the connection to {self._config.place} was lost when it was to be committed: {_cause(exc)}",
@@ -195,9 +203,22 @@ class Postgresql:
 
     def _connected(self) -> Connection:
         trouble, sole = self.trouble, self._sole
-        is_there = self._pool.checkedin() and (sole is None or sole.is_held)
-        if trouble is not None and time.monotonic() < self._away_until_s and not is_there:
+        is_there = not self._is_still and self._pool.checkedin() and (sole is None or sole.is_held)
+        if trouble is None or is_there:
+            return self._connect_now()
+        if time.monotonic() < self._away_until_s or not self._trial.acquire(blocking=False):
             raise self._error(trouble.cause)
+        try:
+            if self._is_still:
+                self._pool.dispose()  # a new one shows whether it answers
+            found = self._connect_now()
+            self._is_still = False
+            return found
+        finally:
+            self._trial.release()
+
+    def _connect_now(self) -> Connection:
+        sole = self._sole
         try:
             if sole is not None:
                 sole.check()
@@ -214,7 +235,7 @@ class Postgresql:
 
     def _session(self, name: str, more: dict[str, str]) -> psycopg.Connection[Any]:
         options = " ".join(f"-c {name}={value}" for name, value in (_OPTIONS | more).items())
-        return psycopg.connect(
+        return Impatient.connect(
             self._config.url,
             password=self._password(),
             connect_timeout=_CONNECT_S,
@@ -270,11 +291,19 @@ class Postgresql:
     def _failed(self, exc: DBAPIError | psycopg.Error, raw: psycopg.Connection[Any]) -> Exception:
         """Of what was not committed."""
         error = self._translated(exc)
+        if self._stands_still(exc):
+            return self._noted(error)  # another try would wait as long
         if raw.closed:
             return _InTheWay(error, is_lost=True)
         if _sqlstate(exc) in _IN_THE_WAY:
             return _InTheWay(error)
         return self._noted(error)
+
+    def _stands_still(self, exc: DBAPIError | psycopg.Error) -> bool:
+        if not isinstance(exc.orig if isinstance(exc, DBAPIError) else exc, StillError):
+            return False
+        self._is_still, self._away_until_s = True, time.monotonic() + _AGAIN_S
+        return True
 
     def _noted(self, error: DatabaseError) -> DatabaseError:
         if self.trouble is None or self.trouble.cause != error.cause:
