@@ -1,5 +1,5 @@
-"""Whose token it is. While the database cannot be used, those hold that it knew when they were used last: to revoke is most urgent on such a
-day. (Nobody can take a token back then, since that is said to the database.)
+"""Whose token it is. While the database cannot be used, those hold that it knew when they were used last: to revoke is most urgent then.
+(Nobody can take a token back meanwhile, since that is said to the database.)
 """
 
 from __future__ import annotations

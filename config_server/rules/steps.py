@@ -95,10 +95,10 @@ def after_failure(
     may_pass: bool,
     fence: str | None,
 ) -> Failure:
-    """`journal`: the steps that were ever begun, among them the one that failed. Of a job that is looked at again from its beginning, since the
-    database was put back, these are all: any may have been. `tries`: how often it has failed, this time included. `may_pass`: the failure is
-    of a kind that passes by itself; what hinders an undoing is tried again in any case, since it may be something of a later step that came
-    late, and goes with it. `fence`: the first step that is not taken back without a person's word."""
+    """`journal`: the steps that were ever begun, among them the one that failed. Of a job that is looked at again from its beginning,
+    since the database was put back, these are all: any may have been. `tries`: how often it has failed, this time included. `may_pass`:
+    the failure is of a kind that passes by itself; what hinders an undoing is tried again in any case, since it may be something of a
+    later step that came late, and goes with it. `fence`: the first step that is not taken back without a person's word."""
     if tries < _TRIES and (may_pass or direction is Direction.BACK):
         return Failure.AGAIN
     if direction is Direction.BACK:

@@ -1,8 +1,8 @@
 """A connection to PostgreSQL that does not wait for ever.
 
 A server that stands still (its disk hangs, its host thrashes, it was stopped) keeps its connections, and its host's kernel acknowledges
-what is sent to it: no time-out of TCP ends that, and its own time-outs stand still with it. So each wait for an answer ends here, later than
-the server's own time-outs would: what it says itself says more.
+what is sent to it: no time-out of TCP ends that, and its own time-outs stand still with it. So each wait for an answer ends here, later
+than the server's own time-outs would: what it says itself says more.
 """
 
 from __future__ import annotations

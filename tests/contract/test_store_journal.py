@@ -14,7 +14,7 @@ from config_server.store.journal import Entry, Held
 from config_server.store.statements import clock_ns
 from shared.api.jobs import Direction, JobAct, JobProgress, JobState, StepState, WorkerState
 from shared.api.route import Failure
-from shared.errors import LaneTakenError, LostJobError
+from shared.errors import KeyUsedError, LaneTakenError, LostJobError
 
 NOW: Final = 1_700_000_000 * SECOND_NS
 HOUR_NS: Final = 3600 * SECOND_NS
@@ -220,6 +220,62 @@ def test_one_that_needs_attention_stands_until_a_person_says_how_it_goes_on(db: 
     assert not journal.abandon(db, id_, NOW)
     assert not journal.again(db, id_)
     assert (jobs.get(db, id_).state, jobs.get(db, id_).allowed) == (JobState.ABANDONED, [])
+
+
+def test_of_those_at_work_it_is_told_which_go_back(db: Connection) -> None:
+    ids = [begun(db, f"web{number}") for number in range(3)]
+    assert journal.turned(db, ids) == []
+    journal.cancel(db, ids[1], "operator:o", NOW)
+    journal.cancel(db, ids[2], "operator:o", NOW)
+    assert journal.turned(db, ids[:2]) == [ids[1]]
+    assert journal.turned(db, []) == []
+
+
+def test_one_that_goes_back_leaves_its_lane_and_is_given_up(db: Connection) -> None:
+    id_, other = begun(db), begun(db, "web2")
+    journal.leave_lane(db, "web1", "data")
+    with pytest.raises(LaneTakenError):
+        begun(db)
+    assert not journal.is_given_up(db, id_)
+    for each in (id_, other):
+        journal.cancel(db, each, "operator:o", NOW)
+    journal.leave_lane(db, "web1", "data")
+    again = begun(db)
+    assert [journal.is_given_up(db, each) for each in (id_, again, "none")] == [True, False, False]
+    with pytest.raises(LaneTakenError):
+        begun(db, "web2")
+    journal.end(db, claimed(db, again), JobState.DONE, None, NOW)
+    assert journal.is_given_up(db, again)
+
+
+def test_of_kinds_that_nobody_here_knows_those_that_nobody_has_taken_for_a_while_are_parked(
+    db: Connection,
+) -> None:
+    now_ns = db.execute(select(clock_ns())).scalar_one()
+    left, taken, new = (begun(db, f"web{number}", version=2) for number in range(3))
+    known = begun(db, "web9")
+    db.execute(update(schema.jobs).values(updated_ns=now_ns - 61 * SECOND_NS))
+    db.execute(update(schema.jobs).values(updated_ns=now_ns).where(schema.jobs.c.id == new))
+    held = claimed(db, taken)
+    assert journal.park(db, KINDS) == [left]
+    assert journal.park(db, KINDS) == []
+    assert due(db) == [known], "what is not known takes nobody's place"
+    stands = jobs.get(db, left)
+    assert (stands.state, stands.allowed) == (JobState.ATTENTION, list(JobAct))
+    journal.renew(db, held, HOUR_NS)
+    assert journal.park(db, {("resync", 2)}) == [known], "of the newer program's view"
+    assert jobs.get(db, left).state is JobState.RUNNING
+
+
+def test_a_job_whose_first_step_was_begun_with_it_undoes_that(db: Connection) -> None:
+    id_ = journal.create(
+        db, kind="resync", version=1, machine="web1", lane="", who="", args={}, now_ns=NOW, begun="ask"
+    )
+    assert journal.entries(db, id_) == {"ask": BEGUN}
+    assert journal.is_there(db, id_, kind="resync", machine="web1")
+    assert not journal.is_there(db, "none", kind="resync", machine="web1")
+    with pytest.raises(KeyUsedError):
+        journal.is_there(db, id_, kind="resync", machine="web2")
 
 
 def test_no_job_is_stored_in_a_state_that_the_program_of_before_cannot_read(db: Connection) -> None:
