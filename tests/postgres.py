@@ -34,7 +34,7 @@ _USER: Final = "postgres"
 _TEMPLATE: Final = "understudy"
 GUARDED: Final = "guarded"
 """A user who needs a password, once somebody has made him."""
-_SETTINGS: Final = {
+SETTINGS: Final = {
     "listen_addresses": "",
     "fsync": "off",
     "full_page_writes": "off",
@@ -70,7 +70,7 @@ class Postgres:
 
     def start(self) -> None:
         """Returns when it takes connections."""
-        settings = [f"-c{name}={value}" for name, value in _SETTINGS.items()]
+        settings = [f"-c{name}={value}" for name, value in SETTINGS.items()]
         self._process = subprocess.Popen(
             [*_as_user(), _PROGRAMS / "postgres", "-D", self.folder / "data", "-k", self.folder, *settings],
             stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=self.folder, env={**os.environ, "LC_ALL": "C"},

@@ -22,8 +22,8 @@ is in its result.
 A transaction in which an error was passed over is not committed: PostgreSQL would answer such a COMMIT with a rollback, and no error.
 
 Every statement has a time-out, and so has a connection that says nothing in a transaction: a server that is stopped in the middle of one
-stands in nobody's way for longer. Who waits for an answer gives up, too (impatient.py). While the database cannot be reached, work is refused
-at once, and once a second somebody tries it.
+stands in nobody's way for longer. Who waits for an answer gives up, too (impatient.py). While the database cannot be reached, work is
+refused at once, and once a second somebody tries it.
 """
 
 from __future__ import annotations
@@ -84,6 +84,14 @@ _MIGRATING: Final = 0x756E6465
 """The lock of whoever brings the schema up: two servers may start at once."""
 _IN_THE_WAY: Final = ("40001", "40P01")
 """Serialization failure, and deadlock. (That a row is there already is no such thing: who looked for it first is told the former.)"""
+_NO_ROOM: Final = "53200"
+"""Out of shared memory: with transactions that are serializable, of predicate locks."""
+_FEW_LOCKS: Final = 256
+"""`max_pred_locks_per_transaction` from which on nobody is warned."""
+_LOCKS_ACTION: Final = (
+    "Some session of this PostgreSQL, maybe in another database, has left a SERIALIZABLE transaction open: end it (the oldest of"
+    " pg_stat_activity with state 'idle in transaction'). A larger max_pred_locks_per_transaction gives more time for that."
+)
 _ACTION: Final = "See that PostgreSQL runs, is reachable and has room; its log says more. It is tried again."
 
 
@@ -263,7 +271,8 @@ class Postgresql:
             raise ConfigError(
                 what, cause=f"it is PostgreSQL {version}", action=f"Use PostgreSQL {OLDEST} or newer."
             )
-        found = {name: db.scalar(text(f"SHOW {name}")) for name in ("server_encoding", "synchronous_commit")}
+        names = ("server_encoding", "synchronous_commit", "max_pred_locks_per_transaction")
+        found = {name: str(db.scalar(text(f"SHOW {name}"))) for name in names}
         db.rollback()
         if found["server_encoding"] != "UTF8":
             raise ConfigError(
@@ -276,6 +285,13 @@ class Postgresql:
                 what,
                 cause="synchronous_commit is off: a revocation that was confirmed could be lost",
                 action="Set it for this user: ALTER ROLE … SET synchronous_commit = on.",
+            )
+
+        if int(found["max_pred_locks_per_transaction"]) < _FEW_LOCKS:
+            _log.warning(
+                "PostgreSQL has room for few predicate locks (docs/operations/database.md)",
+                max_pred_locks_per_transaction=found["max_pred_locks_per_transaction"],
+                advised=_FEW_LOCKS,
             )
 
     @staticmethod
@@ -312,11 +328,11 @@ class Postgresql:
         return error
 
     def _translated(self, exc: DBAPIError | psycopg.Error) -> DatabaseError:
-        return self._error(_cause(exc))
+        return self._error(_cause(exc), _LOCKS_ACTION if _sqlstate(exc) == _NO_ROOM else _ACTION)
 
-    def _error(self, cause: str) -> DatabaseError:
+    def _error(self, cause: str, action: str = _ACTION) -> DatabaseError:
         return DatabaseError(
-            f"The database {self._config.place} could not be used", cause=cause, action=_ACTION
+            f"The database {self._config.place} could not be used", cause=cause, action=action
         )
 
 

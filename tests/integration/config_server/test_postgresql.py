@@ -24,7 +24,7 @@ from config_server.store.database import Database
 from config_server.store.postgresql import Postgresql
 from shared import api
 from shared.api.protection import Protection
-from shared.api.route import Nothing
+from shared.api.route import Nothing, Page
 from shared.blob import BlobConfig
 from shared.errors import (
     CertificateRevokedError,
@@ -36,7 +36,7 @@ from shared.errors import (
 )
 from shared.status import AgentReport, Problem
 from tests.config_parts import config_for, daemon, running, until
-from tests.postgres import GUARDED, Postgres
+from tests.postgres import GUARDED, SETTINGS, Postgres
 
 NOW = 1_700_000_000 * 10**9
 
@@ -50,6 +50,11 @@ def engine(database_config: DatabaseConfig) -> Iterator[Postgresql]:
 
 def note(db: Connection, action: str = "x") -> None:
     audit.add(db, "operator:admin", action, "", {}, NOW)
+
+
+def read_and_note(db: Connection) -> None:
+    audit.newest(db, 100)
+    note(db)
 
 
 def noted(engine: Postgresql) -> list[str]:
@@ -363,12 +368,35 @@ async def test_while_it_cannot_be_used_agents_are_answered_and_a_revocation_is_i
 
             async def is_written() -> bool:
                 try:
-                    found = await operator.call(api.CERTIFICATES, Nothing())
+                    found = await operator.call(api.CERTIFICATES, Page())
                 except DatabaseError:
                     return False
                 return [each.name for each in found.certificates if each.revoked] == ["agent:web2"]
 
             await until(is_written)
+    finally:
+        own.remove()
+
+
+def test_somebodys_transaction_that_stays_open_is_named_where_it_takes_all_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(SETTINGS, "max_pred_locks_per_transaction", "10")
+    own = Postgres()
+    own.start()
+    try:
+        own.make_template()
+        engine = Postgresql(own.config(own.made())).open()
+        with own.admin() as other:
+            other.execute("BEGIN ISOLATION LEVEL SERIALIZABLE")
+            other.execute("SELECT count(*) FROM pg_class")
+            with pytest.raises(DatabaseError, match="out of shared memory") as told:
+                for _ in range(3000):
+                    engine.transact(read_and_note, vital=False)
+            other.execute("ROLLBACK")
+        assert "left a SERIALIZABLE transaction open" in told.value.action
+        engine.transact(note, vital=False)
+        engine.close()
     finally:
         own.remove()
 
