@@ -29,6 +29,7 @@ from config_server.operations.enrolment import Identity
 from config_server.operations.granting import SWEEP_S, Granting
 from config_server.operations.jobs import DRIVEN, Jobs, problem_of
 from config_server.operations.keys import Keys
+from config_server.operations.known_operators import KnownOperators
 from config_server.operations.machines import Machines
 from config_server.operations.points import Points
 from config_server.operations.policies import PolicyOperations
@@ -44,7 +45,7 @@ from config_server.rules.facts import SELF, facts_of, replicates, reported_ns
 from config_server.rules.machine import Machine
 from config_server.rules.twins import SILENT_S
 from config_server.storage.account import Storage
-from config_server.store import commands, events, inventory, jobs, journal, lasting_record, replicas, tokens
+from config_server.store import commands, events, inventory, jobs, lasting_record, replicas
 from config_server.store.database import Connection, Database
 from config_server.store.files import DATABASE_FILE
 from config_server.web import routes
@@ -142,8 +143,6 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             await db.run(lambda opened: belonging.check_beside(opened, _token(folder / TOKEN_FILE)))
             await _recover(control, folder)
             ca_note.note_if_possible(ca, config.vault_file)
-            if config.database.is_file:  # no other process has it, so what is leased was this one's, before
-                await db.run(journal.free_all)
             await revoking.recover()
             await known.recover()
             if others is not None:
@@ -175,6 +174,19 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             lingering_time=_LINGERING_S,
             auto_decompress=False,  # four megabytes may unpack to four gigabytes, on the event loop
         )
+        kinds = Kinds(
+            [
+                resync.kind(control),
+                restore_job.kind(control, granting),
+                *protection_jobs.kinds(control, sides),
+                rebind_job.kind(control, sides),
+            ]
+        )
+        # Of a file no other process has the lock.
+        driver = Runner(
+            db, kinds, config.name, control.now_ns, alone=config.database.is_file, ended=control.bell.ring
+        )
+        janitor = Janitor(db, kinds, control.now_ns)
         await runner.setup()
         try:
             if runner.server is None:
@@ -182,7 +194,8 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             parts: tuple[_Part, ...] = (
                 _Part("listener", listener.run(runner.server)),
                 _Part("sweeper", _sweep(control, sides, own, stop), ends_itself=True),
-                _Part("jobs", _drive_jobs(control, sides, granting, config.name, stop), ends_itself=True),
+                _Part("jobs", _drive_jobs(control, driver, stop), ends_itself=True),
+                _Part("what jobs undid", _tidy_jobs(control, driver, janitor, stop)),
                 _Part("gaps", _watch_for_gaps(control)),
                 _Part("vault", _watch_vault(control, vault)),
                 _Part("serving", _ask_whose(control, stop)),
@@ -218,9 +231,10 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
 def _application(
     control: Control, handlers: Handlers, config: ConfigServerConfig, listener: Listener
 ) -> web.Application:
+    known = KnownOperators(control.db)
 
     async def operator_of(token: str) -> Operator | None:
-        name = await control.db.run(lambda db: tokens.operator_of(db, token))
+        name = await known.name(token)
         return None if name is None else Operator(name, ALL)
 
     binder = Binder(
@@ -305,28 +319,20 @@ async def _sweep(control: Control, sides: Sides, own: OwnCertificate, stop: asyn
         await wait_for(stop, _SWEEP_S)
 
 
-async def _drive_jobs(
-    control: Control, sides: Sides, granting: Granting, name: str, stop: asyncio.Event
-) -> None:
-    kinds = Kinds(
-        [
-            resync.kind(control),
-            restore_job.kind(control, granting),
-            *protection_jobs.kinds(control, sides),
-            rebind_job.kind(control, sides),
-        ]
-    )
-    runner = Runner(control.db, kinds, name, control.now_ns, ended=control.bell.ring)
-    janitor = Janitor(control.db, kinds, control.now_ns)
-    tidied_ns = 0
+async def _drive_jobs(control: Control, driver: Runner, stop: asyncio.Event) -> None:
     while not stop.is_set():
         rung = control.bell.listen(DRIVEN)
-        await _part(control, "jobs", runner.look())
-        if control.mono_ns() - tidied_ns > _TIDY_S * SECOND_NS:
-            await _part(control, "what jobs undid", _if_its(control, "janitor", 3 * _TIDY_S, janitor.look))
-            tidied_ns = control.mono_ns()
+        await _part(control, "jobs", driver.look())
         await wait_for(rung, _BEAT_S)
-    await runner.stop()
+    await driver.stop()
+
+
+async def _tidy_jobs(control: Control, driver: Runner, janitor: Janitor, stop: asyncio.Event) -> None:
+    """Apart, since it waits for clouds, and a cancel does not wait for that."""
+    while not stop.is_set():
+        await _part(control, "jobs that nobody drives", driver.tidy())
+        await _part(control, "what jobs undid", _if_its(control, "janitor", 3 * _TIDY_S, janitor.look))
+        await wait_for(stop, _TIDY_S)
 
 
 async def _if_its(control: Control, what: str, for_s: float, work: Callable[[], Awaitable[None]]) -> bool:

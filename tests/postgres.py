@@ -8,6 +8,7 @@ Nothing is written durably: what a crash of PostgreSQL itself leaves is not what
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import os
 import pwd
@@ -33,7 +34,7 @@ _USER: Final = "postgres"
 _TEMPLATE: Final = "understudy"
 GUARDED: Final = "guarded"
 """A user who needs a password, once somebody has made him."""
-_SETTINGS: Final = {
+SETTINGS: Final = {
     "listen_addresses": "",
     "fsync": "off",
     "full_page_writes": "off",
@@ -69,7 +70,7 @@ class Postgres:
 
     def start(self) -> None:
         """Returns when it takes connections."""
-        settings = [f"-c{name}={value}" for name, value in _SETTINGS.items()]
+        settings = [f"-c{name}={value}" for name, value in SETTINGS.items()]
         self._process = subprocess.Popen(
             [*_as_user(), _PROGRAMS / "postgres", "-D", self.folder / "data", "-k", self.folder, *settings],
             stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=self.folder, env={**os.environ, "LC_ALL": "C"},
@@ -93,6 +94,20 @@ class Postgres:
             self._listener.join()
             self._process.stderr.close()
             self._process = None
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """With all its connections: as on a disk that hangs."""
+        assert self._process is not None
+        ours = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        pids = [self._process.pid, *map(int, ours)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
     def remove(self) -> None:
         self.stop()

@@ -36,7 +36,7 @@ class Janitor:
         """Once. What it cannot do is done by the next look. Raises DatabaseError; what nobody thought of, behind the last job."""
         bugs = list[Exception]()
         for job in await self._db.run(journal.undone):
-            if (job.kind, job.version) in self._kinds:
+            if (job.kind, job.version) in self._kinds.known:
                 try:
                     await self._look_at(job, self._kinds.of(job))
                 except DatabaseError:

@@ -8,7 +8,7 @@ what bears this job's mark. Undoing what is not there is nothing. A name is neve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -75,5 +75,7 @@ class Kinds:
     def of(self, job: Job) -> Kind:
         return self._known[job.kind, job.version]
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._known
+    @property
+    def known(self) -> Set[tuple[str, int]]:
+        """Each by its name and version."""
+        return self._known.keys()

@@ -8,6 +8,7 @@ why what was undone is looked for again (janitor.py).
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
@@ -33,6 +34,7 @@ from shared.api.route import Failure as Told
 from shared.errors import (
     DatabaseError,
     DeadlineError,
+    JobBugError,
     LostJobError,
     PeerError,
     TransientError,
@@ -49,6 +51,28 @@ _MOST: Final = 32
 """Jobs of one config server at a time."""
 
 
+class _CutOff(enum.Enum):
+    """Why a step came to no end. (What it says itself is its own, whatever class of errors it is.)"""
+
+    TURNED = enum.auto()
+    """Its job was turned back."""
+    NOT_KEPT = enum.auto()
+    """The lease could not be renewed in time."""
+
+
+class _AtWork:
+    """The step of a job that is being done."""
+
+    def __init__(self, until: asyncio.Timeout) -> None:
+        self.until = until
+        self.is_turned = False
+
+    def turn(self) -> None:
+        self.is_turned = True
+        if not self.until.expired():
+            self.until.reschedule(asyncio.get_running_loop().time())
+
+
 class Runner:
     def __init__(
         self,
@@ -58,33 +82,55 @@ class Runner:
         now_ns: Callable[[], int],
         *,
         lease_s: float = LEASE_S,
+        alone: bool = False,
         ended: Callable[[str], None] = lambda _id: None,
     ) -> None:
-        """`owner`: this config server's name. `now_ns`: for what people read. `ended` is told the id of each job that has ended here."""
+        """`owner`: this config server's name. `now_ns`: for what people read. `alone`: no other process has this database, so what is
+        leased before the first look is nobody's. `ended` is told the id of each job that has ended here."""
         self._db = db
         self._kinds = kinds
         self._owner = owner
         self._now_ns = now_ns
         self._lease_s = lease_s
+        self._alone = alone
         self._ended = ended
         self._driven = set[asyncio.Task[None]]()
+        self._doing = dict[str, _AtWork]()
+        """By job."""
 
     @property
     def _lease_ns(self) -> int:
         return int(self._lease_s * SECOND_NS)
 
     async def look(self) -> None:
-        """Takes on what is due, and returns: what was taken on goes on by itself."""
+        """Takes on what is due, and returns: what was taken on goes on by itself. Steps whose jobs somebody turned back are cut off. Raises
+        DatabaseError."""
+        if self._alone:
+            # Not where the server starts: that would hinder a start with a full disk, and what cannot be freed cannot be claimed either.
+            await self._db.run(journal.free_all)
+            self._alone = False
+        if self._doing:
+            for id_ in await self._db.run(lambda db: journal.turned(db, list(self._doing))):
+                if (at_work := self._doing.get(id_)) is not None:
+                    at_work.turn()
         room = _MOST - len(self._driven)
         if room <= 0:
             return
-        for id_ in await self._db.run(lambda db: journal.due(db, self._kinds, room)):
+        for id_ in await self._db.run(lambda db: journal.due(db, self._kinds.known, room)):
             held = await self._db.run(lambda db, id_=id_: journal.claim(db, id_, self._owner, self._lease_ns))  # type: ignore[misc]
             if held is not None:
                 crashpoints.reach("job.after-claim")
                 task = asyncio.create_task(self._drive_surely(held), name=f"job {id_}")
                 self._driven.add(task)
                 task.add_done_callback(self._driven.discard)
+
+    async def tidy(self) -> None:
+        """Now and then: what nobody here knows stands still with a word, and what waits by a clock that was wrong goes on. Raises
+        DatabaseError."""
+        if await self._db.run(journal.wake_early):
+            _log.warning("jobs waited by a clock that was ahead")
+        for id_ in await self._db.run(lambda db: journal.park(db, self._kinds.known)):
+            _log.warning("a job was begun by a newer version, and is driven by nobody", job=id_)
 
     async def stop(self) -> None:
         """What is at work is cut off. Its jobs go on wherever their leases end."""
@@ -110,10 +156,9 @@ class Runner:
 
     async def _unthought_of(self, held: Held, exc: Exception) -> None:
         """A person decides: to take back what was done may be as wrong as to do it again for ever."""
-        error = UnderstudyError(
-            "A job stands still",
+        error = JobBugError(
+            "A step of a job met what nobody thought of",
             cause=f"an error inside the config server ({type(exc).__name__}: {exc})",
-            action="See its log, and report it.",
         )
 
         def work(db: Connection) -> None:
@@ -164,12 +209,21 @@ class Runner:
         }
         try:
             outcome = await self._while_leased(
-                held, leased_s, lambda: step.do(job, results) if begun is StepState.BEGUN else step.undo(job)
+                held,
+                leased_s,
+                lambda: step.do(job, results) if begun is StepState.BEGUN else step.undo(job),
+                ends_with_a_turn=begun is StepState.BEGUN,
             )
-        except (LostJobError, DatabaseError):
+        except DatabaseError:
             raise
         except UnderstudyError as exc:
             return await self._failed(held, look, kind, name, entry, exc)
+        if outcome is _CutOff.NOT_KEPT:
+            raise LostJobError(
+                f"Job '{held.id}' could not be kept", cause="its lease was not renewed in time"
+            )
+        if outcome is _CutOff.TURNED:
+            return True  # what it had begun is undone
         crashpoints.reach(f"job.after-{begun}")
         if isinstance(outcome, (Waits, Stands)):
             return await self._db.run(lambda db: self._let_go(db, held, job.direction, outcome, name, entry))
@@ -275,32 +329,37 @@ class Runner:
                 journal.stand(db, held, waits=why, error=_told(error))
         return False
 
-    async def _while_leased(self, held: Held, leased_s: float, begin: Callable[[], Awaitable[_T]]) -> _T:
+    async def _while_leased(
+        self, held: Held, leased_s: float, begin: Callable[[], Awaitable[_T]], *, ends_with_a_turn: bool
+    ) -> _T | _CutOff:
         """`leased_s`: when the lease was renewed, or before. `begin`: the effect, which is not begun at all where the lease is nearly over
-        already: what is begun may send something before it can be cut off. Raises LostJobError where the lease could not be renewed again
-        in time, and what the effect raises."""
+        already: what is begun may send something before it can be cut off. Raises what the effect raises."""
         until_s = leased_s + self._lease_s - self._margin_s
         if asyncio.get_running_loop().time() >= until_s:
-            raise _not_kept(held)
+            return _CutOff.NOT_KEPT
         try:
             async with asyncio.timeout_at(until_s) as until:
-                renewing = asyncio.create_task(self._renew(held, until))
+                at_work = _AtWork(until)
+                if ends_with_a_turn:
+                    self._doing[held.id] = at_work
+                renewing = asyncio.create_task(self._renew(held, at_work))
                 try:
                     return await begin()
                 finally:
+                    self._doing.pop(held.id, None)
                     renewing.cancel()
                     # Unlike `await renewing` this takes nobody's cancelling for its own.
                     await asyncio.wait([renewing])
-        except TimeoutError as exc:
+        except TimeoutError:
             if not until.expired():
                 raise
-            raise _not_kept(held) from exc
+            return _CutOff.TURNED if at_work.is_turned else _CutOff.NOT_KEPT
 
     @property
     def _margin_s(self) -> float:
         return min(_MARGIN_S, self._lease_s / 4)
 
-    async def _renew(self, held: Held, until: asyncio.Timeout) -> None:
+    async def _renew(self, held: Held, at_work: _AtWork) -> None:
         clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(self._lease_s / 3)
@@ -313,13 +372,9 @@ class Runner:
                 continue  # until the lease is nearly over
             else:
                 end_s = begun_s + self._lease_s - self._margin_s
-            if until.expired():
+            if at_work.is_turned or at_work.until.expired():
                 return  # the step is cut off already, and tidies up
-            until.reschedule(end_s)
-
-
-def _not_kept(held: Held) -> LostJobError:
-    return LostJobError(f"Job '{held.id}' could not be kept", cause="its lease was not renewed in time")
+            at_work.until.reschedule(end_s)
 
 
 def _told(exc: UnderstudyError) -> Told:

@@ -1,6 +1,7 @@
 """What the API does: (who calls, request) → result. Permission was checked before (web/binding.py); nothing here knows HTTP.
 
 call, control           who calls; what all operations share: database, CA, storage, the latest reports, time
+known_operators         whose token it is, also while the database is away
 enrolment, revoking, keys     certificates: given, refused; machines' data keys, for daemons
 replicas                other config servers on the same database
 reporting, sides        reports of daemons, and copies of machines that are refused

@@ -8,9 +8,12 @@ from config_server.operations import machines, resync
 from config_server.operations.call import Call
 from config_server.operations.control import Control, check_name, new_id
 from config_server.operations.jobs import DRIVEN
+from config_server.rules import view
+from config_server.rules.facts import facts_of
 from config_server.store import audit, commands, journal
 from config_server.store.database import Connection
 from shared.api.commands import CommandKind, CommandState, CommandView
+from shared.api.jobs import StepState
 from shared.api.points import FlushReply, FlushRequest, PointList, PointRequest
 from shared.api.route import Nothing
 from shared.errors import RequestError
@@ -91,14 +94,21 @@ class Points:
         target = machines.present_agent(
             self._control, machine, f"A resync of '{machine.name}' cannot be started"
         )
-        seen, now_ns = await machines.shown(self._control, machine), self._control.now_ns()
+        now_ns = self._control.now_ns()
+        epoch = view.epoch(facts_of(self._control.presence, machine.name, self._control.mono_ns()))
 
         def work(db: Connection) -> CommandView:
             commands.expire(db, now_ns)
             if call.key and journal.is_there(db, call.key, kind=resync.NAME, machine=machine.name):
-                return commands.get(db, call.key)
-            if (same := commands.waiting(db, target, CommandKind.RESYNC)) is not None:
+                return resync.asked(db, call.key, machine.name)
+            if (same := resync.waiting(db, machine.name, now_ns)) is not None:
                 return same  # once is enough: each reads all disks
+            if not epoch:
+                raise RequestError(
+                    f"A resync of '{machine.name}' cannot be started",
+                    cause="its agent starts, or begins a new epoch, and has not said which: then all disks are looked at anyway",
+                    action=f"See `understudy machine show {machine.name}`, and ask again when it names an epoch.",
+                )
             id_ = journal.create(
                 db,
                 kind=resync.NAME,
@@ -106,9 +116,10 @@ class Points:
                 machine=machine.name,
                 lane=resync.LANE,
                 who=call.who,
-                args={resync.EPOCH: seen.epoch},
+                args={resync.EPOCH: epoch},
                 now_ns=now_ns,
                 id_=call.key,
+                begun=[(resync.ASK, StepState.BEGUN)],
             )
             audit.add(db, call.who, "machine.resync", machine.name, {"job": id_}, now_ns)
             return resync.ask(db, id_, machine.name, now_ns)

@@ -1,35 +1,50 @@
 """The job of a resync: the agent is asked to begin a new epoch, and all disks are read again until they are in order.
 
-The command to the agent bears the job's id, so it is the same one however often it is asked for. What the agent has begun is not taken
-back: its earlier epoch is over. Cancelled before that, the command is withdrawn; later, only nobody waits any more.
+**Once is enough**: each resync reads all disks, which may take a week. The command to the agent bears the job's id, so it is the same one
+however often it is asked for; a number behind it says which try it is. There is another try where the agent said that it cannot do it just
+now, and where its command was withdrawn since this database was put back, and a person has said that the job goes on. Before that what the
+agent says counts: where it is in a later epoch than the machine was when somebody asked, it has taken the command, whatever is known of
+that here; a command of which nothing is known any more (it is kept for a week) was taken, too, then.
+
+What the agent has begun is not taken back: its earlier epoch is over. Cancelled before that, the command is withdrawn; later, only nobody
+waits any more. What the agent says of it is data: it is told, in so many words, and no error of ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from config_server.jobs.kinds import Kind, Waits
 from config_server.operations import machines
 from config_server.operations.control import Control
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.facts import facts_of
 from config_server.rules.lanes import Lane
-from config_server.store import commands, inventory
+from config_server.rules.steps import pause_s
+from config_server.rules.view import epoch
+from config_server.rules.words import bounded
+from config_server.store import commands, inventory, jobs, journal
 from config_server.store.database import Connection
 from config_server.store.journal import Job
 from shared import decoding
 from shared.api.commands import CommandKind, CommandState, CommandView
+from shared.api.jobs import JobState
 from shared.api.route import Failure
-from shared.errors import RequestError, UnderstudyError
+from shared.errors import AgentRefusedError, DeadlineError, PeerError, RequestError, TransientError
 from shared.rest import error_of
 from shared.vocabulary import MachineState, Role
 
 NAME: Final = "resync"
 VERSION: Final = 1
 LANE: Final = Lane.DATA
+ASK: Final = "ask"
 EPOCH: Final = "after"
 """The argument: the machine's epoch when it was asked for."""
+_TRIES: Final = 8
+_PASSING: Final = (TransientError, PeerError, DeadlineError)
 _SOON_S: Final = 2.0
 _LOOK_S: Final = 5.0
 
@@ -41,45 +56,112 @@ def kind(control: Control) -> Kind:
 
 
 def ask(db: Connection, id_: str, machine: str, now_ns: int) -> CommandView:
-    """The command of this job, once."""
-    return commands.add(db, id_, f"{Role.AGENT}:{machine}", CommandKind.RESYNC, {}, now_ns)
+    """The first command of this job, once."""
+    return _ask(db, id_, 0, machine, now_ns)
+
+
+def _ask(db: Connection, job: str, number: int, machine: str, now_ns: int) -> CommandView:
+    return commands.add(db, _id(job, number), f"{Role.AGENT}:{machine}", CommandKind.RESYNC, {}, now_ns)
+
+
+def _id(job: str, number: int) -> str:
+    return f"{job}-{number}" if number else job
+
+
+def waiting(db: Connection, machine: str, now_ns: int) -> CommandView | None:
+    """A command that the agent has not taken yet. One of a job that goes forward no more is withdrawn, and the job is in nobody's way."""
+    journal.leave_lane(db, machine, LANE)
+    same = commands.waiting(db, f"{Role.AGENT}:{machine}", CommandKind.RESYNC)
+    if same is not None and journal.is_over(db, same.id.partition("-")[0]):
+        commands.withdraw(db, same.id, now_ns)
+        return None
+    return same
+
+
+def asked(db: Connection, id_: str, machine: str) -> CommandView:
+    """The first command of a job that is there, also where that is forgotten."""
+    found = commands.find(db, id_)
+    if found is not None:
+        return found[0]
+    job = jobs.get(db, id_)
+    state = CommandState.FAILED if job.state is JobState.FAILED else CommandState.DONE
+    return CommandView(
+        id=id_,
+        target=f"{Role.AGENT}:{machine}",
+        kind=CommandKind.RESYNC,
+        args={},
+        state=state,
+        result={},
+        created=job.created,
+    )
 
 
 class _Ask:
-    name: Final = "ask"
+    name: Final = ASK
 
     def __init__(self, control: Control) -> None:
         self._control = control
 
     async def do(self, job: Job, _results: Mapping[str, Any]) -> Any | Waits:
         now_ns = self._control.now_ns()
+        agent = self._control.presence.agent(job.machine)
+        mono_ns = self._control.mono_ns()
+        is_heard = agent is not None and not agent[0].is_silent(mono_ns)
+        facts = facts_of(self._control.presence, job.machine, mono_ns)
 
-        def work(db: Connection) -> CommandView:
+        def work(db: Connection) -> CommandView | Waits | None:
+            """None: it is done."""
             commands.expire(db, now_ns)
-            return ask(db, job.id, job.machine, now_ns)
+            number, last, ended_ns = _last(db, job.id)
+            if last is None or last.state is CommandState.WITHDRAWN:
+                if not is_heard:
+                    return Waits(f"the agent of {job.machine} to report", _LOOK_S)
+                current = epoch(facts)
+                if not current:
+                    return Waits(f"the agent of {job.machine} to say in which epoch it is", _LOOK_S)
+                if current > job.args[EPOCH]:
+                    return None
+            elif last.state is CommandState.PENDING:
+                return last
+            elif last.state is CommandState.DONE:
+                return None
+            else:
+                refused = _refusal(job.machine, last.result.get("error"))
+                if not refused.may_pass or number + 1 >= _TRIES:
+                    raise refused.error
+                left_s = _left_s(now_ns, ended_ns, number + 1)
+                if left_s > 0:
+                    return Waits(refused.error.cause, left_s)
+            return _ask(db, job.id, 0 if last is None else number + 1, job.machine, now_ns)
 
-        command = await self._control.db.run(work)
-        match command.state:
-            case CommandState.DONE:
-                return command.result
-            case CommandState.PENDING:
-                self._control.bell.ring(command.target)
-                return Waits("the agent to take it", _SOON_S)
-            case CommandState.FAILED:
-                raise _refused(job.machine, command.result.get("error"))
-            case CommandState.WITHDRAWN:
-                raise RequestError(
-                    f"The resync of '{job.machine}' was not begun",
-                    cause="it was withdrawn before its agent took it",
-                )
+        found = await self._control.db.run(work)
+        if isinstance(found, CommandView):
+            self._control.bell.ring(found.target)
+            return Waits("the agent to take it", _SOON_S)
+        return {} if found is None else found
 
     async def undo(self, job: Job) -> bool | Waits:
         now_ns = self._control.now_ns()
 
         def work(db: Connection) -> bool:
-            return commands.withdraw(db, job.id, now_ns)
+            number, _, _ = _last(db, job.id)
+            return commands.withdraw(db, _id(job.id, number), now_ns)
 
         return await self._control.db.run(work)
+
+
+def _last(db: Connection, job: str) -> tuple[int, CommandView | None, int]:
+    """The newest command of the job: which try it was, and when it ended. (Earlier ones may be forgotten.)"""
+    for number in reversed(range(_TRIES)):
+        if (found := commands.find(db, _id(job, number))) is not None:
+            return number, *found
+    return 0, None, 0
+
+
+def _left_s(now_ns: int, ended_ns: int, tries: int) -> float:
+    """Until it is asked again. (A clock that was ahead when it ended says nothing.)"""
+    past_s = (now_ns - ended_ns) / SECOND_NS
+    return max(0.0, pause_s(tries) - past_s) if past_s >= 0 else 0.0
 
 
 class _Copy:
@@ -108,13 +190,18 @@ class _Copy:
         return False
 
 
-def _refused(machine: str, error: object) -> UnderstudyError:
+class _Refusal(NamedTuple):
+    error: AgentRefusedError
+    may_pass: bool
+
+
+def _refusal(machine: str, said: object) -> _Refusal:
     """As its agent says, which may say anything."""
+    what = f"The agent of '{machine}' did not begin the resync"
     try:
-        return error_of(decoding.convert({"exit_code": 5, **_words(error)}, Failure))
+        failure = decoding.convert({"exit_code": 5, **(said if isinstance(said, dict) else {})}, Failure)
     except msgspec.ValidationError:
-        return RequestError(f"The resync of '{machine}' was not begun", cause="its agent did not take it")
-
-
-def _words(error: object) -> dict[str, Any]:
-    return error if isinstance(error, dict) else {}
+        return _Refusal(AgentRefusedError(what), may_pass=False)
+    words = [bounded(word) for word in (failure.code, failure.what, failure.cause) if word]
+    error = AgentRefusedError(what, cause=": ".join(words), action=bounded(failure.action))
+    return _Refusal(error, may_pass=isinstance(error_of(failure), _PASSING))

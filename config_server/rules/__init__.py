@@ -11,5 +11,5 @@ rpo                     how old the newest state in storage is
 copies                  who was refused as a copy, and who is meant by a rebind
 deletion, deletion_view when a machine may be deleted, and as people see it
 certificates, renewals, revocations   of the CA: what holds for all, when one may be renewed, how one is refused
-clock                   times as people read them
+clock, words            times as people read them; how much is kept of what others say
 """

@@ -10,9 +10,10 @@ _ACTIVE: Final = (JobState.RUNNING, JobState.WAITING, JobState.ATTENTION)
 
 
 def state(stored: JobState, *, waits: str, attention: bool) -> JobState:
-    """`stored` is RUNNING until the job has ended."""
+    """`stored` is RUNNING until the job has ended. (One that was abandoned while it needed attention is stored as failed: the program of
+    before knows no other word, and lists nothing where it meets one.)"""
     if stored is not JobState.RUNNING:
-        return stored
+        return JobState.ABANDONED if stored is JobState.FAILED and attention else stored
     return JobState.ATTENTION if attention else JobState.WAITING if waits else stored
 
 

@@ -50,7 +50,7 @@ def machine_view(machine: Machine, facts: Facts, now_ns: int) -> MachineView:
         protected=machine.protected,
         mode=report.mode or _worst_mode(report),
         mode_cause=report.mode_cause,
-        epoch=_epoch(facts),
+        epoch=epoch(facts),
         epochs=report.epochs,
         rounds=report.rounds,
         rpo_s=None if _rests(machine, facts, now_ns) else facts.rpo.seconds,
@@ -144,7 +144,7 @@ def _hops(machine: Machine, facts: Facts, now_ns: int) -> Iterator[HopView]:
     agent_seen, agent = facts.agent if facts.agent else (None, AgentReport())
     stream_seen, stream = facts.stream if facts.stream else (None, StreamReport())
     apply_seen, apply = facts.apply if facts.apply else (None, ApplyReport())
-    newest = _epoch(facts)
+    newest = epoch(facts)
     used = agent.ring_used_b / agent.ring_b if agent.ring_b else 0.0
     hop = partial(_hop, _ill_hops(machine, facts, now_ns), now_ns)
     if _rests(machine, facts, now_ns):
@@ -186,7 +186,7 @@ def _hops(machine: Machine, facts: Facts, now_ns: int) -> Iterator[HopView]:
     )
 
 
-def _epoch(facts: Facts) -> int:
+def epoch(facts: Facts) -> int:
     """The one that the machine is in; 0: none, or a new one begins, and has no number yet."""
     if facts.agent is not None:
         _, report = facts.agent

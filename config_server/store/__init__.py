@@ -4,6 +4,7 @@ schema, migrations/     the data model; how a database comes to it
 database                work in transactions, whichever database it is
 sqlite, sqlite_dialect, sqlite_steps, reserve   a file, in one thread; its older versions; room that is kept for revocations on a full disk
 postgresql, config      a database that several servers use, in PostgreSQL
+impatient               a connection to it that does not wait for ever
 statements, settings    what the statements share; what there is one of
 inventory, policies     machines, what is wanted of them, the last report of every daemon; replication policies
 deletions               machines that are to be deleted

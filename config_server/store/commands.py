@@ -159,6 +159,12 @@ def get(db: Connection, id_: str) -> CommandView:
     return _view(row)
 
 
+def find(db: Connection, id_: str) -> tuple[CommandView, int] | None:
+    """And when it ended, 0 where it has not; None where it was forgotten, or never there."""
+    row = db.execute(_GET, {"it": id_}).first()
+    return None if row is None else (_view(row), row.done_ns or 0)
+
+
 def _view(row: Row[Any]) -> CommandView:
     return CommandView(
         id=row.id,

@@ -8,7 +8,8 @@ Since that UPDATE holds the row until the transaction ends, no other owner's cla
 whether the claim still holds, and then to write, is not enough: a claim by another may be committed in between.)
 
 Leases are compared by the clock of the database (`clock_ns`): the hosts' clocks do not matter, and no transaction sees an old `now()`.
-On SQLite there is one process; what it had is free at its start (`free_all`).
+On SQLite there is one process, whose clock does not jump (sqlite.py); what one before it had is free at its first look (`free_all`).
+PostgreSQL's host may have its clock set back: what then seems to wait for longer than anything does is woken (`wake_early`).
 
 Something that is wanted of a machine now waits for no job that saw to something else: such a job is *superseded* (`supersede`) in the
 transaction that says it. It turns back and gives up its lane at once; what it does back is seen by whoever has it, as with a cancel.
@@ -20,12 +21,14 @@ as they are until somebody says otherwise (restored.py).
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Row, and_, bindparam, case, or_, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, case, not_, or_, select, text, tuple_, update
 
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.words import bounded
 from config_server.store.schema import jobs, steps
 from config_server.store.statements import clock_ns, replacing, unless_there
 from shared import decoding
@@ -81,17 +84,48 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _IT: Final = jobs.c.id == bindparam("it")
-_ACTIVE: Final = jobs.c.state == JobState.RUNNING
+_ACTIVE: Final = jobs.c.state == text(
+    f"'{JobState.RUNNING}'"
+)  # as the index has it, which no parameter would match
+_NOW: Final = select(clock_ns()).scalar_subquery()
+"""Read once in a statement, so that an index can be looked up by it."""
+LONGEST_NS: Final = 3600 * SECOND_NS
+"""Nothing waits for longer without being looked at. So what seems to was paused by a clock that was ahead."""
 _DRIVEN: Final = and_(_ACTIVE, jobs.c.version > OF_WORKER)
 _FOR_ANYBODY: Final = and_(
-    _DRIVEN, jobs.c.lease_ns < clock_ns(), jobs.c.wake_ns <= clock_ns(), jobs.c.attention.is_(False)
+    _DRIVEN,
+    jobs.c.wake_ns <= _NOW,
+    jobs.c.lease_ns < _NOW,
+    jobs.c.attention.is_(False),
 )
 _MINE: Final = and_(_IT, jobs.c.term == bindparam("mine"), jobs.c.word == bindparam("my_word"))
 _CREATE: Final = unless_there(jobs)
+_KNOWN: Final = tuple_(jobs.c.kind, jobs.c.version).in_(bindparam("known", expanding=True))
 _DUE: Final = (
-    select(jobs.c.id, jobs.c.kind, jobs.c.version)
-    .where(_FOR_ANYBODY)
+    select(jobs.c.id)
+    .where(_FOR_ANYBODY, _KNOWN)
     .order_by(jobs.c.wake_ns, jobs.c.created_ns, jobs.c.id)
+    .limit(bindparam("most"))
+)
+_PARKED: Final = "a config server that knows such jobs: a newer version has begun it"
+_PARK_NS: Final = 60 * SECOND_NS
+"""Where two versions run for a while, the newer one takes its jobs before that."""
+_PARK: Final = (
+    update(jobs)
+    .where(
+        _DRIVEN,
+        not_(_KNOWN),
+        jobs.c.attention.is_(False),
+        *(since < clock_ns() - _PARK_NS for since in (jobs.c.lease_ns, jobs.c.wake_ns, jobs.c.updated_ns)),
+    )
+    .values(attention=True, waits=_PARKED)
+    .returning(jobs.c.id)
+)
+_WAKE_EARLY: Final = update(jobs).where(_DRIVEN, jobs.c.wake_ns > _NOW + LONGEST_NS).values(wake_ns=0)
+_GO_ON: Final = (
+    update(jobs)
+    .where(_DRIVEN, _KNOWN, jobs.c.attention.is_(True), jobs.c.waits == _PARKED)
+    .values(attention=False, waits="", wake_ns=0)
 )
 _CLAIM: Final = (
     update(jobs)
@@ -117,6 +151,9 @@ _IN_LANE: Final = select(jobs).where(_ITS_LANE)
 WOKEN: Final = -1
 """As `wake_ns`: since its owner took it. What he saw before that is no reason to wait."""
 _WAKE: Final = update(jobs).where(_ITS_LANE).values(wake_ns=WOKEN)
+_TURNED: Final = select(jobs.c.id).where(
+    jobs.c.id.in_(bindparam("ids", expanding=True)), jobs.c.direction == Direction.BACK
+)
 _STEPS: Final = select(steps).where(steps.c.job == bindparam("it"))
 _PUT_STEP: Final = replacing(steps)
 _FREE: Final = {"lease_ns": 0, "owner": "", "word": ""}
@@ -184,10 +221,9 @@ def in_lane(db: Connection, machine: str, lane: str) -> Job | None:
     return None if row is None else _job(row)
 
 
-def due(db: Connection, kinds: Container[tuple[str, int]], most: int) -> list[str]:
+def due(db: Connection, kinds: Collection[tuple[str, int]], most: int) -> list[str]:
     """Jobs that somebody who knows these kinds and versions could claim now. None of them is his yet."""
-    found = db.execute(_DUE)
-    return [row.id for row in found if (row.kind, row.version) in kinds][:most]
+    return list(db.scalars(_DUE, {"known": list(kinds), "most": most}))
 
 
 def claim(db: Connection, id_: str, owner: str, lease_ns: int) -> Held | None:
@@ -210,6 +246,11 @@ def renew(db: Connection, held: Held, lease_ns: int) -> Job:
 def look(db: Connection, held: Held, lease_ns: int) -> Look:
     """Raises LostJobError."""
     return Look(job=renew(db, held, lease_ns), journal=entries(db, held.id))
+
+
+def turned(db: Connection, ids: Sequence[str]) -> list[str]:
+    """Those of these that go back."""
+    return list(db.scalars(_TURNED, {"ids": ids}))
 
 
 def entries(db: Connection, id_: str) -> dict[str, Entry]:
@@ -255,20 +296,20 @@ def pause(
 ) -> None:
     """It is nobody's until `pause_ns` from now, or somebody wakes it, or did so since it was claimed. `now_ns`: None: others say when it
     changed last. Behind a `renew` of the same transaction."""
-    wake_ns = case((jobs.c.wake_ns == WOKEN, 0), else_=clock_ns() + pause_ns)
+    wake_ns = case((jobs.c.wake_ns == WOKEN, 0), else_=clock_ns() + min(pause_ns, LONGEST_NS))
     values: dict[str, Any] = {
-        **_FREE, "waits": waits, "wake_ns": wake_ns, "progress": progress,
+        **_FREE, "waits": bounded(waits), "wake_ns": wake_ns, "progress": progress,
     }  # fmt: skip
     if now_ns is not None:
         values["updated_ns"] = now_ns
     if error is not None:
-        values["error"] = msgspec.json.encode(error).decode()
+        values["error"] = _told(error)
     db.execute(_CHANGE.values(**values), {"it": held.id})
 
 
 def ask_for_attention(db: Connection, held: Held, *, waits: str, error: Failure) -> None:
     """It is nobody's until a person says what is to become of it. Behind a `renew` of the same transaction."""
-    values = {**_FREE, "waits": waits, "attention": True, "error": msgspec.json.encode(error).decode()}
+    values = {**_FREE, "waits": bounded(waits), "attention": True, "error": _told(error)}
     db.execute(_CHANGE.values(**values), {"it": held.id})
 
 
@@ -282,8 +323,13 @@ def stand(db: Connection, held: Held, *, waits: str, error: Failure) -> None:
 
 def turn(db: Connection, held: Held, error: Failure) -> None:
     """Backwards, since a step failed. Behind a `renew` of the same transaction."""
-    values = {"direction": Direction.BACK, "error": msgspec.json.encode(error).decode()}
+    values = {"direction": Direction.BACK, "error": _told(error)}
     db.execute(_CHANGE.values(**values), {"it": held.id})
+
+
+def _told(error: Failure) -> str:
+    words = {name: bounded(getattr(error, name)) for name in ("code", "what", "cause", "action")}
+    return msgspec.json.encode(msgspec.structs.replace(error, **words)).decode()
 
 
 def end(db: Connection, held: Held, state: JobState, result: Mapping[str, Any] | None, now_ns: int) -> None:
@@ -305,6 +351,19 @@ def doubt(db: Connection, held: Held, lease_ns: int, names: Iterable[str], now_n
 
 
 # ---- what others than the owner do
+
+
+def wake_early(db: Connection) -> bool:
+    """What seems to wait for longer than anything does is due. Whether there was any."""
+    return bool(db.execute(_WAKE_EARLY).rowcount)
+
+
+def park(db: Connection, kinds: Collection[tuple[str, int]]) -> list[str]:
+    """Jobs of kinds, or versions, that are none of these, and that nobody has taken for a while, ask for a person: a newer program began
+    them, which is no more. Their ids. Those that were parked so, and are of these, go on."""
+    known = {"known": list(kinds)}
+    db.execute(_GO_ON, known)
+    return list(db.scalars(_PARK, known))
 
 
 def cancel(db: Connection, id_: str, who: str, now_ns: int) -> bool:
@@ -368,11 +427,25 @@ def wake(db: Connection, machine: str, lane: str) -> None:
     db.execute(_WAKE, {"of_machine": machine, "the_lane": lane})
 
 
+def leave_lane(db: Connection, machine: str, lane: str) -> None:
+    """A job that goes back is in nobody's way: it has no lane any more. For kinds whose undoing minds no other job."""
+    left = update(jobs).where(
+        _DRIVEN, jobs.c.machine == machine, jobs.c.lane == lane, jobs.c.direction == Direction.BACK
+    )
+    db.execute(left.values(lane=""))
+
+
+def is_over(db: Connection, id_: str) -> bool:
+    """Whether this is a job that goes back, or has ended."""
+    row = db.execute(_GET, {"it": id_}).first()
+    return row is not None and (row.state, row.direction) != (JobState.RUNNING, Direction.FORWARD)
+
+
 def again(db: Connection, id_: str) -> bool:
     """It goes on at once, and what failed is tried as often as at first. False where it does not wait: then nothing is changed."""
     woken = db.execute(
         update(jobs)
-        .where(_IT, _DRIVEN, or_(jobs.c.attention.is_(True), jobs.c.wake_ns > clock_ns()))
+        .where(_IT, _DRIVEN, or_(jobs.c.attention.is_(True), jobs.c.waits != ""))
         .values(attention=False, wake_ns=0, waits=""),
         {"it": id_},
     )
@@ -387,15 +460,17 @@ def abandon(db: Connection, id_: str, now_ns: int) -> bool:
     given_up = db.execute(
         update(jobs)
         .where(_IT, _DRIVEN, jobs.c.attention.is_(True))
-        .values(state=JobState.ABANDONED, attention=False, ended_ns=now_ns, updated_ns=now_ns, **_FREE),
+        .values(state=JobState.FAILED, ended_ns=now_ns, updated_ns=now_ns, **_FREE),
         {"it": id_},
     )
     return bool(given_up.rowcount)
 
 
 def free_all(db: Connection) -> None:
-    """Nobody has any: at the start of the only process."""
-    db.execute(update(jobs).where(_DRIVEN).values(**_FREE))
+    """Nobody has any, and all are looked at: before the only process claims its first. By which clock the one before wrote down when,
+    nobody knows. Where there is none of either, nothing is written."""
+    waits_or_is_leased = or_(jobs.c.lease_ns > 0, jobs.c.wake_ns > _NOW)
+    db.execute(update(jobs).where(_DRIVEN, waits_or_is_leased).values(**_FREE, wake_ns=0))
 
 
 def hold_unended(db: Connection, waits: str) -> list[str]:
@@ -410,7 +485,9 @@ def hold_unended(db: Connection, waits: str) -> list[str]:
     return list(db.scalars(held))
 
 
-_ENDED_UNDONE: Final = jobs.c.state.in_((JobState.CANCELLED, JobState.FAILED))
+_ENDED_UNDONE: Final = and_(
+    jobs.c.state.in_((JobState.CANCELLED, JobState.FAILED)), jobs.c.attention.is_(False)
+)
 
 
 def undone(db: Connection) -> list[Job]:

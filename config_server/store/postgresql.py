@@ -22,13 +22,15 @@ is in its result.
 A transaction in which an error was passed over is not committed: PostgreSQL would answer such a COMMIT with a rollback, and no error.
 
 Every statement has a time-out, and so has a connection that says nothing in a transaction: a server that is stopped in the middle of one
-stands in nobody's way for longer. While the database cannot be reached, work is refused at once, and once a second somebody tries it.
+stands in nobody's way for longer. Who waits for an answer gives up, too (impatient.py). While the database cannot be reached, work is
+refused at once, and once a second somebody tries it.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final, Self, TypeVar, cast
@@ -41,6 +43,7 @@ from sqlalchemy.exc import DBAPIError
 
 from config_server.store import migrations
 from config_server.store.config import DatabaseConfig
+from config_server.store.impatient import Impatient, StillError
 from config_server.store.older_servers import OlderServers
 from shared import logging
 from shared.errors import ConfigError, DatabaseError, OutcomeUnknownError, cause_of
@@ -51,8 +54,8 @@ _T = TypeVar("_T")
 OLDEST: Final = 15
 """The version of PostgreSQL that is needed."""
 _ISOLATION: Final = "SERIALIZABLE"
-_CONNECT_S: Final = 5
-_STATEMENT_S: Final = 10
+_CONNECT_S: Final = 4
+_STATEMENT_S: Final = 6
 _IDLE_S: Final = 15
 """How long a transaction may say nothing: its server is stopped, or gone without a word."""
 _OPTIONS: Final = {
@@ -81,6 +84,14 @@ _MIGRATING: Final = 0x756E6465
 """The lock of whoever brings the schema up: two servers may start at once."""
 _IN_THE_WAY: Final = ("40001", "40P01")
 """Serialization failure, and deadlock. (That a row is there already is no such thing: who looked for it first is told the former.)"""
+_NO_ROOM: Final = "53200"
+"""Out of shared memory: with transactions that are serializable, of predicate locks."""
+_FEW_LOCKS: Final = 256
+"""`max_pred_locks_per_transaction` from which on nobody is warned."""
+_LOCKS_ACTION: Final = (
+    "Some session of this PostgreSQL, maybe in another database, has left a SERIALIZABLE transaction open: end it (the oldest of"
+    " pg_stat_activity with state 'idle in transaction'). A larger max_pred_locks_per_transaction gives more time for that."
+)
 _ACTION: Final = "See that PostgreSQL runs, is reachable and has room; its log says more. It is tried again."
 
 
@@ -112,6 +123,10 @@ class Postgresql:
         self.is_shared = True
         self._config = config
         self._away_until_s = 0.0
+        self._is_still = False
+        """It did not answer when it was asked last: connections tell nothing."""
+        self._trial: Final = threading.Lock()
+        """Of whoever finds out whether it is there again: others do not wait with him."""
         self._older: Final = OlderServers(self._session, config.place)
         self._pool: Final = QueuePool(cast("Any", self._connect), pool_size=self.workers, max_overflow=0)
         self.engine: Final[Engine] = create_engine(
@@ -179,6 +194,7 @@ class Postgresql:
                 transaction.commit()
             except (DBAPIError, psycopg.Error) as exc:
                 if raw.closed:
+                    self._stands_still(exc)
                     error = OutcomeUnknownError(
                         "It is not known whether a change was made",
                         cause=f"the connection to {self._config.place} was lost when it was to be committed: {_cause(exc)}",
@@ -192,12 +208,24 @@ class Postgresql:
         return result
 
     def _connected(self) -> Connection:
-        trouble, older = self.trouble, self._older
-        is_there = self._pool.checkedin() and older.is_held
-        if trouble is not None and time.monotonic() < self._away_until_s and not is_there:
+        trouble = self.trouble
+        is_there = not self._is_still and self._pool.checkedin() and self._older.is_held
+        if trouble is None or is_there:
+            return self._connect_now()
+        if time.monotonic() < self._away_until_s or not self._trial.acquire(blocking=False):
             raise self._error(trouble.cause)
         try:
-            older.check()
+            if self._is_still:
+                self._pool.dispose()  # a new one shows whether it answers
+            found = self._connect_now()
+            self._is_still = False
+            return found
+        finally:
+            self._trial.release()
+
+    def _connect_now(self) -> Connection:
+        try:
+            self._older.check()
             return self.engine.connect()
         except (DBAPIError, psycopg.Error, DatabaseError) as exc:
             self._away_until_s = time.monotonic() + _AGAIN_S
@@ -211,7 +239,7 @@ class Postgresql:
 
     def _session(self, name: str, more: dict[str, str]) -> psycopg.Connection[Any]:
         options = " ".join(f"-c {name}={value}" for name, value in (_OPTIONS | more).items())
-        return psycopg.connect(
+        return Impatient.connect(
             self._config.url,
             password=self._password(),
             connect_timeout=_CONNECT_S,
@@ -239,7 +267,8 @@ class Postgresql:
             raise ConfigError(
                 what, cause=f"it is PostgreSQL {version}", action=f"Use PostgreSQL {OLDEST} or newer."
             )
-        found = {name: db.scalar(text(f"SHOW {name}")) for name in ("server_encoding", "synchronous_commit")}
+        names = ("server_encoding", "synchronous_commit", "max_pred_locks_per_transaction")
+        found = {name: str(db.scalar(text(f"SHOW {name}"))) for name in names}
         db.rollback()
         if found["server_encoding"] != "UTF8":
             raise ConfigError(
@@ -252,6 +281,13 @@ class Postgresql:
                 what,
                 cause="synchronous_commit is off: a revocation that was confirmed could be lost",
                 action="Set it for this user: ALTER ROLE … SET synchronous_commit = on.",
+            )
+
+        if int(found["max_pred_locks_per_transaction"]) < _FEW_LOCKS:
+            _log.warning(
+                "PostgreSQL has room for few predicate locks (docs/operations/database.md)",
+                max_pred_locks_per_transaction=found["max_pred_locks_per_transaction"],
+                advised=_FEW_LOCKS,
             )
 
     @staticmethod
@@ -267,11 +303,19 @@ class Postgresql:
     def _failed(self, exc: DBAPIError | psycopg.Error, raw: psycopg.Connection[Any]) -> Exception:
         """Of what was not committed."""
         error = self._translated(exc)
+        if self._stands_still(exc):
+            return self._noted(error)  # another try would wait as long
         if raw.closed:
             return _InTheWay(error, is_lost=True)
         if _sqlstate(exc) in _IN_THE_WAY:
             return _InTheWay(error)
         return self._noted(error)
+
+    def _stands_still(self, exc: DBAPIError | psycopg.Error) -> bool:
+        if not isinstance(exc.orig if isinstance(exc, DBAPIError) else exc, StillError):
+            return False
+        self._is_still, self._away_until_s = True, time.monotonic() + _AGAIN_S
+        return True
 
     def _noted(self, error: DatabaseError) -> DatabaseError:
         if self.trouble is None or self.trouble.cause != error.cause:
@@ -280,11 +324,11 @@ class Postgresql:
         return error
 
     def _translated(self, exc: DBAPIError | psycopg.Error) -> DatabaseError:
-        return self._error(_cause(exc))
+        return self._error(_cause(exc), _LOCKS_ACTION if _sqlstate(exc) == _NO_ROOM else _ACTION)
 
-    def _error(self, cause: str) -> DatabaseError:
+    def _error(self, cause: str, action: str = _ACTION) -> DatabaseError:
         return DatabaseError(
-            f"The database {self._config.place} could not be used", cause=cause, action=_ACTION
+            f"The database {self._config.place} could not be used", cause=cause, action=action
         )
 
 

@@ -102,7 +102,8 @@ def hear(db: Connection, id_: str, said: JobProgress, who: str, now_ns: int) -> 
 def _changes(row: Row[Any], said: JobProgress, who: str, now_ns: int) -> dict[str, Any]:
     is_unheard = jobs.is_given_up(row.error)
     known = {"error": None} if is_unheard else {}
-    if row.state != JobState.RUNNING and not (row.state == JobState.FAILED and is_unheard):
+    was_given_up = row.state == JobState.FAILED and is_unheard and not row.attention  # else it was abandoned
+    if row.state != JobState.RUNNING and not was_given_up:
         return known if said.state is not WorkerState.RUNNING else {}
     if _state(row) is not WorkerState.RUNNING:
         return {}

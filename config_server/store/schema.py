@@ -280,6 +280,12 @@ Index(
     sqlite_where=and_(jobs.c.state == text("'running'"), jobs.c.lane != text("''")),
     postgresql_where=and_(jobs.c.state == text("'running'"), jobs.c.lane != text("''")),
 )
+Index(
+    "jobs_due",
+    jobs.c.wake_ns,
+    sqlite_where=jobs.c.state == text("'running'"),
+    postgresql_where=jobs.c.state == text("'running'"),
+)
 
 steps: Final = Table(  # of jobs, each that was ever begun
     "steps",

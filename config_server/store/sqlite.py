@@ -34,9 +34,19 @@ _ENGINE: Final = create_engine(sqlite_dialect.URL, creator=lambda: _given.raw, p
 """Of all databases that are open in this process, so that each statement is compiled once."""
 
 
+_BOOTED_NS: Final = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+"""As this process has it, from its start on."""
+
+
+def _clock_ns() -> int:
+    """The database's clock. The time of day may be set back by hours; for one process this one only goes on, also while its host is
+    suspended. (What another process wrote by its own: journal.free_all.)"""
+    return _BOOTED_NS + time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
 def over(raw: sqlite3.Connection) -> Connection:
     """SQLAlchemy's over an open one, which has `isolation_level=None`, and which it closes."""
-    raw.create_function("clock_ns", 0, time.time_ns)
+    raw.create_function("clock_ns", 0, _clock_ns)
     _given.raw = raw
     try:
         return _ENGINE.connect()
@@ -64,7 +74,7 @@ def raw_of(db: Connection) -> sqlite3.Connection:
 def connect(path: Path | str) -> Connection:
     """An open, migrated database. Raises ConfigError when it is damaged, or from a newer version, DatabaseError
     otherwise."""
-    raw = None
+    raw, db = None, None
     # After a kill its last commits are there. Or they are another database's, in whose place this one was copied: then tables and
     # indexes may differ without a page that is wrong by itself.
     has_log = os.path.exists(f"{path}-wal")  # noqa: PTH110 - ":memory:" is no path
@@ -77,7 +87,9 @@ def connect(path: Path | str) -> Connection:
         db = over(raw)
         migrate(db, path)
     except BaseException as exc:
-        if raw is not None:
+        if db is not None:
+            db.close()  # and `raw` with it: SQLAlchemy complains of one that was closed under it, long after
+        elif raw is not None:
             raw.close()
         if isinstance(exc, ERRORS):
             raise translated(exc, path) from exc

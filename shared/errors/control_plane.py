@@ -340,6 +340,22 @@ class JobAttentionError(UnhealthyError):
     code = "US638"
 
 
+class JobBugError(UnhealthyError):
+    """A step of a job met what nobody thought of: the job stands still, whatever the step has done until then."""
+
+    code = "US641"
+    default_action = (
+        "See the config server's log, and report it. What else can be said of the job: understudy job show."
+    )
+
+
+class AgentRefusedError(UnhealthyError):
+    """An agent did not do what it was asked to; why, in its own words."""
+
+    code = "US642"
+    default_cause = "it did not say why"
+
+
 class JobEndedError(UnhealthyError):
     """A job that somebody waited for ended otherwise than done, or stands still."""
 

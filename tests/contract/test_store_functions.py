@@ -151,9 +151,12 @@ def test_a_command_waits_is_withdrawn_and_given_up(db: Connection) -> None:
         commands.add(db, f"c{number}", target, CommandKind.RESYNC, {"n": number}, NOW)
     waits = commands.waiting(db, WEB1, CommandKind.RESYNC)
     assert (waits and waits.id, commands.waiting(db, WEB1, CommandKind.MARK)) == ("c1", None)
+    assert commands.find(db, "c1") == (commands.get(db, "c1"), 0)
     commands.withdraw(db, "c1", NOW)
     commands.withdraw(db, "c1", NOW + 1)
     assert commands.get(db, "c1").state is CommandState.WITHDRAWN
+    assert commands.find(db, "c1") == (commands.get(db, "c1"), NOW)
+    assert commands.find(db, "none") is None
     assert commands.finish(db, WEB1, {"c1": {"n": 1}, "c2": {}, "c9": {}}, NOW) == ["c1"], (
         "a late result counts"
     )
@@ -310,8 +313,11 @@ def test_policies_are_found_by_name_and_the_default_one_always(db: Connection) -
     with pytest.raises(PolicyNotFoundError):
         policies.get(db, "gold")
     policies.put(db, "gold", Policy(rpo_threshold_s=60))
+    before = policies.version(db, "gold")
     policies.put(db, "gold", Policy(rpo_threshold_s=70))
     assert policies.find(db, "gold") == Policy(rpo_threshold_s=70)
+    assert None not in (before, policies.version(db, "default"))
+    assert (policies.version(db, "gold") == before, policies.version(db, "none")) == (False, None)
     policies.assign(db, "web1", "gold")
     assert (policies.users(db, "gold"), policies.users(db, "default")) == (["web1"], ["web2"])
     assert policies.view(db, "gold").machines == ["web1"]

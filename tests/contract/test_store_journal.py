@@ -4,10 +4,10 @@ from it all when servers die and come back, the property test says (tests/proper
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, event, select, text, update
 
 from config_server.rules.clock import SECOND_NS
 from config_server.store import jobs, journal, schema
@@ -15,7 +15,7 @@ from config_server.store.journal import Entry, Held
 from config_server.store.statements import clock_ns
 from shared.api.jobs import Direction, JobAct, JobProgress, JobState, StepState, WorkerState
 from shared.api.route import Failure
-from shared.errors import LaneTakenError, LostJobError
+from shared.errors import KeyUsedError, LaneTakenError, LostJobError
 from tests import older_jobs
 
 NOW: Final = 1_700_000_000 * SECOND_NS
@@ -66,7 +66,7 @@ def test_a_job_is_its_owners_until_the_lease_ends_and_a_former_owner_writes_noth
     assert journal.look(db, other, HOUR_NS).journal == {}
 
 
-def test_at_the_start_of_the_only_process_every_job_is_free(db: Connection) -> None:
+def test_before_the_only_process_has_any_every_job_is_free(db: Connection) -> None:
     driven, ended, of_worker = begun(db), begun(db, "web2"), "j1"
     older_jobs.create(db, of_worker, "restore", "web1", "operator:o", {}, NOW)
     journal.end(db, claimed(db, ended), JobState.DONE, None, NOW)
@@ -74,6 +74,63 @@ def test_at_the_start_of_the_only_process_every_job_is_free(db: Connection) -> N
     assert due(db) == []
     journal.free_all(db)
     assert due(db) == [driven]
+
+
+def test_a_process_before_this_one_may_have_had_another_clock(db: Connection) -> None:
+    waits, ended = begun(db), begun(db, "web2")
+    for id_ in (waits, ended):
+        journal.pause(db, claimed(db, id_), waits="the agent", pause_ns=HOUR_NS, now_ns=NOW)
+    journal.cancel(db, ended, "operator:o", NOW)
+    journal.end(db, claimed(db, ended), JobState.CANCELLED, None, NOW)
+    assert due(db) == []
+    journal.free_all(db)
+    assert due(db) == [waits]
+
+
+@pytest.mark.parametrize(("ahead_ns", "is_due"), [(HOUR_NS - SECOND_NS, False), (2 * HOUR_NS, True)])
+def test_what_seems_to_wait_for_longer_than_anything_does_is_woken(
+    db: Connection, ahead_ns: int, is_due: bool
+) -> None:
+    """The clock was so far ahead when it began to wait, for no time at all."""
+    id_ = begun(db)
+    journal.pause(db, claimed(db, id_), waits="the agent", pause_ns=1, now_ns=NOW)
+    db.execute(update(schema.jobs).values(wake_ns=clock_ns() + ahead_ns))
+    assert journal.wake_early(db) == is_due
+    assert due(db) == ([id_] if is_due else [])
+    assert (journal.claim(db, id_, "cs1", HOUR_NS) is not None) == is_due
+
+
+def test_nothing_waits_for_longer_than_the_longest(db: Connection) -> None:
+    id_ = begun(db)
+    journal.pause(db, claimed(db, id_), waits="the agent", pause_ns=24 * HOUR_NS, now_ns=NOW)
+    assert not journal.wake_early(db)
+    assert due(db) == []
+
+
+def test_of_one_that_waits_for_its_turn_only_it_can_be_said_that_it_goes_on_now(db: Connection) -> None:
+    """Its time has come, and nobody has looked at it yet: there are many."""
+    id_ = begun(db)
+    journal.pause(db, claimed(db, id_), waits="the agent", pause_ns=OVER_NS, now_ns=NOW)
+    assert JobAct.RETRY in jobs.get(db, id_).allowed
+    assert journal.again(db, id_)
+    assert JobAct.RETRY not in jobs.get(db, id_).allowed
+    assert not journal.again(db, id_)
+
+
+def test_a_look_reads_what_is_due_and_not_what_waits(db: Connection) -> None:
+    for number in range(200):
+        id_ = begun(db, f"web{number}")
+        journal.pause(db, claimed(db, id_), waits="the agent", pause_ns=HOUR_NS, now_ns=NOW)
+    db.execute(text("ANALYZE jobs"))
+    said = list[tuple[str, Any]]()
+    event.listen(db, "before_cursor_execute", lambda *call: said.append((call[2], call[3])))
+    assert due(db) == []
+    is_file = db.dialect.name == "sqlite"
+    how = "EXPLAIN QUERY PLAN" if is_file else "EXPLAIN"
+    [[statement, values]] = said
+    plan = str(db.exec_driver_sql(f"{how} {statement}", values).all())
+    assert "jobs_due" in plan
+    assert ("(wake_ns<?)" if is_file else "Index Cond: (wake_ns <=") in plan
 
 
 def test_a_machine_has_one_active_job_of_a_lane(db: Connection) -> None:
@@ -218,6 +275,79 @@ def test_one_that_needs_attention_stands_until_a_person_says_how_it_goes_on(db: 
     assert not journal.abandon(db, id_, NOW)
     assert not journal.again(db, id_)
     assert (jobs.get(db, id_).state, jobs.get(db, id_).allowed) == (JobState.ABANDONED, [])
+
+
+def test_of_those_at_work_it_is_told_which_go_back(db: Connection) -> None:
+    ids = [begun(db, f"web{number}") for number in range(3)]
+    assert journal.turned(db, ids) == []
+    journal.cancel(db, ids[1], "operator:o", NOW)
+    journal.cancel(db, ids[2], "operator:o", NOW)
+    assert journal.turned(db, ids[:2]) == [ids[1]]
+    assert journal.turned(db, []) == []
+
+
+def test_one_that_goes_back_leaves_its_lane_and_is_over(db: Connection) -> None:
+    id_, other = begun(db), begun(db, "web2")
+    journal.leave_lane(db, "web1", "data")
+    with pytest.raises(LaneTakenError):
+        begun(db)
+    assert not journal.is_over(db, id_)
+    for each in (id_, other):
+        journal.cancel(db, each, "operator:o", NOW)
+    journal.leave_lane(db, "web1", "data")
+    again = begun(db)
+    assert [journal.is_over(db, each) for each in (id_, again, "none")] == [True, False, False]
+    with pytest.raises(LaneTakenError):
+        begun(db, "web2")
+    journal.end(db, claimed(db, again), JobState.DONE, None, NOW)
+    assert journal.is_over(db, again)
+
+
+def test_of_kinds_that_nobody_here_knows_those_that_nobody_has_taken_for_a_while_are_parked(
+    db: Connection,
+) -> None:
+    now_ns = db.execute(select(clock_ns())).scalar_one()
+    left, taken, new = (begun(db, f"web{number}", version=2) for number in range(3))
+    known = begun(db, "web9")
+    db.execute(update(schema.jobs).values(updated_ns=now_ns - 61 * SECOND_NS))
+    db.execute(update(schema.jobs).values(updated_ns=now_ns).where(schema.jobs.c.id == new))
+    held = claimed(db, taken)
+    assert journal.park(db, KINDS) == [left]
+    assert journal.park(db, KINDS) == []
+    assert due(db) == [known], "what is not known takes nobody's place"
+    stands = jobs.get(db, left)
+    assert (stands.state, stands.allowed) == (JobState.ATTENTION, list(JobAct))
+    journal.renew(db, held, HOUR_NS)
+    assert journal.park(db, {("resync", 2)}) == [known], "of the newer program's view"
+    assert jobs.get(db, left).state is JobState.RUNNING
+
+
+def test_a_job_whose_first_step_was_begun_with_it_undoes_that(db: Connection) -> None:
+    id_ = journal.create(
+        db,
+        kind="resync",
+        version=1,
+        machine="web1",
+        lane="",
+        who="",
+        args={},
+        now_ns=NOW,
+        begun=[("ask", StepState.BEGUN)],
+    )
+    assert journal.entries(db, id_) == {"ask": BEGUN}
+    assert journal.is_there(db, id_, kind="resync", machine="web1")
+    assert not journal.is_there(db, "none", kind="resync", machine="web1")
+    with pytest.raises(KeyUsedError):
+        journal.is_there(db, id_, kind="resync", machine="web2")
+
+
+def test_no_job_is_stored_in_a_state_that_the_program_of_before_cannot_read(db: Connection) -> None:
+    """It opens such a database still, and lists no job at all where it cannot read one."""
+    id_ = begun(db)
+    journal.ask_for_attention(db, claimed(db, id_), waits="a person", error=FAILED)
+    journal.abandon(db, id_, NOW)
+    [stored] = db.scalars(select(schema.jobs.c.state))
+    assert stored in ("running", "done", "failed", "cancelled")
 
 
 def test_one_that_is_cancelled_is_undone_by_its_owner_and_one_of_a_command_has_ended(db: Connection) -> None:

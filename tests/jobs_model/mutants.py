@@ -64,16 +64,20 @@ MUTANTS: Final = {
     "a claim raises no term": _one(
         _JOURNAL, "        term=jobs.c.term + 1,\n", "        term=jobs.c.term,\n"
     ),
-    "a claim in a lease": _one(_JOURNAL, "    _DRIVEN, jobs.c.lease_ns < clock_ns(), ", "    _DRIVEN, "),
+    "a claim in a lease": _one(
+        _JOURNAL,
+        "    jobs.c.wake_ns <= _NOW,\n    jobs.c.lease_ns < _NOW,\n",
+        "    jobs.c.wake_ns <= _NOW,\n",
+    ),
     "a claim of what needs attention": _one(
         _JOURNAL,
-        "jobs.c.wake_ns <= clock_ns(), jobs.c.attention.is_(False)\n",
-        "jobs.c.wake_ns <= clock_ns()\n",
+        "    jobs.c.lease_ns < _NOW,\n    jobs.c.attention.is_(False),\n",
+        "    jobs.c.lease_ns < _NOW,\n",
     ),
     "a claim before its time": _one(
         _JOURNAL,
         "    .where(_IT, _FOR_ANYBODY)",
-        "    .where(_IT, _DRIVEN, jobs.c.lease_ns < clock_ns(), jobs.c.attention.is_(False))",
+        "    .where(_IT, _DRIVEN, jobs.c.lease_ns < _NOW, jobs.c.attention.is_(False))",
     ),
     "leases by the host's clock": Mutant(
         _JOURNAL,
@@ -121,8 +125,8 @@ MUTANTS: Final = {
     "doubt is left out": _one(_RUNNER, "            if look.job.in_doubt:\n", "            if False:\n"),
     "all that was undone is looked for": _one(
         _JOURNAL,
-        "(JobState.CANCELLED, JobState.FAILED))",
-        "(JobState.CANCELLED, JobState.FAILED, JobState.ABANDONED))",
+        "(JobState.CANCELLED, JobState.FAILED)), jobs.c.attention.is_(False)\n",
+        "(JobState.CANCELLED, JobState.FAILED))\n",
     ),
     "a janitor ends another one's look": _one(
         _JOURNAL,
@@ -195,7 +199,7 @@ MUTANTS: Final = {
         ),
     ),
     "nobody renews": _one(
-        _RUNNER, "asyncio.create_task(self._renew(held, until))", "asyncio.create_task(asyncio.sleep(0))"
+        _RUNNER, "asyncio.create_task(self._renew(held, at_work))", "asyncio.create_task(asyncio.sleep(0))"
     ),
     "who lost the lease goes on": _one(
         _RUNNER,
@@ -204,7 +208,7 @@ MUTANTS: Final = {
     ),
     "what is too late is begun": _one(
         _RUNNER,
-        "        if asyncio.get_running_loop().time() >= until_s:\n            raise _not_kept(held)\n",
+        "        if asyncio.get_running_loop().time() >= until_s:\n            return _CutOff.NOT_KEPT\n",
         "",
     ),
     "a bug is a person's no more": _one(_RUNNER, "            await self._unthought_of(held, exc)\n", ""),

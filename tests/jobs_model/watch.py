@@ -42,6 +42,11 @@ class Row(NamedTuple):
     def is_active(self) -> bool:
         return self.state == JobState.RUNNING
 
+    @property
+    def is_abandoned(self) -> bool:
+        """As it is stored (rules/job_view.py)."""
+        return self.state == JobState.FAILED and self.attention
+
 
 class _At(NamedTuple):
     """An effect that is at work."""
@@ -148,7 +153,7 @@ class Watch:
     @contextlib.contextmanager
     def _undoing(self, host: Host, job: str, step: str, by: str) -> Iterator[None]:
         if by == "janitor":
-            if job in self.rows and self.rows[job].state not in _UNDONE:
+            if job in self.rows and (self.rows[job].state not in _UNDONE or self.rows[job].is_abandoned):
                 self.says(f"the janitor looks for what is left of {job}, which is {self.rows[job].state}")
             yield
             return
@@ -219,17 +224,21 @@ class Watch:
                 self.says(f"{name} was {whose}'s, and is {things.get(name)}'s")
         for id_, row in self.rows.items():
             made = [step for step in STEPS if things.get(f"{id_}/{step}") == id_]
-            self.met[f"ended {row.state}"] += 1
+            self.met[f"ended {JobState.ABANDONED if row.is_abandoned else row.state}"] += 1
             if row.is_active:
                 self.says(f"{id_} never ends: {row} {self.states[id_]}")
-            elif row.state == JobState.ABANDONED:
+            elif row.is_abandoned:
                 named = [step for step, state in self.states[id_].items() if state is not StepState.GONE]
                 if not row.waits.startswith(PUT_BACK) and not set(made) <= set(named):
                     self.says(f"{made} is left of {id_}, and named is {named}")
                 self.met["leftovers that are named"] += len(made)
             elif made != (list(STEPS) if row.state == JobState.DONE else []):
                 self.says(f"{id_} is {row.state}, and there is {made}")
-            if StepState.UNDONE in self.states[id_].values() and row.state in _UNDONE:
+            if (
+                StepState.UNDONE in self.states[id_].values()
+                and row.state in _UNDONE
+                and not row.is_abandoned
+            ):
                 self.says(f"it is looked for ever for what is left of {id_}")
 
     def foreign_of(self, things: Mapping[str, str]) -> dict[str, str]:

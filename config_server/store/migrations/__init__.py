@@ -8,7 +8,9 @@ changes what it means. A revision that fills what it has added says what rows ge
 
 **Forward only.** There is no way back but a backup. A program refuses to open a database with a revision that it does not know: it cannot
 tell whether that was a contract. (One that runs already goes on.) The programs of before alembic look at SQLite's `user_version` alone:
-revision 0001 leaves it as they have it, since it changes nothing for them; the first contract raises it, so that they refuse, too.
+revision 0001 leaves it as they have it, since it changes nothing for them; the first contract raises it, so that they refuse, too. (0002
+adds columns to `jobs`, into which they INSERT without naming any: they make no job any more, and do all else. Better so than that nobody
+can be revoked: docs/operations/database.md.)
 
 Each revision is frozen: it imports nothing of the program, which goes on, and its SQL is what it was. It works on both databases.
 """

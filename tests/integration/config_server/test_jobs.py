@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from config_server.operations import resync
-from config_server.store import journal
+from config_server.store import journal, restored, sqlite
 from shared import api
 from shared.api.commands import CommandView
 from shared.api.events import EventQuery
@@ -16,7 +18,14 @@ from shared.api.jobs import JobAct, JobProgress, JobQuery, JobState, JobView, St
 from shared.api.protection import Protection
 from shared.api.route import Nothing, Page
 from shared.control_client import ControlClient
-from shared.errors import JobActError, JobNotFoundError, LaneTakenError, UnhealthyError
+from shared.errors import (
+    JobActError,
+    JobNotFoundError,
+    LaneTakenError,
+    RequestError,
+    TransientError,
+    UnhealthyError,
+)
 from shared.rest import RestClient
 from shared.status import AgentDisk, AgentReport
 from tests.config_parts import ConfigServer, config_for, daemon, running, until
@@ -108,7 +117,7 @@ async def test_what_its_agent_refuses_is_why_it_failed(operator: RestClient, age
     await agent.report(report(results={asked.id: {"error": dict(error)}}))
     failed = await becomes(operator, asked.id, JobState.FAILED)
     assert failed.error is not None
-    assert (failed.error.code, failed.error.cause) == ("US400", "a disk is gone")
+    assert (failed.error.code, failed.error.cause) == ("US642", "US400: It was not begun: a disk is gone")
 
 
 @pytest.mark.parametrize("said", ["no", {}, {"code": 7}, None])
@@ -119,7 +128,135 @@ async def test_a_refusal_in_other_words_is_one_too(
     await agent.report(report(results={asked.id: {"error": said}}))
     failed = await becomes(operator, asked.id, JobState.FAILED)
     assert failed.error is not None
-    assert failed.error.cause == "its agent did not take it"
+    assert failed.error.cause == "it did not say why"
+
+
+@pytest.mark.parametrize("code", ["US599", "US545", "US638", "US134"])
+async def test_whatever_code_an_agent_says_it_is_a_refusal(
+    operator: RestClient, agent: ControlClient, code: str
+) -> None:
+    """Some of them are of this server's own."""
+    asked = await begin(operator, agent)
+    await agent.report(report(results={asked.id: {"error": {"code": code, "what": "no"}}}))
+    failed = await becomes(operator, asked.id, JobState.FAILED)
+    assert failed.error is not None
+    assert (failed.error.code, failed.error.cause) == ("US642", f"{code}: no")
+
+
+async def test_of_megabytes_that_an_agent_says_as_much_is_kept_as_a_person_reads(
+    operator: RestClient, agent: ControlClient
+) -> None:
+    asked = await begin(operator, agent)
+    said = dict.fromkeys(("what", "cause", "action"), "x" * 300_000)
+    await agent.report(report(results={asked.id: {"error": {"code": "US400", **said}}}))
+    failed = await becomes(operator, asked.id, JobState.FAILED)
+    assert failed.error is not None
+    assert len(msgspec.json.encode(failed)) < 10_000
+
+
+async def test_who_cannot_do_it_just_now_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, operator: RestClient, agent: ControlClient
+) -> None:
+    monkeypatch.setattr(resync, "pause_s", lambda _tries: 0.1)
+    asked = await begin(operator, agent)
+    busy = TransientError("It was not begun", cause="a snapshot is being made").as_dict()
+    await agent.report(report(results={asked.id: {"error": dict(busy)}}))
+
+    async def is_asked_again() -> bool:
+        return [command.id for command in await agent.report(report())] == [f"{asked.id}-1"]
+
+    await until(is_asked_again)
+    await agent.report(report("ordered", epoch=2, results={f"{asked.id}-1": {}}))
+    assert (await becomes(operator, asked.id, JobState.DONE)).result == {"epoch": 2}
+
+
+async def test_who_can_never_do_it_is_asked_so_often_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, operator: RestClient, agent: ControlClient
+) -> None:
+    monkeypatch.setattr(resync, "pause_s", lambda _tries: 0.0)
+    monkeypatch.setattr(resync, "_SOON_S", 0.1)
+    asked = await begin(operator, agent)
+    busy = TransientError("It was not begun").as_dict()
+    seen = set[str]()
+
+    async def is_refused() -> bool:
+        commands = await agent.report(report(results={id_: {"error": dict(busy)} for id_ in seen}))
+        seen.update(command.id for command in commands)
+        return (await get(operator, asked.id)).state is JobState.FAILED
+
+    await until(is_refused)
+    assert len(seen) == 8
+
+
+async def test_cancelled_and_asked_for_again_at_once_it_is_another_one(
+    operator: RestClient, agent: ControlClient
+) -> None:
+    first = await begin(operator, agent)
+    await operator.call(api.JOB_CANCEL, Nothing(), id=first.id)
+    second = await operator.call(api.RESYNC, Nothing(), machine="web1")
+    assert second.id != first.id
+    await becomes(operator, first.id, JobState.CANCELLED)
+    assert [command.id for command in await agent.report(report())] == [second.id]
+    await agent.report(report("ordered", epoch=2, results={second.id: {}}))
+    await becomes(operator, second.id, JobState.DONE)
+
+
+async def test_one_whose_epoch_is_not_known_yet_is_refused(
+    operator: RestClient, agent: ControlClient
+) -> None:
+    """What it says next may be the old one, or a new one."""
+    await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="web1")
+    await agent.report(AgentReport(machine="web1", state="starting"))
+    with pytest.raises(RequestError, match="has not said which"):
+        await operator.call(api.RESYNC, Nothing(), machine="web1")
+    await agent.report(report(epoch=5))
+    asked = await operator.call(api.RESYNC, Nothing(), machine="web1")
+    await agent.report(report(epoch=5, results={asked.id: {}}))
+    copies = await begun(operator, asked.id, "copy")
+    assert copies.args == {"after": 5}
+    assert copies.state is not JobState.DONE
+
+
+def put_back(server: ConfigServer, change: str = "") -> None:
+    """As restoring does it, with a command in the state of before."""
+    with opened(server.config.data_dir / "state.db") as db:
+        restored.prepare(db, time.time_ns())
+        if change:
+            sqlite.raw_of(db).execute(change)
+
+
+@pytest.mark.parametrize("taken", [True, False])
+@pytest.mark.parametrize("is_forgotten", [True, False])
+async def test_put_back_it_is_asked_for_again_only_where_the_agent_has_not_begun_it_since(
+    tmp_path: Path, taken: bool, is_forgotten: bool
+) -> None:
+    server = ConfigServer(config_for(tmp_path), 0)
+    async with running(server.config) as first, first.operator() as operator:
+        files = await first.enrolled("agent", "web1", tmp_path / "agent")
+        async with daemon(first, files) as agent:
+            asked = await begin(operator, agent)
+            await becomes(operator, asked.id, JobState.WAITING)
+    put_back(server, "DELETE FROM commands" if is_forgotten else "")
+    async with running(server.config) as second, second.operator() as operator:
+        await operator.call(api.JOB_RETRY, Nothing(), id=asked.id)
+        waits = await becomes(operator, asked.id, JobState.WAITING)
+        assert waits.waits == "the agent of web1 to report"
+        async with daemon(second, files) as agent:
+            await agent.report(report("resync", epoch=2) if taken else report())
+            await operator.call(api.JOB_RETRY, Nothing(), id=asked.id)
+            if taken:
+                await begun(operator, asked.id, "copy")
+                assert await agent.report(report("ordered", epoch=2)) == []
+            else:
+
+                async def is_asked() -> bool:
+                    asks = [command.id for command in await agent.report(report())]
+                    return asks == [asked.id if is_forgotten else f"{asked.id}-1"]
+
+                await until(is_asked)
+                id_ = asked.id if is_forgotten else f"{asked.id}-1"
+                await agent.report(report("ordered", epoch=2, results={id_: {}}))
+            assert (await becomes(operator, asked.id, JobState.DONE)).result == {"epoch": 2}
 
 
 async def test_while_one_copies_there_is_no_other(operator: RestClient, agent: ControlClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import tempfile
@@ -17,18 +18,25 @@ from sqlalchemy import Connection, text
 
 from config_server.data_folder import backup, restoring
 from config_server.setup.lost import DataThere
-from config_server.store import audit, events, inventory, migrations, postgresql
+from config_server.store import audit, events, impatient, inventory, migrations, postgresql
 from config_server.store.config import DatabaseConfig
 from config_server.store.database import Database
 from config_server.store.postgresql import Postgresql
 from shared import api
 from shared.api.protection import Protection
-from shared.api.route import Nothing
+from shared.api.route import Nothing, Page
 from shared.blob import BlobConfig
-from shared.errors import ConfigError, DatabaseError, OutcomeUnknownError, RequestError
+from shared.errors import (
+    CertificateRevokedError,
+    ConfigError,
+    DatabaseError,
+    OutcomeUnknownError,
+    RequestError,
+    RevocationUnrecordedError,
+)
 from shared.status import AgentReport, Problem
-from tests.config_parts import config_for, daemon, running
-from tests.postgres import GUARDED, Postgres
+from tests.config_parts import config_for, daemon, running, until
+from tests.postgres import GUARDED, SETTINGS, Postgres
 
 NOW = 1_700_000_000 * 10**9
 
@@ -42,6 +50,11 @@ def engine(database_config: DatabaseConfig) -> Iterator[Postgresql]:
 
 def note(db: Connection, action: str = "x") -> None:
     audit.add(db, "operator:admin", action, "", {}, NOW)
+
+
+def read_and_note(db: Connection) -> None:
+    audit.newest(db, 100)
+    note(db)
 
 
 def noted(engine: Postgresql) -> list[str]:
@@ -157,8 +170,8 @@ def test_every_connection_has_its_time_outs_and_is_serializable(engine: Postgres
     names = [name for name in postgresql._OPTIONS if "timeout" in name] + ["transaction_isolation"]
     shown = engine.transact(lambda db: [db.scalar(text(f"SHOW {name}")) for name in names], vital=False)
     assert dict(zip(names, shown, strict=True)) == {
-        "statement_timeout": "10s",
-        "lock_timeout": "10s",
+        "statement_timeout": "6s",
+        "lock_timeout": "6s",
         "idle_in_transaction_session_timeout": "15s",
         "transaction_isolation": "serializable",
     }
@@ -272,17 +285,120 @@ async def test_while_it_is_away_only_now_and_then_somebody_waits_for_it(
     with pytest.raises(DatabaseError, match="x on this host"):
         await Database.configured(away, Path("unused"))
     engine, tries = Postgresql(away), list[int]()
-    real = psycopg.connect
+    real = impatient.Impatient.connect
 
     def connect(*args: Any, **more: Any) -> psycopg.Connection[Any]:
         tries.append(1)
         return real(*args, **more)
 
-    monkeypatch.setattr(psycopg, "connect", connect)
+    monkeypatch.setattr(impatient.Impatient, "connect", connect)
     for _ in range(3):
         with pytest.raises(DatabaseError):
             engine.transact(note, vital=False)
     assert len(tries) == 1
+
+
+async def test_a_server_that_stands_still_is_said_soon_and_used_again_when_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(impatient, "STILL_S", 1.0)
+    monkeypatch.setattr(postgresql, "_CONNECT_S", 2)
+    monkeypatch.setattr(postgresql, "_AGAIN_S", 0.2)
+    own = Postgres()
+    try:
+        own.start()
+        own.make_template()
+        db = await Database.configured(own.config(own.made()), Path("unused"))
+        await asyncio.gather(*(db.run(note) for _ in range(8)))
+        with own.standing_still():
+            begun_s = time.monotonic()
+            told = await asyncio.gather(*(db.run(note) for _ in range(200)), return_exceptions=True)
+            assert {type(each) for each in told} == {DatabaseError}
+            assert "it has not answered for 1 s" in str(told[0])
+            assert time.monotonic() - begun_s < 4.0, (
+                "each waits once, and those behind them do not wait at all"
+            )
+            assert db.trouble is not None
+
+        async def works() -> bool:
+            try:
+                await db.run(note)
+            except DatabaseError:
+                return False
+            return True
+
+        await until(works)
+        assert db.trouble is None
+        await db.close()
+    finally:
+        own.remove()
+
+
+@pytest.mark.parametrize("how", ["away", "still"])
+async def test_while_it_cannot_be_used_agents_are_answered_and_a_revocation_is_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(impatient, "STILL_S", 1.0)
+    own = Postgres()
+    own.start()
+    try:
+        config = config_for(tmp_path, database=own.config(own.made(empty=True)))
+        async with (
+            running(config) as server,
+            server.operator() as operator,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            agents = [
+                await stack.enter_async_context(
+                    daemon(server, await server.enrolled("agent", name, tmp_path / name))
+                )
+                for name in ("web1", "web2")
+            ]
+            with contextlib.ExitStack() as ailing:
+                if how == "away":
+                    own.stop()
+                    ailing.callback(own.start)
+                else:
+                    ailing.enter_context(own.standing_still())
+                with pytest.raises(RevocationUnrecordedError, match="storage: none is configured"):
+                    await server.revoke("agent:web2")
+                assert await agents[0].report(AgentReport(machine="web1", state="ordered")) == []
+                with pytest.raises(CertificateRevokedError):
+                    await agents[1].report(AgentReport(machine="web2", state="ordered"))
+
+            async def is_written() -> bool:
+                try:
+                    found = await operator.call(api.CERTIFICATES, Page())
+                except DatabaseError:
+                    return False
+                return [each.name for each in found.certificates if each.revoked] == ["agent:web2"]
+
+            await until(is_written)
+    finally:
+        own.remove()
+
+
+def test_somebodys_transaction_that_stays_open_is_named_where_it_takes_all_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(SETTINGS, "max_pred_locks_per_transaction", "10")
+    own = Postgres()
+    own.start()
+    try:
+        own.make_template()
+        engine = Postgresql(own.config(own.made())).open()
+        with own.admin() as other:
+            other.execute("BEGIN ISOLATION LEVEL SERIALIZABLE")
+            other.execute("SELECT count(*) FROM pg_class")
+            with pytest.raises(DatabaseError, match="out of shared memory") as told:
+                for _ in range(3000):
+                    engine.transact(read_and_note, vital=False)
+            other.execute("ROLLBACK")
+        assert "left a SERIALIZABLE transaction open" in told.value.action
+        engine.transact(note, vital=False)
+        engine.close()
+    finally:
+        own.remove()
 
 
 # ---- opening

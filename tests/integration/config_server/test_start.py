@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from config_server.config import ConfigServerConfig
 from config_server.data_folder import backup
+from config_server.rules.clock import SECOND_NS
+from config_server.store import journal
 from shared import api
+from shared.api.jobs import JobState
 from shared.api.route import Nothing
 from shared.errors import ConfigError, DataFolderInUseError
-from tests.config_parts import config_for, running
+from tests.config_parts import config_for, running, until
+from tests.databases import opened
+from tests.small_fs import fill, small_fs
 
 
 async def test_two_do_not_run_on_one_data_folder(tmp_path: Path) -> None:
@@ -104,3 +112,66 @@ async def test_a_database_beside_another_ones_log_is_told(tmp_path: Path) -> Non
         async with running(config):
             pass
     assert "config_server restore" in told.value.action
+
+
+def begun(config: ConfigServerConfig) -> None:
+    """A job that another process has, as it left it."""
+    with opened(config.data_dir / "state.db") as db:
+        journal.create(
+            db,
+            kind="resync",
+            version=1,
+            machine="web1",
+            lane="",
+            who="",
+            args={"after": 1},
+            now_ns=0,
+            id_="j1",
+        )
+        journal.claim(db, "j1", "cs1", 3600 * SECOND_NS)
+
+
+@contextlib.contextmanager
+def read_only(file: Path) -> Iterator[None]:
+    for options in ("bind", "remount,ro,bind"):
+        subprocess.run(["mount", "-o", options, file, file], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", file], check=True)
+
+
+async def test_it_starts_on_a_full_disk_where_a_job_was_at_work(tmp_path: Path) -> None:
+    """And a revocation is in force (docs/operations/trouble.md, US545)."""
+    config = config_for(tmp_path)
+    with small_fs(config.data_dir, 6 << 20):
+        async with running(config) as server:
+            await server.enrolled("agent", "web1", tmp_path / "agent")
+        begun(config)
+        fill(config.data_dir)
+        async with running(config) as server, server.operator() as operator:
+            await server.revoke("agent:web1")
+            assert (await operator.call(api.JOB, Nothing(), id="j1")).state is JobState.RUNNING
+
+
+async def test_it_starts_on_a_database_that_takes_nothing(tmp_path: Path) -> None:
+    config = config_for(tmp_path)
+    async with running(config):
+        pass
+    begun(config)
+    with read_only(config.data_dir / "state.db"):
+        async with running(config) as server, server.operator() as operator:
+            assert (await operator.call(api.JOB, Nothing(), id="j1")).state is JobState.RUNNING
+
+
+async def test_what_a_process_before_this_one_had_is_driven_at_once(tmp_path: Path) -> None:
+    config = config_for(tmp_path)
+    async with running(config):
+        pass
+    begun(config)
+    async with running(config) as server, server.operator() as operator:
+
+        async def is_driven() -> bool:
+            return bool((await operator.call(api.JOB, Nothing(), id="j1")).steps)
+
+        await until(is_driven)

@@ -45,6 +45,13 @@ def upgrade() -> None:
         sqlite_where=sa.text(_ACTIVE),
         postgresql_where=sa.text(_ACTIVE),
     )
+    op.create_index(
+        "jobs_due",
+        "jobs",
+        ["wake_ns"],
+        sqlite_where=sa.text("state = 'running'"),
+        postgresql_where=sa.text("state = 'running'"),
+    )
     op.create_table(
         "steps",
         sa.Column("job", sa.Text, nullable=False),

@@ -17,6 +17,7 @@ from config_server.store import journal
 from config_server.store.database import Database
 from config_server.store.journal import Entry, Job
 from shared.api.jobs import JobState, StepState
+from shared.api.route import Failure
 from tests.jobs_model.databases import Sqlite
 from tests.jobs_model.host import Host
 
@@ -64,7 +65,11 @@ class Site:
             assert held is not None
             undone = Entry(state=StepState.UNDONE, tries=0, undone_ns=now_ns)
             journal.put(db, held, SECOND_NS, "make", undone, now_ns)
-            journal.end(db, held, state, None, now_ns)
+            if state is JobState.ABANDONED:
+                journal.ask_for_attention(db, held, waits="", error=Failure("US1", "it broke"))
+                journal.abandon(db, id_, now_ns)
+            else:
+                journal.end(db, held, state, None, now_ns)
             return id_
 
         return str(self.store.transact(work))

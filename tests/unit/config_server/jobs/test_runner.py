@@ -13,11 +13,12 @@ from sqlalchemy import Connection, select
 
 from config_server.jobs.kinds import Kind, Kinds, Waits
 from config_server.jobs.runner import LEASE_S, Runner
+from config_server.rules.clock import SECOND_NS
 from config_server.store import jobs, journal, schema
 from config_server.store.database import Database
 from config_server.store.journal import Entry, Job
 from shared.api.jobs import Direction, JobAct, JobState, JobView, StepState
-from shared.errors import RequestError, UnreachableError
+from shared.errors import JobBugError, RequestError, UnreachableError
 from tests.jobs_model.databases import Sqlite
 from tests.jobs_model.host import Host, Still
 
@@ -109,6 +110,18 @@ class Site:
     def drives(self, number: int = 0) -> None:
         self.look(number)
         self.advance(number)
+
+    def newer(self, id_: str) -> None:
+        """A job of a version that is not known here."""
+        self.store.transact(
+            lambda db: journal.create(
+                db, kind="made", version=2, machine=id_, lane="life", who="", args={}, now_ns=self.store.now_ns, id_=id_
+            )
+        )  # fmt: skip
+
+    def tidies(self) -> None:
+        self.hosts[0].begin(self.runners[0].tidy())
+        self.advance()
 
 
 @pytest.fixture
@@ -380,8 +393,76 @@ def test_what_nobody_thought_of_is_a_persons(site: Site, back: bool) -> None:
     )
     assert stands.waits == "an error inside the config server (KeyError: 'nobody thought of it')"
     assert stands.error is not None
-    assert stands.error.cause == stands.waits
+    assert (stands.error.code, stands.error.cause) == (JobBugError.code, stands.waits)
     assert stands.allowed == ([JobAct.RETRY, JobAct.ABANDON] if back else list(JobAct))
+
+
+def test_what_is_being_done_is_cut_off_and_undone_when_its_job_is_cancelled(site: Site) -> None:
+    gate = Gate(site.hosts[0])
+    step = Step("make", gate)
+    site.has(step)
+    site.drives()
+    site.drives()
+    assert not gate.future.done(), "nobody cancelled it"
+    site.store.transact(lambda db: journal.cancel(db, site.id, "operator:o", 0))
+    site.drives()
+    assert gate.future.cancelled()
+    assert (step.log, site.job.state) == (["do", "undo"], JobState.CANCELLED)
+
+
+def test_what_is_being_undone_is_not_cut_off_by_a_cancel(site: Site) -> None:
+    gate = Gate(site.hosts[0])
+    step = Step("make", refused, gate)
+    site.has(step)
+    site.drives()
+    site.store.transact(lambda db: journal.cancel(db, site.id, "operator:o", 0))
+    site.drives()
+    gate.open()
+    site.advance()
+    assert (step.log, site.job.state) == (["do", "undo"], JobState.FAILED)
+
+
+def test_what_a_newer_program_began_hinders_nobody_and_asks_for_a_person_once_it_is_left(site: Site) -> None:
+    site.has(Step("make"))
+    for number in range(40):
+        site.newer(f"newer{number}")
+    site.drives()
+    assert site.job.state is JobState.DONE
+    site.tidies()
+    assert site.store.read("SELECT count(*) FROM jobs WHERE attention") == [(0,)], (
+        "its own server may take it yet"
+    )
+    site.later(70)
+    site.tidies()
+    newer = site.store.transact(lambda db: jobs.get(db, "newer7"))
+    assert (newer.state, newer.allowed) == (JobState.ATTENTION, list(JobAct))
+    assert newer.waits == "a config server that knows such jobs: a newer version has begun it"
+
+
+def test_what_was_parked_goes_on_with_a_program_that_knows_it(site: Site) -> None:
+    site.has(Step("make"))
+    site.later(70)
+    assert site.store.transact(lambda db: journal.park(db, {("made", 2)})) == [site.id]
+    site.tidies()
+    site.drives()
+    assert site.job.state is JobState.DONE
+
+
+def test_what_waits_by_a_clock_that_was_ahead_goes_on(site: Site) -> None:
+    gate = [Waits("the agent", 5.0), None]
+
+    async def made() -> Any:
+        return gate.pop(0)
+
+    site.has(Step("make", made))
+    site.later(24 * 3600)
+    site.drives()
+    site.store.now_ns -= 24 * 3600 * SECOND_NS  # of the database's host
+    site.drives()
+    assert len(gate) == 1, "it waits still"
+    site.tidies()
+    site.drives()
+    assert site.job.state is JobState.DONE
 
 
 def test_a_journal_of_other_steps_is_a_persons(site: Site) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
 
 from config_server.rules.clock import SECOND_NS
 from config_server.store import (
@@ -26,6 +28,7 @@ from config_server.store import (
     sqlite_steps,
     tokens,
 )
+from config_server.store.statements import clock_ns
 from shared.api.policies import Policy
 from shared.desired import WantedDisk
 from shared.errors import (
@@ -189,3 +192,22 @@ async def test_a_full_disk_is_named_also_where_sqlite_has_rolled_back_itself(tmp
             assert await db.run(lambda connection: audit.newest(connection, 10)) == []
         finally:
             await db.close()
+
+
+def test_its_clock_does_not_jump_with_the_time_of_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    day_ns = 86_400 * SECOND_NS
+    monkeypatch.setattr(time, "time_ns", lambda now_ns=time.time_ns: now_ns() - day_ns)
+    with contextlib.closing(sqlite.connect(":memory:")) as db:
+        monkeypatch.undo()
+        assert abs(db.execute(select(clock_ns())).scalar_one() - time.time_ns()) < day_ns / 2
+
+
+def test_what_is_wrong_when_it_is_opened_is_told_without_a_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(tmp_path / "state.db") as db:
+        db.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ConfigError):
+        sqlite.connect(tmp_path / "state.db")
+    gc.collect()
+    assert caplog.text == ""
