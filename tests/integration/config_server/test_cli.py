@@ -425,6 +425,14 @@ async def test_a_dry_run_writes_nothing_and_opens_no_job(site: Site, tmp_path: P
         assert (await operator.call(api.JOBS, Limit())).jobs == []
 
 
+async def test_a_dry_run_refuses_the_folder_that_the_restore_would_refuse(site: Site, tmp_path: Path) -> None:
+    to = tmp_path / "out"
+    to.mkdir()
+    (to / "mine").write_text("of somebody")
+    refused = await site.run("restore", "web1", "--to", str(to), "--dry-run")
+    assert (refused.exit_code, "US141" in refused.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("wrong", ["folder", "point", "machine"])
 async def test_a_mistyped_restore_is_refused_before_there_is_a_job(
     site: Site, tmp_path: Path, wrong: str
