@@ -40,6 +40,7 @@ which disk it is (`Verdict.identity`), and that it was shared is remembered: no 
 An identity that only the disk tells, or its driver, is not asked while nothing is told: what is captured goes on, by its note, and what
 is not is missing until it answers. So it is where another bears the partition table that is asked for, while what stands under the path
 does not answer: that may be a clone of it. But not where a note of this boot says that the disk is that other, or what is silent another's.
+A drive without a medium is not silent, but empty: it holds no disk's place.
 """
 
 from __future__ import annotations
@@ -118,10 +119,13 @@ class Standing:
     """Whether it answered when it was asked who it is: else it may have more identities, of the kinds that it tells itself."""
     is_named: bool = True
     """Whether sysfs said its names: else it may have more identities, of the kinds that it says."""
+    is_empty: bool = False
+    """A drive without a medium: sysfs says that it has no sectors. (Where it says nothing, that is not known.)"""
 
     def may_hide(self, kind: Kind) -> bool:
         """Whether it may have an identity of this kind which did not come."""
-        return (not self.is_read and kind in TOLD) or (not self.is_named and kind in NAMED)
+        is_hidden = (not self.is_read and kind in TOLD) or (not self.is_named and kind in NAMED)
+        return is_hidden and not self.is_empty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,7 +338,7 @@ def _by_identity(
         return _take(known, free[0], slots, f"it stands under {free[0].path} now, not under {known.path}")
     if free:
         return _refused(known, _untold(known.identity, bearing, [known.id, *rivals]))
-    if here is not None and not here.sectors:
+    if here is not None and here.is_empty:
         return _missing(
             known, f"{here.path} is empty, and no disk of this machine bears its identity ({known.identity})"
         )

@@ -72,7 +72,7 @@ PIN = Pinned(slot=3, dev=16, diskseq=5, sectors=2048)
         (bound(), [disk("sdb", OTHER), disk("sdc", dev=32)], [], Action.ATTACH, "under /dev/sdc now, not under /dev/sdb"),
         # the configured path is a link that followed the disk
         (bound(at=32), [disk("sdb", OTHER), disk("sdc", dev=32)], [], Action.ATTACH, "taken away and came back"),
-        (bound(), [disk("sdb", OTHER, sectors=0)], [], Action.MISSING, "/dev/sdb is empty"),
+        (bound(), [replace(disk("sdb", OTHER, sectors=0), is_empty=True)], [], Action.MISSING, "/dev/sdb is empty"),
         (bound(), [disk("sdb", OTHER)], [PIN], Action.REFUSED, f"another disk stands under /dev/sdb: it is {OTHER}, not {WWID}"),
         # a LUN that was mapped anew behind the same device, which somebody renamed: the note counts no more
         (bound(at=None), [disk("sdb", OTHER)], [PIN], Action.MISSING, "no disk of this machine bears its identity"),
@@ -257,6 +257,17 @@ def test_a_disk_that_does_not_answer_is_not_another_one_though_another_bears_its
             assert (verdict.action, verdict.standing) == (action, silent)
         elif diskseq != PIN.diskseq or identity is WWID:
             assert (verdict.action, verdict.standing) == (Action.ATTACH, clone), "no clone bears that"
+
+
+def test_a_drive_without_a_medium_is_empty_and_hides_nothing_and_one_of_unknown_size_is_silent() -> None:
+    unknown = replace(disk("sdb", NAME, diskseq=6, is_read=False), sectors=0)
+    there = disk("sdc", GPT, dev=32, diskseq=9)
+    for standing, action in ((unknown, Action.MISSING), (replace(unknown, is_empty=True), Action.ATTACH)):
+        (verdict,) = decide([bound(GPT)], [standing, there])
+        assert verdict.action is action
+    (verdict,) = decide([bound(GPT)], [replace(unknown, is_empty=True)])
+    assert (verdict.action, verdict.standing) == (Action.MISSING, None)
+    assert verdict.reason.startswith("/dev/sdb is empty, and no disk of this machine bears its identity")
 
 
 @pytest.mark.parametrize(
