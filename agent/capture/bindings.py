@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -65,6 +65,16 @@ class Bound(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def kept(self) -> Identity | None:
         return Identity.parse(self.identity) if self.identity else None
+
+
+class PinnedTo(NamedTuple):
+    """What capture is pinned to for an id."""
+
+    which: Which
+    path: str
+    """Where the kernel has it."""
+    line: Bound | None = None
+    """That was pinned with it; None: an older agent did, or one that was killed at once."""
 
 
 class NotedDisk(WantedDisk, frozen=True):
@@ -295,6 +305,16 @@ def known(
         is_configured=wanted.identity is not None,
         is_lost=before is None and isinstance(wanted, NotedDisk),
     )
+
+
+def configured(wanted: Sequence[WantedDisk], remembered: Sequence[Bound]) -> dict[str, str]:
+    """By id of a line, the identity that the configuration says of its id, or of its path."""
+    return {
+        bound.id: disk.identity
+        for bound in remembered
+        for disk in wanted
+        if disk.identity and (disk.id == bound.id or (disk.id is None and disk.device == bound.device))
+    }
 
 
 def line_of(wanted: WantedDisk, remembered: Sequence[Bound], claimed: Collection[str]) -> Bound | None:

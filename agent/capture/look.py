@@ -14,9 +14,8 @@ from typing import Final
 from agent.capture import answer, attach, bindings, disks, identify, layout, pinned_lines, pins, suitable
 from agent.capture.answer import Answer
 from agent.capture.binding import TOLD, WEAK, Action, Known, Pinned, Standing, Verdict, decide, same
-from agent.capture.bindings import Bound
+from agent.capture.bindings import Bound, PinnedTo
 from agent.capture.disks import SYSFS, UNKNOWN, Attributes, Disk
-from agent.capture.pinned_lines import PinnedTo
 from agent.capture.suitable import MAX_BLOCK_B
 from agent.machine_identity import this_boot
 from shared.desired import WantedDisk
@@ -166,9 +165,10 @@ def look_at(
     watched = {found[dev].device: _standing(found[dev], answers, said) for dev in captured}
     remembered = bindings.with_notes(remembered, watched, boot)
     whose = _pinned_to(pinned, {dev: found[dev].device for dev in captured}, boot)
+    said_there = bindings.configured(wanted, remembered)
     by_dev = {dev: _standing(disk, answers, said) for dev, disk in found.items()}
     by_which = {(one.dev, one.diskseq): one for one in by_dev.values()}
-    remembered = pinned_lines.with_pins(remembered, whose, boot, by_which, {disk.identity for disk in wanted})
+    remembered = pinned_lines.with_pins(remembered, whose, boot, by_which, said_there)
     under = {path: by_dev[dev] for path, dev in at.items()}
     known = bindings.all_known(wanted, remembered, under, boot, slots)
     standing = [*by_dev.values()]

@@ -200,16 +200,18 @@ class Machine:
         noted = {there[at].path: there[at] for at in self.captured.values() if at in there}
         remembered = bindings.with_notes(self.bound, noted, boot)
         whose = {
-            pin.id: pinned_lines.PinnedTo(which, there[which].path, self.pinned_lines.get(pin.id))
+            pin.id: bindings.PinnedTo(which, there[which].path, self.pinned_lines.get(pin.id))
             for pin in pins
             if (which := (pin.dev, pin.diskseq)) in there
         }
-        remembered = pinned_lines.with_pins(remembered, whose, boot, there)
+        said = bindings.configured(self.lines, remembered)
+        remembered = pinned_lines.with_pins(remembered, whose, boot, there, said)
         at = {path: self.standing(disk) for path, disk in self.links.items() if disk != self.away}
         known = bindings.all_known(self.lines, remembered, at, boot, {*self.captured.values()})
         verdicts = decide(known, standing, pins)
         is_noted = {bound.id for bound in remembered if bound.seen and bound.seen.boot == boot}
         configured = {disk.id for disk in known}
+        unknown = {bound.id for bound in remembered if not bound.identity}
         now, captured = [], {}
         owner = {at: id_ for id_, at in self.captured.items()}
         for verdict in verdicts:
@@ -228,7 +230,8 @@ class Machine:
             self.truth[id_] = number
             assert owner.get((disk.dev, disk.diskseq), id_) == id_, "a captured disk has another id"
             captured[id_] = disk.dev, disk.diskseq
-            if verdict.known.identity is None and not disk.is_read:
+            is_unknown = verdict.known.identity is None or id_ in unknown
+            if verdict.action is Action.CONTINUE and is_unknown and not disk.is_read:
                 continue
             identity = verdict.identity if disk.is_read else verdict.known.identity
             assert identity is not None
@@ -236,7 +239,7 @@ class Machine:
                 "it is known better"
             )
             now.append(bindings.bind(verdict, identity, remembered, boot))
-        lines = pinned_lines.numbered(bindings.after(remembered, now), remembered)
+        lines = pinned_lines.numbered(bindings.after(remembered, now), remembered, self.bound)
         self.captured = captured
         self.pinned_lines = {line.id: line for line in lines if line.id in captured}
         if self.has_room:
