@@ -11,7 +11,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from agent.capture import answer, attach, bindings, disks, identify, layout, pinned_lines, pins, suitable
+from agent.capture import (
+    answer,
+    attach,
+    bindings,
+    disks,
+    identify,
+    layout,
+    pinned_lines,
+    pins,
+    put_back,
+    suitable,
+)
 from agent.capture.answer import Answer
 from agent.capture.binding import TOLD, WEAK, Action, Known, Pinned, Standing, Verdict, decide, same
 from agent.capture.bindings import Bound, PinnedTo
@@ -83,6 +94,8 @@ class Look:
     without_place: frozenset[str]
     """Ids of configured disks beyond as many as a machine may have."""
     boot: str
+    otherwise: Sequence[str] = ()
+    """Captured ids of which the file says another disk, and is not gone by (`put_back`)."""
 
 
 def read_pins(pin_dir: Path) -> tuple[list[Pinned], CaptureRemovedError | None]:
@@ -165,10 +178,14 @@ def look_at(
     watched = {found[dev].device: _standing(found[dev], answers, said) for dev in captured}
     remembered = bindings.with_notes(remembered, watched, boot)
     whose = _pinned_to(pinned, {dev: found[dev].device for dev in captured}, boot)
-    said_there = bindings.configured(wanted, remembered)
+    in_file, said_there = {bound.id: bound for bound in remembered}, bindings.configured(wanted, remembered)
+    if put_back.may_say_otherwise(in_file, whose, boot):
+        answers |= _ask(disk for disk in found.values() if str(disk.path) not in answers)
     by_dev = {dev: _standing(disk, answers, said) for dev, disk in found.items()}
     by_which = {(one.dev, one.diskseq): one for one in by_dev.values()}
     remembered = pinned_lines.with_pins(remembered, whose, boot, by_which, said_there)
+    is_put_back = put_back.is_whole(in_file, whose, boot, by_which, said_there)
+    otherwise = [] if is_put_back else put_back.otherwise(in_file, whose, boot, by_which, said_there)
     under = {path: by_dev[dev] for path, dev in at.items()}
     known = bindings.all_known(wanted, remembered, under, boot, slots)
     standing = [*by_dev.values()]
@@ -182,7 +199,8 @@ def look_at(
     late = [disk for disk in standing_there if str(disk.path) not in answers]
     silent = frozenset(dev for dev, disk in found.items() if _is_silent(disk, said))
     beyond = _without_place(verdicts, remembered)
-    return Look(verdicts, found, answers | _ask(late), wrong, remembered, silent, beyond, boot)
+    told = answers | _ask(late)
+    return Look(verdicts, found, told, wrong, remembered, silent, beyond, boot, otherwise)
 
 
 def _ask(asked: Iterable[Disk]) -> dict[str, Answer]:

@@ -9,7 +9,8 @@ from types import MappingProxyType
 
 import msgspec
 
-from agent.capture.binding import Identity, Pinned, Standing, bears, contradicts
+from agent.capture import put_back
+from agent.capture.binding import Identity, Pinned, Standing, bears
 from agent.capture.bindings import Bound, PinnedTo, Seen, Which, check
 from shared import decoding
 from shared.errors import UNDECODABLE
@@ -53,7 +54,7 @@ def with_pins(
     higher number in the file, which is what was wanted; a file that cannot be written leaves it in the pins; a file from a backup has a
     lower one. A line of an older agent has none: of this boot it is later than what is pinned, for that agent pins no lines and writes the
     file first; unless its disk stands no more, for then that agent had no room in the file for what it captured since. A line of another
-    boot is older than any pin, unless it says by what cannot change that its disk is another (`_was_put_back`).
+    boot is older than any pin, but for a file that counts as a whole (`put_back`).
 
     **A pin without a line says which disk it is, and nothing else** (an older agent, or one that was killed at once); when it was made is
     not known. A line of the file counts against it only while the disk that it is noted for stands: that may be what was wanted behind the
@@ -63,6 +64,10 @@ def with_pins(
 
     A disk that the file notes for another id by a line that counts is that one's."""
     lines = {bound.id: bound for bound in remembered}
+    if put_back.is_whole(lines, captured, boot, standing, configured):
+        number = _next(bound for bound in (*remembered, *(pin.line for pin in captured.values())) if bound)
+        given = {id_: msgspec.structs.replace(lines[id_], number=number) for id_ in captured}
+        return [*(lines | given).values()]
     noted = {bound.seen: bound for bound in remembered if bound.seen}
     there = {Seen(boot, *which) for which in (*standing, *(pin.which for pin in captured.values()))}
     for id_, pin in captured.items():
@@ -76,9 +81,7 @@ def with_pins(
                 lines[later.id] = msgspec.structs.replace(later, number=pin.line.number + 1)
             continue
         found = pin.line or _of_a_pin_alone(id_, pin, line, standing.get(pin.which), configured.get(id_))
-        if line and pin.line and _was_put_back(line, pin, boot, standing, configured.get(id_)):
-            lines[id_] = msgspec.structs.replace(line, number=max(line.number, pin.line.number + 1))
-        elif found is not None:
+        if found is not None:
             lines[id_] = msgspec.structs.replace(found, last=pin.path, seen=seen)
         if owner and owner.id != id_ and lines[owner.id].seen == seen:
             lines[owner.id] = msgspec.structs.replace(lines[owner.id], seen=None)
@@ -92,18 +95,6 @@ def _is_later(line: Bound, pinned: Bound | None, boot: str, there: Collection[Se
     if line.seen.boot != boot:
         return False
     return line.number >= pinned.number if pinned and line.number else line.seen in there
-
-
-def _was_put_back(
-    line: Bound, pin: PinnedTo, boot: str, standing: Mapping[Which, Standing], configured: str | None
-) -> bool:
-    """Whether a line that was noted in another boot says that its disk is not the one that is pinned, and nobody said otherwise since."""
-    disk = standing.get(pin.which)
-    if disk is None or pin.line is None or line.seen is None or line.seen.boot == boot:
-        return False
-    return pin.line.identity not in (line.identity, configured) and contradicts(
-        disk, line.kept, [*standing.values()]
-    )
 
 
 def _of_a_pin_alone(

@@ -65,6 +65,9 @@ def protect(
             path=str(file.path),
         )
     look = look_at(wanted, remembered or [], pin_dir, everybody=True)
+    if look.otherwise:
+        not_gone_by = file.put_back.is_not_gone_by(look.otherwise)
+        _log.warning("disks.json was put back", **not_gone_by.as_dict())
     chosen: list[tuple[Verdict, Disk]] = []
     left_out: list[LeftOut] = []
     errors = why_not(look, given_up, refusing)

@@ -1,6 +1,6 @@
 """Lives of machines whose disks are known by number here, whatever they bear and wherever they stand: links are exchanged, labels copied,
-disks pulled and put back, machines rebooted, a line is written once more, an older agent ran before, the file is lost, or cannot be
-written, the agent is killed when it is, a disk does not answer for one look.
+disks pulled and put back, machines rebooted, a line is written once more, an older agent ran before, the file is lost, put back
+as it was at the last reboot, or cannot be written, the agent is killed when it is, a disk does not answer for one look.
 
 Where a disk is away, nothing tells it from an unprotected clone that stands, nor one that is bound or configured by a serial number from
 another that bears the same: that is not lived here.
@@ -44,6 +44,7 @@ STEP = st.one_of(
     st.tuples(st.just("clone"), NUMBER, NUMBER),
     st.tuples(st.just("killed"), NUMBER, NUMBER),
     st.tuples(st.just("unwritten"), NUMBER, NUMBER),
+    st.tuples(st.just("put back"), NUMBER, NUMBER),
 )
 
 
@@ -76,6 +77,7 @@ class Machine:
             bound.id: (self.place[disk], self.seq[disk]) for disk, bound in enumerate(self.bound)
         }
         self.pinned_lines: dict[str, Bound] = {}
+        self.backup = self.bound
 
     def path(self, disk: int) -> str:
         return f"/dev/disk/{'by-path' if self.kinds[disk] == PORTED_TWIN else 'by-id'}/{disk}"
@@ -137,6 +139,7 @@ class Machine:
                 self.step("back", one, one)
             case "reboot":  # numbers of the last boot are given again, to others
                 self.boot += 1
+                self.backup = self.bound
                 self.captured, self.pinned_lines = {}, {}
                 self.place = [(place + one) % DISKS for place in self.place]
                 self.seq = [1 + (place + other) % DISKS for place in self.place]
@@ -149,6 +152,9 @@ class Machine:
                 self.has_forgotten |= self.captured.keys() > self.pinned_lines.keys()
                 if one != other:
                     self.step("silent", one, other)
+            case "put back" if self.is_all_captured():  # the file of the boot before
+                self.bound = self.backup
+                self.has_forgotten = True
             case "clone" if one not in self.truth.values() and self.away is None:
                 self.copied |= one != other
                 self.label[one] = self.label[other]

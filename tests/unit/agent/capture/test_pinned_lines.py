@@ -132,39 +132,6 @@ def test_a_line_without_a_number_of_a_disk_that_stands_no_more_is_not_later_than
     assert with_pins([exchanged], {"sdb": pin}, "this", there)[0].seen == exchanged.seen
 
 
-@pytest.mark.parametrize(
-    ("file", "pinned", "borne", "configured", "counts"),
-    [
-        ("wwid:P", "wwid:Q", ["wwid:Q"], None, True),
-        ("serial:P", "wwid:Q", ["wwid:Q"], None, True),
-        ("serial:away", "wwid:Q", ["wwid:Q"], None, False),
-        ("wwid:P", "wwid:Q", ["wwid:Q"], "wwid:Q", False),
-        ("wwid:P", "gpt:Q", ["gpt:Q"], None, False),
-        ("wwid:P", "gpt:Q", ["wwid:P", "gpt:Q"], None, False),
-        ("gpt:P", "gpt:Q", ["gpt:Q"], None, False),
-    ],
-)
-def test_of_a_file_that_is_put_back_counts_what_cannot_change_and_says_that_the_captured_disk_is_another(
-    file: str, pinned: str, borne: list[str], configured: str | None, counts: bool
-) -> None:
-    """It was lost at a boot that exchanged the kernel's names, and what stood under the path was captured."""
-    there = {
-        (16, 5): standing(*borne),
-        (32, 6): replace(standing("wwid:P", "serial:P", "gpt:P"), dev=32, diskseq=6),
-    }
-    pin = PinnedTo((16, 5), "/dev/sdb", structs.replace(BOUND, identity=pinned, number=4))
-    before = structs.replace(BOUND, identity=file, seen=Seen("before", 16, 5), number=1)
-    [found] = with_pins([before], {"sdb": pin}, "this", there, {"sdb": configured} if configured else {})
-    assert found == (structs.replace(before, number=5) if counts else pin.line)
-    assert with_pins([found], {"sdb": pin}, "this", there, {"sdb": configured} if configured else {}) == [
-        found
-    ]
-    in_this_boot = structs.replace(before, seen=Seen("this", 32, 6))
-    assert with_pins(
-        [in_this_boot], {"sdb": pin}, "this", there, {"sdb": configured} if configured else {}
-    ) == [pin.line]
-
-
 def test_a_line_that_changes_gets_a_number_above_all() -> None:
     one, other = structs.replace(BOUND, number=4), Bound("sdc", "/dev/y", "gpt:2", number=6)
     moved = structs.replace(one, last="/dev/sdz")
