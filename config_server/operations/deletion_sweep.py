@@ -264,7 +264,7 @@ class DeletionSweep:
         except StorageError as exc:
             with contextlib.suppress(ContainerMissingError):
                 await self._close_again(name, after)
-                if written is not None and _is_refused(exc):
+                if written is not None and exc.is_refusal:
                     await removal.take_back(storage, deletion.container, written)
                 self._said[deletion.id] = _Said(self._control.mono_ns(), _storage(name, deletion, exc))
             raise
@@ -355,11 +355,6 @@ class DeletionSweep:
     def _log_new(name: str, before: UnhealthyError | None, wrong: UnhealthyError) -> None:
         if before is None or (before.code, before.cause) != (wrong.code, wrong.cause):
             _log.warning("machine not deleted", machine=name, **wrong.as_dict())
-
-
-def _is_refused(exc: StorageError) -> bool:
-    """Whether storage said that it does not do it. What passes (busy, a gateway's word, no answer) may be said of what was done."""
-    return not isinstance(exc, TransientError)
 
 
 def _storage(name: str, deletion: Deletion, exc: UnderstudyError) -> DeletionStorageError:

@@ -12,7 +12,8 @@ The class of an error says what becomes of the request, here and nowhere else:
 
 Azure's code decides; the HTTP status only where a code is not known, since one status says many things (409: exists, lease held,
 throttled, public access refused). A 404, 409 or 412 counts only if blob storage said it, which each of its answers shows by a header: that
-a captive portal does not find a blob must never become "storage has lost it".
+a captive portal does not find a blob must never become "storage has lost it", nor its refusal "storage did not do it": of each error
+`StorageError.is_refusal` tells whether storage said that.
 
 Messages name operation, blob, HTTP status and Azure's error code; never a header, a key or a signed URL.
 """
@@ -184,7 +185,9 @@ def translate(what: str, exc: Exception, config: BlobConfig, proxy: Proxy | None
     where = place(config, proxy)
     if isinstance(exc, HttpResponseError) and exc.response is not None and (exc.status_code or 0) >= 300:
         headers: Mapping[str, str] = exc.response.headers  # type: ignore[attr-defined]
-        return _of_answer(what, exc.status_code or 0, headers, str(exc.message), where)
+        error = _of_answer(what, exc.status_code or 0, headers, str(exc.message), where)
+        error.is_refusal = not isinstance(error, TransientError)
+        return error
     if (refused := _proxy_status(exc)) is not None:
         return _of_proxy(what, refused, where)
     if isinstance(exc, ClientAuthenticationError):

@@ -39,7 +39,7 @@ from tests.deletions import (
 )
 from tests.machine_log import ModelMachine
 from tests.obedient_agent import ObedientAgent, obedient_agent
-from tests.storage_faults import Answer, Cut, FaultProxy, Late, Slow
+from tests.storage_faults import Answer, Cut, Fault, FaultProxy, Late, Slow
 
 # ---- what was brought back
 
@@ -104,20 +104,27 @@ async def test_what_was_brought_back_while_nobody_knew_whether_it_had_gone_is_no
         await until(lambda: is_gone(operator))
 
 
-async def test_what_is_there_still_though_nobody_was_told_that_it_stays_waits_for_a_person(
+@pytest.mark.parametrize(
+    "fault",
+    [Cut(), *(Answer(status, foreign=True) for status in (200, 403, 404, 502))],
+    ids=lambda fault: f"somebody else's {fault.status}" if isinstance(fault, Answer) else "none",
+)
+async def test_what_is_there_still_though_storage_did_not_say_that_it_stays_waits_for_a_person(
     server: ConfigServer,
     operator: RestClient,
     web1: ObedientAgent,
     machine: ModelMachine,
     machine_storage: MachineStorage,
     proxy: FaultProxy,
+    fault: Fault,
 ) -> None:
     """It may have been brought back meanwhile."""
     await delete(operator)
     await stops(web1)
-    proxy.add(Cut(), method="DELETE", times=None)
+    rule = proxy.add(fault, method="DELETE", times=1)
     pass_delay(folder(server))
     await is_waiting(operator, "US631")
+    assert rule.struck == 1
     assert await is_there(machine_storage, machine)
     assert (await kept(operator)).taken_back
 
