@@ -26,7 +26,7 @@ from shared.errors import StorageForgotError
 from shared.machine_storage import REGISTRY, MachineStorage
 from shared.vault import Vault
 from tests.azurite import Azurite
-from tests.deleted_machines import Parts, parts, remove
+from tests.deleted_machines import HARDWARE, Parts, parts, remove
 from tests.deletions import in_storage
 from tests.logs import make_chain
 from tests.spools import MACHINE, append_all, hello, hello_again, make_spool, read_log, same_batches
@@ -468,6 +468,44 @@ async def test_who_comes_while_the_keys_of_a_deleted_machine_are_removed_keeps_w
         await word
         assert {f"{MACHINE}/boot.json", f"{MACHINE}/side.json"} <= set(made.here())
         assert made.report().machines[MACHINE].containers == [await machine_storage.named(MACHINE)]
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        assert list(made.admission._boots) == [MACHINE]
+
+
+async def test_who_comes_with_the_boot_that_is_known_while_its_file_goes_has_it_on_the_disk_again(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same host is enrolled again, without a reboot, while the side is being removed. In memory its boot is no news."""
+    begun, back = threading.Event(), threading.Event()
+    remove_file = durable.remove_file
+
+    def slow(path: Path) -> None:
+        if path.name == "side.json":
+            begun.set()
+            back.wait(20)
+        remove_file(path)
+
+    spool = tmp_path / "spool"
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        assert list(made.admission._boots) == [MACHINE]
+        old = await remove(machine_storage)
+        await made.log.look()
+        monkeypatch.setattr(durable, "remove_file", slow)
+        word = asyncio.create_task(made.hears(old))
+        await asyncio.to_thread(begun.wait, 20)
+        assert f"{MACHINE}/boot.json" not in made.here()
+        same = msgspec.structs.replace(hello(0), identity=HARDWARE, boot="k1/again")
+        coming = asyncio.create_task(made.sides.check(MACHINE, HARDWARE, claim=True))
+        log = await made.spool.open_machine(same)
+        await log.begin(same)
+        await append_all(log, make_chain(3, epoch=log.position.epoch))
+        session = cast(Session, SimpleNamespace(machine=MACHINE, waiting=True))
+        await made.admission.begun(session, same)
+        back.set()
+        await asyncio.gather(word, coming)
+        assert {f"{MACHINE}/boot.json", f"{MACHINE}/side.json"} <= set(made.here())
     async with parts(spool, own(machine_storage), 3600.0) as made:
         assert list(made.admission._boots) == [MACHINE]
 
