@@ -181,7 +181,7 @@ class DeletionStorageError(UnhealthyError):
     code = "US632"
     default_action = (
         "See that this server reaches storage, and may delete and change containers there (no legal hold, no lease, no immutability): it is"
-        " tried again every minute; what storage refuses, within ten."
+        " tried again within ten minutes."
     )
 
 
@@ -204,8 +204,8 @@ class BeingDeletedError(UnhealthyError):
 
     code = "US635"
     default_action = (
-        "Wait until it is done (understudy event list). If storage keeps deleted containers (container soft delete), it brings this one"
-        " back for so many days."
+        "Wait until it is done; if it takes long, understudy machine show says what it waits for, and what to do. If storage keeps deleted"
+        " containers (container soft delete), it brings this one back for so many days."
     )
 
 
