@@ -103,8 +103,8 @@ class WishWithheldError(UnhealthyError):
 
     code = "US644"
     default_action = (
-        "See that the config server reaches storage, which says who the machine is (understudy machine copies NAME). If it stands on this"
-        " hardware from now on: understudy machine rebind NAME."
+        "If it stands on this hardware from now on: understudy machine rebind NAME. Else see that the config server reaches its storage, if"
+        " it has one ([blob]), which says who the machine is (understudy machine copies NAME), and that no drill or clone reports as it."
     )
 
 
