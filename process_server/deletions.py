@@ -10,8 +10,9 @@ takes two that cannot be wrong together:
   used again. It is written down there when a person's deletion has gone its whole way (decision 0029), and is taken back when the container
   is in storage again. It comes with the answer to each report, over TLS, from whom orders come, too. A server that is older, is away, or
   lost that with its database says nothing, and nothing is what is done.
-- **Storage, as this server sees it**: the container is not in the account's list, and the registry does not name it. While storage does not
-  answer, or has it (somebody brought it back; or the config server looks at another account), all stays.
+- **Storage, as this server sees it**: the container is not in the account's list, and the registry does not name it. It is asked at first,
+  and again behind all that is waited for (a log that ends), before the first file goes. While storage does not answer, or has it (somebody
+  brought it back; or the config server looks at another account), all stays.
 
 Storage alone decides nothing. After a failover of the account it has lost a container, or all of them, and what is here may be all that is
 left. A deleted container and one that a failover lost look alike from here: the word tells them apart.
@@ -23,11 +24,12 @@ or is damaged, is of none, and stays. So a name that is used again keeps what is
 side is left that says none, and the registry names another container, that one's machine may have been here: side, boot and keys stay.
 
 Killed anywhere, it is done by the next start. First the logs end, then files go, and a file's note behind it; then, where nothing else is
-left and nobody bears the name, the data keys (of that name: this server has no machine any more that needs one) and what lies beside the
-spool, the side at last. An epoch's folder is first moved to a name that is no epoch's and names the container, since what is left of one
-that lost its state could not be told any more. What is still here is named in the next report, so it is told again; that is how it is tried
-again, too, and until then the machine's report says why it is still here (I10). A server that was off during the deletion names what it has
-when it is back. An empty folder is nobody's: an epoch's goes along, a machine's at the next start.
+left and nobody here bears the name, the data keys and what lies beside the spool, the side at last. The keys are the name's: they go only
+where the registry names no machine of it, since one that lives elsewhere may come here, and go on without the config server. An epoch's
+folder is first moved to a name that is no epoch's and names the container, since what is left of one that lost its state could not be told
+any more. What is still here is named in the next report, so it is told again; that is how it is tried again, too, and until then the
+machine's report says why it is still here (I10). A server that was off during the deletion names what it has when it is back. An empty
+folder is nobody's: an epoch's goes along, a machine's at the next start.
 
 Each machine's drop is a task of its own: a disk that does not answer, or storage that is slow, keeps no other machine's from going.
 """
@@ -36,7 +38,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from functools import partial
 from typing import Final
 
 from process_server.reception.admission import Admission
@@ -121,23 +122,41 @@ class Deletions:
             if before is None or before.cause != log.undropped.cause:
                 _log.warning("deleted machine not dropped yet", machine=machine, **error.as_dict())
 
+    async def _forget_keys(self, machine: str) -> None:
+        """They are the name's: where a machine bears it, wherever it lives, they may be that one's."""
+        if await self._storage.named(machine) is None:
+            await remote_vault.forgotten(self._vault, machine)
+
+    async def _gone(self, machine: str, containers: Collection[str]) -> set[str]:
+        """Those of them that storage has not, nor the registry names, asked now."""
+        return {container for container in containers if not await self._storage.has(machine, container)}
+
     async def _drop(self, machine: str, log: MachineLog) -> None:
         await log.look()
-        said = log.containers.intersection(self._told)
-        gone = {container for container in said if not await self._storage.has(machine, container)}
+        gone = await self._gone(machine, log.containers.intersection(self._told))
         if not gone:
             return
-        named = await self._storage.named(machine)
         for container in gone:
             self._storage.forget(machine, container)
         before = log.containers
-        await log.forget(gone)
+
+        named: str | None = None
+
+        async def still() -> set[str]:
+            nonlocal gone, named
+            named = await self._storage.named(machine)
+            gone = await self._gone(machine, gone - {named})
+            return gone
+
+        await log.forget(gone, still)
         if log.containers != before:
             _log.warning("deleted machine dropped", machine=machine, containers=sorted(gone))
+        if not gone:
+            return
         if named is not None and not log.containers:
             return  # whose it is that lies beside the spool, nothing says: it may be the living one's
         # The side last: it says of which container it is.
-        for forget in (partial(remote_vault.forgotten, self._vault), self._boots.forget, self._sides.forget):
+        for forget in (self._forget_keys, self._boots.forget, self._sides.forget):
             # Before each: where somebody has come meanwhile, it may be his.
             if not (log.containers <= gone and self._admission.is_free(machine)):
                 break

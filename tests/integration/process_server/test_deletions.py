@@ -19,10 +19,11 @@ from process_server.reception.machine import Machine
 from process_server.reception.session import Session
 from process_server.spool import machine_folder, watermark
 from process_server.spool.aside import Kind, Note
+from process_server.spool.epoch_log import EpochLog
 from process_server.spool.machine_log import MachineLog
 from shared import durable, remote_vault
 from shared.blob import BlobConfig
-from shared.errors import StorageForgotError
+from shared.errors import StorageForgotError, UnderstudyError
 from shared.machine_storage import REGISTRY, MachineStorage
 from shared.vault import Vault
 from tests.azurite import Azurite
@@ -139,6 +140,52 @@ async def test_what_the_registry_still_names_is_not_dropped(
         before = made.here()
         await made.hears(container)
         assert made.here() == before
+
+
+@pytest.mark.parametrize("how", ["its container is there", "the registry names it"])
+async def test_what_is_brought_back_while_its_log_ends_is_not_dropped(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    async with parts(tmp_path / "spool", own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+        metadata = await (await machine_storage.find(MACHINE)).container_metadata()
+        entry = await machine_storage.vault.read(f"{REGISTRY}{MACHINE}.json")
+        old = await remove(machine_storage)
+        abandon = EpochLog.abandon
+
+        async def slow(log: EpochLog, error: UnderstudyError) -> None:
+            await abandon(log, error)
+            if how == "the registry names it":
+                await machine_storage.vault.create(f"{REGISTRY}{MACHINE}.json", entry)
+            else:
+                await machine_storage.vault.in_container(old).ensure_container(metadata)
+
+        monkeypatch.setattr(EpochLog, "abandon", slow)
+        before = made.here()
+        await made.hears(old)
+        assert made.here() == before
+        assert made.report().machines[MACHINE].containers == [old]
+
+
+async def test_the_keys_of_a_name_stay_while_a_machine_bears_it_anywhere(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was here, while its side could not be written, and lives at another server now; the word is of the one before."""
+    keyless: list[str] = []
+
+    async def forgotten(_vault: Vault, machine: str) -> None:
+        keyless.append(machine)
+
+    monkeypatch.setattr(remote_vault, "forgotten", forgotten)
+    spool = tmp_path / "spool"
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+    old = await remove(machine_storage)
+    await machine_storage.find_or_create(MACHINE)
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await made.log.look()
+        await made.hears(old)
+        assert (made.here(), keyless) == ([], [])
 
 
 async def test_while_storage_does_not_answer_nothing_is_dropped(
