@@ -123,3 +123,7 @@ class BootFiles:
 
     async def forget(self, machine: str) -> None:
         await self.files.keep(machine, None)
+
+    async def remove(self, machine: str) -> None:
+        """Raises SpoolError."""
+        await self.files.remove(machine)

@@ -459,6 +459,73 @@ async def test_what_could_not_be_removed_is_told_and_tried_again_also_by_the_nex
         assert (made.report().machines, list(spool.iterdir())) == ({}, [spool / ".lock"])
 
 
+async def test_what_cannot_be_dropped_is_tried_again_after_ever_longer_pauses_and_not_with_each_word(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries, now_s = 0, 0.0
+
+    def rmtree(path: Path) -> None:
+        nonlocal tries
+        tries += 1
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(machine_folder, "shutil", SimpleNamespace(rmtree=rmtree))
+    async with parts(tmp_path / "spool", own(machine_storage), 3600.0) as made:
+        made.deletions.clock = lambda: now_s
+        await append_all(await made.begun(), make_chain(3))
+        old = await remove(machine_storage)
+        running = asyncio.create_task(made.deletions.run())
+
+        async def hears(*deleted: str) -> None:
+            made.deletions.tell(deleted)
+            async with asyncio.timeout(20):
+                while made.deletions._news.is_set() or made.deletions._trying:  # noqa: ASYNC110 - it tells nobody
+                    await asyncio.sleep(0.005)
+
+        try:
+            at_s: list[float] = []
+            for second in range(0, 2000, 2):  # as answers come
+                now_s, before = float(second), tries
+                await hears(old)
+                if tries > before:
+                    at_s.append(now_s)
+            assert at_s == [0, 2, 6, 14, 30, 62, 126, 254, 510, 1022, 1622]
+            assert codes(made) == ["US649"]
+            await hears()
+            await hears(old)
+            assert tries > before, "the word is another one"
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.parametrize("file", ["boot.json", "side.json"])
+async def test_what_lies_beside_the_spool_and_cannot_be_removed_is_told_and_tried_again_also_by_the_next_start(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    spool, remove_file = tmp_path / "spool", durable.remove_file
+
+    def refuse(path: Path) -> None:
+        if path.name == file:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        remove_file(path)
+
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+        old = await remove(machine_storage)
+        with monkeypatch.context() as patch:
+            patch.setattr(durable, "remove_file", refuse)
+            await made.hears(old)
+            await made.log.look()
+            told = made.report().machines[MACHINE]
+            assert (told.containers, [error.code for error in told.errors]) == ([old], ["US649"])
+            assert "Input/output error" in told.errors[0].cause
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await made.log.look()
+        await made.hears(old)
+        assert (made.report().machines, list(spool.iterdir())) == ({}, [spool / ".lock"])
+
+
 async def test_a_machine_whose_disk_hangs_keeps_no_other_from_being_dropped_and_is_told(
     machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -585,7 +652,14 @@ async def test_a_side_that_says_no_container_may_be_the_living_machines_which_is
         await made.hears(old)
         assert (made.here(), keyless) == ([MACHINE, f"{MACHINE}/boot.json", f"{MACHINE}/side.json"], [])
         assert list(made.admission._boots) == [MACHINE]
-        assert made.report().machines[MACHINE].containers == []
+        live = await machine_storage.named(MACHINE)
+        assert made.report().machines[MACHINE].containers == [live], "it goes with that one"
+    deleted = await remove(machine_storage)
+    assert deleted == live
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await made.log.look()
+        await made.hears(old, deleted)
+        assert (made.here(), keyless, made.report().machines) == ([], [MACHINE], {})
 
 
 @pytest.mark.parametrize("restarted", [False, True])
