@@ -44,7 +44,7 @@ from config_server.rules.deletion import Deletion, Found, Stage
 from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
 from config_server.storage import removal
-from config_server.storage.deletion_note import NONE, Written
+from config_server.storage.deletion_note import Written
 from config_server.store import audit, deleted, deletions, incarnations, inventory
 from shared import logging
 from shared.api.certificates import CertificateList
@@ -216,9 +216,8 @@ class DeletionSweep:
             if found.metadata is not None:
                 storage = self._control.storage.machines()
                 await removal.fence(storage, deletion.container)
-                is_noted = await removal.renew(storage, deletion.container, deletion.id) is not None
-                if not is_noted and (wrong := rules.of_note(name, deletion, NONE)) is not None:
-                    return wrong  # something else was said since it was looked at
+                if await removal.renew(storage, deletion.container, deletion.id) is None:
+                    return rules.unnoted(name, deletion)  # something else was said since it was looked at
             using = await self._advance(name, deletion, Stage.CLOSING, found)
             if using is None or using:
                 return rules.of_running(name, using or ())
@@ -245,8 +244,8 @@ class DeletionSweep:
             return rules.of_running(name, using or ())
         if found.changed is not None:
             written = await removal.take_out(storage, deletion.container, deletion.id)
-            if written is None and (wrong := rules.of_note(name, deletion, NONE)) is not None:
-                return wrong  # something else was said since it was looked at
+            if written is None:
+                return rules.unnoted(name, deletion)  # something else was said since it was looked at
             reach("deletion.unnoted")
         using = await self._advance(name, deletion, to, found)
         if using is None or using:
@@ -267,11 +266,11 @@ class DeletionSweep:
                 if written is not None and exc.is_refusal:  # first: it stands whatever hinders the fence
                     await removal.take_back(storage, deletion.container, written)
                 await self._close_again(name, after)
-                if not exc.is_refusal and (wrong := rules.of_note(name, deletion, NONE)) is not None:
+                if not exc.is_refusal:
                     _log.warning(
                         "nobody knows whether a container was deleted", machine=name, **exc.as_dict()
                     )
-                    return wrong
+                    return rules.unnoted(name, deletion)
                 self._said[deletion.id] = _Said(self._control.mono_ns(), _storage(name, deletion, exc))
             raise
         await self._forget(name, after)
