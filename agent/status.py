@@ -82,6 +82,7 @@ def report(agent: Agent, rates: Rates, boot_before: str = "") -> AgentReport:
         agent.revoked.trouble.error,
         agent.watch.trouble,
         agent.watch.file.trouble,
+        agent.watch.file.put_back.trouble,
         stream.trouble,
     ):
         if trouble is not None:

@@ -171,13 +171,24 @@ class Service:
         for name, since in list(self._ending.items()):
             found = self._machines[name]
             if found.task.done():
+                try:
+                    is_last = found.container in self._deleted and await self._is_nobodys(name)
+                except (StorageError, IntegrityError) as exc:
+                    _log.info(
+                        "not known whose the keys of a deleted machine are", machine=name, **exc.as_dict()
+                    )
+                    continue
                 await _ended([found.task])  # at once
                 del self._ending[name], self._machines[name]
                 self._storage.forget(name, found.container)
-                if found.container in self._deleted:
+                if is_last:
                     remote_vault.forget(self._vault, name)
             elif time.monotonic() - since > _ENDING_S:
                 found.task.cancel()  # again: what failed as it was cut off began anew
+
+    async def _is_nobodys(self, name: str) -> bool:
+        """Whether the registry names no machine of the name: its keys are another one's else. Raises StorageError, IntegrityError."""
+        return await self._storage.with_retry(_BRIEFLY).named(name) is None
 
     async def tell_manager(self, stop: asyncio.Event) -> None:
         """Status line and watchdog for the service manager."""

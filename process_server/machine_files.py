@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from shared import durable
-from shared.errors import NoThreadError, StateFileError, cause_of
+from shared.errors import NoThreadError, SpoolError, StateFileError, cause_of
 from shared.log import names
 from shared.single_writer import SingleWriter
 from shared.trouble import Trouble
@@ -37,14 +37,22 @@ class MachineFiles:
         """Those that lie there, by machine."""
         return {path.parent.name: path for path in self._folder.glob(f"*/{self._file}")}
 
-    async def keep(self, machine: str, content: bytes | None) -> None:
-        """None: nothing is kept any more."""
+    async def keep(self, machine: str, content: bytes | None) -> bool:
+        """None: nothing is kept any more. Whether the disk has it."""
         if machine not in self._writers:
             self._writers[machine] = SingleWriter(f"store {self._file}", partial(self._write, machine))
         if machine not in self._kept or self._kept[machine] != content:
             self._kept[machine] = content
             self._writers[machine].changed()
         await self._written([self._writers[machine]])
+        return not self._writers[machine].is_due
+
+    async def remove(self, machine: str) -> None:
+        """Nothing is kept any more. Raises SpoolError where it is on the disk still; it is tried again."""
+        if not await self.keep(machine, None):
+            error = self.trouble.error
+            cause = error.cause if error is not None else "it is not done yet"
+            raise SpoolError(f"{self.path(machine)} could not be removed", cause=cause)
 
     async def store_again(self) -> None:
         """What could not be stored before."""

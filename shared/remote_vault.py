@@ -180,6 +180,7 @@ class RemoteVault:
 
     async def _found(self, id_: _Id) -> bool:
         """Whether the cache has it by now: another process of this daemon may have written it, or somebody mended the disk."""
+        goes = id_ in self._unwanted
         try:
             found = await _in_thread(self._cache.find, *id_)
         except KeyCacheError as exc:
@@ -188,6 +189,10 @@ class RemoteVault:
             return False
         if found is not None:
             self._keys[id_] = found.key
+            if goes:  # and may be gone since it was read
+                self._unstored.add(id_)
+                self._writer.changed()
+                self._wake.set()
         return found is not None
 
     async def _keep(self, id_: _Id, key: MachineKey) -> None:

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
+from agent.capture import answer, identify
+from agent.capture.answer import Answer
+from agent.capture.binding import Identity, Kind
 from agent.capture.bindings import BindingsFile
-from agent.capture.disks import find_disk
+from agent.capture.disks import Disk, find_disk
 from agent.capture.fitting import Change
-from agent.capture.look import LeftOut
+from agent.capture.look import LeftOut, standing_now
 from agent.capture.maps import Capture, detach
 from agent.capture.protection import protect
 from agent.capture.watch import Watch
@@ -100,6 +104,33 @@ def reattach(device: str, file: Path, *options: str) -> None:
     subprocess.run(["losetup", "--detach", device], check=False, stderr=subprocess.DEVNULL)
     until(lambda: not Path(f"/sys/block/{Path(device).name}/loop").exists(), f"{device} stays in use")
     run("losetup", *options, device, str(file))
+
+
+def identified_by_its_table(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a disk that is no loop device, and has a partition table."""
+    table = "label: gpt\n"
+    subprocess.run(["sfdisk", "-q", device], input=table, text=True, check=True, stderr=subprocess.DEVNULL)
+    bare = identify.identities
+
+    def without_loop(disk: Disk, told: Answer = answer.NOTHING) -> tuple[Identity, ...]:
+        return tuple(found for found in bare(disk, told) if found.kind is not Kind.LOOP)
+
+    monkeypatch.setattr(identify, "identities", without_loop)
+
+
+def table_of(device: str) -> str:
+    return next(str(found) for found in standing_now(device).identities if found.kind is Kind.GPT)
+
+
+@contextmanager
+def silent(device: str) -> Iterator[None]:
+    """It does not answer."""
+    ask, sick = answer.ask, Answer(cause="it did not answer within 10 s", hangs=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            answer, "ask", lambda paths: ask(paths) | {path: sick for path in paths if path == device}
+        )
+        yield
 
 
 def slots_with_pins(r: Rig) -> set[int]:

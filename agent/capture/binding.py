@@ -39,7 +39,8 @@ which disk it is (`Verdict.identity`), and that it was shared is remembered: no 
 
 An identity that only the disk tells, or its driver, is not asked while nothing is told: what is captured goes on, by its note, and what
 is not is missing until it answers. So it is where another bears the partition table that is asked for, while what stands under the path
-does not answer: that may be a clone of it. But not where a note of this boot says that the disk is that other, or what is silent another's.
+does not answer, and is nobody's that capture is pinned to: that other may be a clone of it. Who takes the dead one away, or says the port,
+ends that. A drive without a medium is not silent, but empty: it holds no disk's place.
 """
 
 from __future__ import annotations
@@ -118,10 +119,13 @@ class Standing:
     """Whether it answered when it was asked who it is: else it may have more identities, of the kinds that it tells itself."""
     is_named: bool = True
     """Whether sysfs said its names: else it may have more identities, of the kinds that it says."""
+    is_empty: bool = False
+    """A drive without a medium: sysfs says that it has no sectors. (Where it says nothing, that is not known.)"""
 
     def may_hide(self, kind: Kind) -> bool:
         """Whether it may have an identity of this kind which did not come."""
-        return (not self.is_read and kind in TOLD) or (not self.is_named and kind in NAMED)
+        is_hidden = (not self.is_read and kind in TOLD) or (not self.is_named and kind in NAMED)
+        return is_hidden and not self.is_empty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,17 +266,18 @@ def contradicts(disk: Standing, kept: Identity | None, standing: Sequence[Standi
     if kept is None or not is_ruled_out(disk, kept):
         return False
     told = [found for found in disk.identities if not found.is_weak]
-    is_elsewhere = any(_bears(one, kept) for one in standing if one is not disk)
+    is_elsewhere = any(bears(one, kept) for one in standing if one is not disk)
     return (bool(told) and is_elsewhere) or any(found.kind is kept.kind for found in told)
 
 
 def is_ruled_out(disk: Standing, kept: Identity | None) -> bool:
     """Whether `kept`, which cannot change, is not of this disk. One of that kind that it lost within the boot is not thought of: hence only
     for who asks which of several a disk is, not whether it is the one."""
-    return kept is not None and not kept.is_weak and not disk.may_hide(kept.kind) and not _bears(disk, kept)
+    return kept is not None and not kept.is_weak and not disk.may_hide(kept.kind) and not bears(disk, kept)
 
 
-def _bears(disk: Standing, kept: Identity | None) -> bool:
+def bears(disk: Standing, kept: Identity | None) -> bool:
+    """Whether it is the disk that `kept` was taken of, by that."""
     return any(same(kept, found) for found in disk.identities)
 
 
@@ -285,7 +290,7 @@ def _unless_claimed(verdict: Verdict, known: Sequence[Known], found: Mapping[str
     """A new disk is not given what may be that of another, of which it cannot be told."""
     there = verdict.standing
     for other in known:
-        if there and other.id in found and not found[other.id].is_chosen and _bears(there, other.identity):
+        if there and other.id in found and not found[other.id].is_chosen and bears(there, other.identity):
             return _refused(verdict.known, f"{there.path} may be the protected disk {other.id}")
     return verdict
 
@@ -306,7 +311,7 @@ def _by_identity(
     slots: Mapping[tuple[int, int], Pinned],
 ) -> Verdict:
     here = next((disk for disk in standing if disk.dev == known.at), None)
-    if here is not None and here.dev in owner and (known.identity is None or _bears(here, known.identity)):
+    if here is not None and here.dev in owner and (known.identity is None or bears(here, known.identity)):
         id_ = owner[here.dev]
         return replace(_refused(known, f"{here.path} is the protected disk {id_} already"), owner=id_)
     if known.identity is None:
@@ -316,17 +321,12 @@ def _by_identity(
             why = f"it was protected before, and what was noted of it is lost: whether {here.path} is that disk cannot be told"
             return _refused(known, why)
         return _take(known, here, slots, "it is protected from now on")
-    bearing = [disk for disk in standing if _bears(disk, known.identity)]
+    bearing = [disk for disk in standing if bears(disk, known.identity)]
     free = [disk for disk in bearing if disk.dev not in owner]
     rivals = [other.id for other in all_known if _is_rival(other, known)]
     is_shared = len(bearing) > 1 or bool(rivals)
     is_silent = here is not None and here.dev not in owner and here.may_hide(known.identity.kind)
-    if (
-        is_silent
-        and known.identity.kind in COPIED
-        and here not in bearing
-        and not _is_noted_apart(known, here, free, all_known)
-    ):
+    if is_silent and known.identity.kind in COPIED and here not in bearing:
         return _missing(known, f"what stands under {known.path} does not say which disk it is", here)
     if here in free and (not is_shared or known.path.startswith(_BY_PORT)):
         return _take(known, here, slots, f"{here.path} was taken away and came back")
@@ -334,7 +334,7 @@ def _by_identity(
         return _take(known, free[0], slots, f"it stands under {free[0].path} now, not under {known.path}")
     if free:
         return _refused(known, _untold(known.identity, bearing, [known.id, *rivals]))
-    if here is not None and not here.sectors:
+    if here is not None and here.is_empty:
         return _missing(
             known, f"{here.path} is empty, and no disk of this machine bears its identity ({known.identity})"
         )
@@ -350,16 +350,6 @@ def _by_identity(
         bear = "bears" if len(owned) == 1 else "bear"
         return _missing(known, f"only {', '.join(owned)} {bear} its identity ({known.identity})")
     return _missing(known, f"no disk of this machine bears its identity ({known.identity})")
-
-
-def _is_noted_apart(
-    known: Known, here: Standing | None, bearing: Sequence[Standing], all_known: Sequence[Known]
-) -> bool:
-    """Whether notes of this boot say that the disk is one of those that bear its identity, or that what stands `here` is another's."""
-    if any((disk.dev, disk.diskseq) == known.noted for disk in bearing):
-        return True
-    which = (here.dev, here.diskseq) if here is not None else None
-    return which != known.noted and any(which == other.noted for other in all_known if other is not known)
 
 
 def _is_rival(other: Known, known: Known) -> bool:

@@ -11,7 +11,7 @@ line had before. Agents before 2026-11-26 wrote no `seen`: there what capture is
 else's who stood there last (`with_notes`). An older agent leaves out what it does not know whenever it writes the file, which it does when
 a disk stands elsewhere. A disk that is configured no more keeps its line, so that no other disk ever gets its id. Losing the file is an
 event, and loses the ids of disks that are configured by path alone and are not captured: of the others the same line is pinned with the
-capture, and the file is made anew from that (`pinned_lines.with_pins`).
+capture, and the file is made anew from that (`pinned_lines.with_pins`). One that is put back counts as a whole or not at all (`put_back`).
 
 **What could not be written is owed** (`BindingsFile`), as is all of it when somebody removed the file, damaged it or put another in its
 place: a disk that was known goes on where the state_dir is full, and only this process then knows which one it is in this boot. So
@@ -26,11 +26,12 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from agent.capture.binding import Identity, Known, Standing, Verdict, is_ruled_out, new_id, same
+from agent.capture.put_back_file import PutBackFile
 from shared import decoding, durable
 from shared.desired import WantedDisk
 from shared.errors import UNDECODABLE, BindingDamagedError, StateFileError, cause_of
@@ -65,6 +66,16 @@ class Bound(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def kept(self) -> Identity | None:
         return Identity.parse(self.identity) if self.identity else None
+
+
+class PinnedTo(NamedTuple):
+    """What capture is pinned to for an id."""
+
+    which: Which
+    path: str
+    """Where the kernel has it."""
+    line: Bound | None = None
+    """That was pinned with it; None: an older agent did, or one that was killed at once."""
 
 
 class NotedDisk(WantedDisk, frozen=True):
@@ -124,6 +135,7 @@ class BindingsFile:
         """Whether `written` was in the file when that was read last."""
         self._stood: tuple[int, int, int] | None = None
         """How the file looked then."""
+        self.put_back: Final = PutBackFile(self.path)
         self._is_over = False
         self._lock = threading.Lock()
 
@@ -134,6 +146,7 @@ class BindingsFile:
             return self._read()
 
     def _read(self) -> list[Bound] | None:
+        self.put_back.look()
         if self._owed is not None:
             return self._owed
         stands = self._looks()
@@ -175,6 +188,7 @@ class BindingsFile:
     def _write(self, disks: Sequence[Bound]) -> None:
         if self._is_over:
             raise StateFileError("Which disk is which was not noted", cause="the agent has ended")
+        self.put_back.keep_if_due()
         write(self.path.parent, disks)
         self.written, self._owed, self.trouble, self._stands = [*disks], None, None, True
         self._stood = self._looks()
@@ -295,6 +309,16 @@ def known(
         is_configured=wanted.identity is not None,
         is_lost=before is None and isinstance(wanted, NotedDisk),
     )
+
+
+def configured(wanted: Sequence[WantedDisk], remembered: Sequence[Bound]) -> dict[str, str]:
+    """By id of a line, the identity that the configuration says of its id, or of its path."""
+    return {
+        bound.id: disk.identity
+        for bound in remembered
+        for disk in wanted
+        if disk.identity and (disk.id == bound.id or (disk.id is None and disk.device == bound.device))
+    }
 
 
 def line_of(wanted: WantedDisk, remembered: Sequence[Bound], claimed: Collection[str]) -> Bound | None:

@@ -99,7 +99,7 @@ class Disk:
     diskseq: int
     """Grows whenever a device number is given to another disk; 0 on kernels before 5.15."""
     sectors: int
-    """Size in 512-byte sectors, down to a whole logical block: the rest nobody can read or write."""
+    """Size in 512-byte sectors, down to a whole logical block: the rest nobody can read or write. 0 also where it is not known."""
     serial: str
     """WWN, serial number or the like; empty when the disk has none."""
     bio_based: bool
@@ -120,6 +120,8 @@ class Disk:
     """Of its `Attributes`."""
     block_b: int = 512
     """A logical block, the least that can be read or written."""
+    is_empty: bool = False
+    """Sysfs says, beside the rest that it says, that it has no sectors: a drive without a medium."""
     id: str = ""
     """The stable id, once it is bound (agent/capture/binding.py); else the name, as blob names have it."""
 
@@ -194,14 +196,14 @@ def describe(
     attributes, diskseq = attributes_of(folder), _diskseq(folder)
     if attributes.diskseq != diskseq:  # they are of a disk that had this name before
         attributes = UNKNOWN
-    queue = attributes.queue
+    queue, size = attributes.queue, _text(folder / "size")
     return Disk(
         path=path,
         name=folder.name.replace("!", "/"),
         major=major,
         minor=minor,
         diskseq=diskseq,
-        sectors=_down_to_blocks(int(_text(folder / "size") or 0), queue.block_b),
+        sectors=_down_to_blocks(int(size or 0), queue.block_b),
         serial=_serial(attributes.names),
         names=attributes.names,
         bio_based=_is_bio_based(folder),
@@ -213,6 +215,7 @@ def describe(
         multipath_holder=multipath_holder(folder),
         hidden_by=hider(folder, attributes_of, sysfs=sysfs),
         block_b=queue.block_b,
+        is_empty=size == "0" and attributes is not UNKNOWN,
         id=folder.name,
     )
 

@@ -93,6 +93,7 @@ def standing(
         identities=found,
         is_read=is_read,
         is_named=is_named,
+        is_empty=disk.is_empty,
     )
 
 

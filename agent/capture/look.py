@@ -11,12 +11,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from agent.capture import answer, attach, bindings, disks, identify, layout, pinned_lines, pins, suitable
+from agent.capture import (
+    answer,
+    attach,
+    bindings,
+    disks,
+    identify,
+    layout,
+    pinned_lines,
+    pins,
+    put_back,
+    suitable,
+)
 from agent.capture.answer import Answer
 from agent.capture.binding import TOLD, WEAK, Action, Known, Pinned, Standing, Verdict, decide, same
-from agent.capture.bindings import Bound
+from agent.capture.bindings import Bound, PinnedTo
 from agent.capture.disks import SYSFS, UNKNOWN, Attributes, Disk
-from agent.capture.pinned_lines import PinnedTo
 from agent.capture.suitable import MAX_BLOCK_B
 from agent.machine_identity import this_boot
 from shared.desired import WantedDisk
@@ -32,7 +42,8 @@ from shared.errors import (
 
 LIMIT_S: Final = 3600.0
 _NAME_IT: Final = (
-    "Put disks.json of the agent's state_dir back from a backup. Else find out which disk it is (understudy machine disks NAME), and name"
+    "Was the machine built anew, or is that disk gone for good: name all disks that it has now (machine protect NAME --disk PATH). Else"
+    " put disks.json of the agent's state_dir back from a backup; or find out which disk it is (understudy machine disks NAME), and name"
     " it by its path: machine protect NAME --disk. Where it bears nothing that lasts, or is to keep its id, say which it is in agent.toml,"
     " by a [[disk]] of this id with its device, and start the agent again."
 )
@@ -84,6 +95,8 @@ class Look:
     without_place: frozenset[str]
     """Ids of configured disks beyond as many as a machine may have."""
     boot: str
+    otherwise: Sequence[str] = ()
+    """Captured ids of which the file says another disk, and is not gone by (`put_back`)."""
 
 
 def read_pins(pin_dir: Path) -> tuple[list[Pinned], CaptureRemovedError | None]:
@@ -166,9 +179,14 @@ def look_at(
     watched = {found[dev].device: _standing(found[dev], answers, said) for dev in captured}
     remembered = bindings.with_notes(remembered, watched, boot)
     whose = _pinned_to(pinned, {dev: found[dev].device for dev in captured}, boot)
+    in_file, said_there = {bound.id: bound for bound in remembered}, bindings.configured(wanted, remembered)
+    if put_back.may_say_otherwise(in_file, whose, boot):
+        answers |= _ask(disk for disk in found.values() if str(disk.path) not in answers)
     by_dev = {dev: _standing(disk, answers, said) for dev, disk in found.items()}
     by_which = {(one.dev, one.diskseq): one for one in by_dev.values()}
-    remembered = pinned_lines.with_pins(remembered, whose, boot, by_which, {disk.identity for disk in wanted})
+    remembered = pinned_lines.with_pins(remembered, whose, boot, by_which, said_there)
+    is_put_back = put_back.is_whole(in_file, whose, boot, by_which, said_there)
+    otherwise = [] if is_put_back else put_back.otherwise(in_file, whose, boot, by_which, said_there)
     under = {path: by_dev[dev] for path, dev in at.items()}
     known = bindings.all_known(wanted, remembered, under, boot, slots)
     standing = [*by_dev.values()]
@@ -182,7 +200,8 @@ def look_at(
     late = [disk for disk in standing_there if str(disk.path) not in answers]
     silent = frozenset(dev for dev, disk in found.items() if _is_silent(disk, said))
     beyond = _without_place(verdicts, remembered)
-    return Look(verdicts, found, answers | _ask(late), wrong, remembered, silent, beyond, boot)
+    told = answers | _ask(late)
+    return Look(verdicts, found, told, wrong, remembered, silent, beyond, boot, otherwise)
 
 
 def _ask(asked: Iterable[Disk]) -> dict[str, Answer]:

@@ -65,6 +65,9 @@ def protect(
             path=str(file.path),
         )
     look = look_at(wanted, remembered or [], pin_dir, everybody=True)
+    if look.otherwise:
+        not_gone_by = file.put_back.is_not_gone_by(look.otherwise)
+        _log.warning("disks.json was put back", **not_gone_by.as_dict())
     chosen: list[tuple[Verdict, Disk]] = []
     left_out: list[LeftOut] = []
     errors = why_not(look, given_up, refusing)
@@ -136,10 +139,12 @@ def _remember(
     others, too: a disk is written down before it is captured for the first time, or it could be taken for another later. Raises
     StateFileError when none is left."""
     now: list[Bound] = []
+    unknown = {bound.id for bound in look.remembered if not bound.identity}
     for verdict in chosen:
         assert verdict.standing is not None
         is_whole = verdict.standing.is_read and verdict.standing.is_named
-        if verdict.action is Action.CONTINUE and verdict.known.identity is None and not is_whole:
+        is_unknown = verdict.known.identity is None or verdict.known.id in unknown
+        if verdict.action is Action.CONTINUE and is_unknown and not is_whole:
             continue  # by what it is bound is not known, and what it bears now may be less
         is_read = bool(look.answers[verdict.standing.path].head)
         identity = (verdict.identity if is_read else verdict.known.identity) or verdict.standing.identities[0]
@@ -147,7 +152,7 @@ def _remember(
         if bound not in look.remembered:
             _log.info("disk bound", id=bound.id, device=bound.last, identity=bound.identity)
         now.append(bound)
-    after = pinned_lines.numbered(bindings.after(look.remembered, now), look.remembered)
+    after = pinned_lines.numbered(bindings.after(look.remembered, now), look.remembered, stored or [])
     if after == stored and file.trouble is None:
         return after, []
     try:
@@ -168,7 +173,7 @@ def _remember(
             raise
         out = {left.id for left in unbound}
         kept = [bound for bound in now if bound.id not in out]
-        after = pinned_lines.numbered(bindings.after(look.remembered, kept), look.remembered)
+        after = pinned_lines.numbered(bindings.after(look.remembered, kept), look.remembered, stored or [])
         owed = file.owe(after, exc)
         if owed is not None:
             _log.warning("where the disks stand now could not be noted", **owed.as_dict())

@@ -114,7 +114,8 @@ async def _delete(name: str, after_s: float, *, yes: bool, wait: bool) -> tuple[
                     cause="whether it is to be could not be asked: there is no terminal",
                     action="Say it with --yes: after the delay all that is shown above is gone.",
                 )
-            question = f"Stop replicating '{name}' now, and delete all of this in {_in_words(after_s)}?"
+            left = "take it out of the registry" if lost.gone else "delete all of this"
+            question = f"Stop replicating '{name}' now, and {left} in {_in_words(after_s)}?"
             click.confirm(plain(question), abort=True, err=True)
         body = DeletionRequest(after_s=after_s, container=lost.container)
         found = await client.call(api.DELETE, body, machine=name)

@@ -159,6 +159,8 @@ def rebind(name: str, identity: str, yes: bool) -> None:
         rebinding.tell_repeated(side.machine, side.identity)
     else:
         rebinding.tell_of_disks(side.machine)
+        if not side.generation:
+            rebinding.tell_of_storage(side.machine)
     emit(
         side,
         lambda: grid(

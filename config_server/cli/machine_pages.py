@@ -111,7 +111,7 @@ def lost_page(found: DeletionView) -> RenderableType:
         points += f", from {found.first[:19]} to {found.last[:19]} UTC"
     facts: list[tuple[str, str | Text]] = [
         ("points", points),
-        ("container", found.container or "- (storage holds nothing of it)"),
+        ("container", _container(found)),
         ("hardware", found.identity or "- (no identity of it is known: nothing tells it from a copy)"),
         *(("stays", stays) for stays in found.stays),
     ]
@@ -123,6 +123,15 @@ def lost_page(found: DeletionView) -> RenderableType:
             )
         )
     return fields(f"All that storage has of {found.machine}", facts)
+
+
+def _container(found: DeletionView) -> str:
+    if found.gone:
+        return (
+            f"{found.container}, which is gone already: what is left is the machine's entry in the registry. Who wants it brings it back"
+            " first, if the account keeps deleted containers (container soft delete)"
+        )
+    return found.container or "- (storage holds nothing of it)"
 
 
 def _list_table(found: list[MachineView]) -> Table:

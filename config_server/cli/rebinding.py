@@ -54,6 +54,13 @@ def tell_repeated(machine: str, identity: str) -> None:
     say(f"'{machine}' was bound to {identity} before; nothing changed.")
 
 
+def tell_of_storage(machine: str) -> None:
+    say(
+        f"The config server has no storage ([blob]): it is in its database alone. Process servers that have something of '{machine}'"
+        " go by what their storage says."
+    )
+
+
 def bound(machine: str, identity: str) -> str:
     return f"'{machine}' is bound to {identity}: only the waiting for its process servers ends here."
 

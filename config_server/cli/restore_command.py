@@ -84,10 +84,14 @@ def restore(name: str, reference: str, to_dir: Path, dry_run: bool, **storage: A
 async def _plan_only(find: Target | Rescue, name: str, reference: str, to_dir: Path) -> Plan:
     from config_server.cli.access import opened
     from shared.api.restores import RestoreRequest
+    from shared.recovery.folder import check_folder
 
+    reference, journal = _unfinished(to_dir, name, reference)
     request = RestoreRequest(point=reference, to=str(to_dir), host=socket.gethostname(), dry_run=True)
     async with opened(find, name, request) as access:
-        return await _plan(access, name, reference)
+        plan = await _plan(access, name, reference, journal)
+        check_folder(to_dir, plan)
+        return plan
 
 
 async def _restore(find: Target | Rescue, name: str, reference: str, to_dir: Path) -> Manifest:

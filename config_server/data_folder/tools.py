@@ -75,7 +75,8 @@ def _told(config: ConfigServerConfig, source: Path, done: Done) -> str:
     if since:
         kept += f"; what came into the folder since, or is of a backup that was half restored, is in {', '.join(map(str, since))}"
     owner = (
-        "\nThe folder is new, and root's: the config server's user must own it and what is in it (systemd's StateDirectory= sees to that)."
+        "\nThe folder is new, and root's: the config server's user must own it and what is in it (`understudy init`, or systemd's"
+        " StateDirectory=, sees to that)."
         if done.is_roots
         else ""
     )
@@ -83,5 +84,5 @@ def _told(config: ConfigServerConfig, source: Path, done: Done) -> str:
         f"{config.data_dir} is restored from {source}{kept}.\nIts newest entry is of {rfc3339(done.restored.newest_ns)}; what was done"
         f" since is missing. Void now: {done.restored.tokens} unused enrolment tokens, {done.restored.commands} pending commands."
         f" To be said again: {done.restored.deletions} deletions of machines."
-        f" Start the config server; `understudy event list` says what to look at.{owner}"
+        f" Next: `understudy init`, or start the config server; then `understudy event list` says what to look at.{owner}"
     )

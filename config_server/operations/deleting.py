@@ -52,6 +52,13 @@ class _Points(NamedTuple):
     unknown: str = ""
 
 
+class _Meant(NamedTuple):
+    container: str
+    """Empty: none is the machine's."""
+    found: Found
+    points: _Points
+
+
 class Deleting:
     def __init__(self, control: Control, protecting: Protecting) -> None:
         self._control = control
@@ -60,14 +67,12 @@ class Deleting:
     async def look(self, call: Call, _body: Nothing) -> DeletionView:
         """What is lost. Raises MachineNotFoundError, StorageError, IntegrityError; RequestError of what could not be asked for."""
         machine = await machines.known(self._control, call.path["machine"])
-        (container, found), points = await asyncio.gather(
-            self._meant(machine.name), self._points(machine.name)
-        )
+        container, found, points = await self._meant(machine.name)
         if machine.deletion is None:
             _check_its_own(f"'{machine.name}' cannot be deleted", machine.name, container, found)
         shown = deletion_view.shown(machine, self._hindered(machine))
         view = shown or DeletionView(machine=machine.name, container="", identity="", points=0)
-        view.container, view.identity = container, found.identity
+        view.container, view.gone, view.identity = container, _is_gone(container, found), found.identity
         view.points, view.unknown = len(points.found), points.unknown
         if points.found:
             view.first, view.last = points.found[0].time, points.found[-1].time
@@ -83,7 +88,7 @@ class Deleting:
         machine = await machines.known(self._control, call.path["machine"])
         name, what = machine.name, f"'{machine.name}' is not to be deleted yet"
         enrolled = await self._control.db.run(lambda db: certificates.enrolments(db, Role.AGENT, name))
-        (container, found), points = await asyncio.gather(self._meant(name), self._points(name))
+        container, found, points = await self._meant(name)
         _check_its_own(what, name, container, found)
         if body.container is not None and body.container != container:
             raise RequestError(
@@ -133,7 +138,7 @@ class Deleting:
             await self._control.db.run(check)
             written: Written | None = None
             try:
-                if container:
+                if container and not _is_gone(container, found):  # one that is brought back notes none: US631
                     written = await removal.note(self._control.storage.machines(), container, id_)
                     await removal.fence(self._control.storage.machines(), container)
                 machine, _ = await self._protecting.stop(call, name, also)
@@ -228,11 +233,16 @@ class Deleting:
         place = self._control.storage.place
         return await self._control.db.run(lambda db: deletions.is_of_before(db, deletion, place))
 
-    async def _meant(self, name: str) -> tuple[str, Found]:
-        """Which container is the machine's now (empty: none), and what is known of it."""
+    async def _meant(self, name: str) -> _Meant:
+        """What is the machine's now."""
         storage = self._control.storage.machines()
-        container = await storage.named(name) or ""
-        return container, await removal.look(storage, name, container)
+
+        async def look() -> tuple[str, Found]:
+            container = await storage.named(name) or ""
+            return container, await removal.look(storage, name, container)
+
+        (container, found), points = await asyncio.gather(look(), self._points(name))
+        return _Meant(container, found, _Points(()) if _is_gone(container, found) else points)
 
     async def _points(self, name: str) -> _Points:
         try:
@@ -246,6 +256,11 @@ class Deleting:
 
 def _saying(name: str) -> str:
     return f"deletion of {name}"
+
+
+def _is_gone(container: str, found: Found) -> bool:
+    """Whether the registry names a container that is not there any more."""
+    return bool(container) and found.metadata is None
 
 
 def _check_its_own(what: str, name: str, container: str, found: Found) -> None:

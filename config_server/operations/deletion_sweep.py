@@ -13,7 +13,8 @@ was being removed is looked at first: a container that is there still is closed 
 **A container that was brought back is not deleted a second time.** Storage may keep what was deleted (container soft delete), and people
 bring it back, this one and its note. So the note is taken out before a request to delete can be sent, and who finds the container later
 finds none: a person has to say it again (US631). It stands again only where storage said that it does not do it, and nobody has written
-since. (So a server that is killed between the two, or gets no answer and finds the container still there, needs a person's word, too.)
+since; busy storage, which turned the request away, did say that (`StorageError.is_refusal`), and is asked again. (A server that is killed
+between the two, or gets no answer of storage's own and finds the container still there, needs a person's word.)
 
 **Only while it stands as removing can a request to delete the container be on its way.** Each is sent behind that transaction, and nothing
 leads back from it but a fence (removal.py), whatever storage answered. So who takes the deletion back, reads the machine or binds it to
@@ -44,7 +45,7 @@ from config_server.rules.facts import SELF
 from config_server.rules.lanes import Lane
 from config_server.rules.machine import Machine
 from config_server.storage import removal
-from config_server.storage.deletion_note import NONE, Written
+from config_server.storage.deletion_note import Written
 from config_server.store import audit, deleted, deletions, incarnations, inventory, journal
 from config_server.store.database import Connection
 from shared import logging
@@ -144,7 +145,7 @@ class DeletionSweep:
             except DatabaseError:
                 raise
             except UnderstudyError as exc:
-                wrong = _storage(machine.name, deletion, exc)
+                wrong = _storage(machine.name, await self._as_it_is(machine.name, deletion), exc)
                 if not isinstance(exc, _PASSING):
                     self._said[deletion.id] = _Said(self._control.mono_ns(), wrong)
             except Exception as exc:  # noqa: BLE001 - raised at the end
@@ -226,9 +227,8 @@ class DeletionSweep:
             if found.metadata is not None:
                 storage = self._control.storage.machines()
                 await removal.fence(storage, deletion.container)
-                is_noted = await removal.renew(storage, deletion.container, deletion.id) is not None
-                if not is_noted and (wrong := rules.of_note(name, deletion, NONE)) is not None:
-                    return wrong  # something else was said since it was looked at
+                if await removal.renew(storage, deletion.container, deletion.id) is None:
+                    return rules.unnoted(name, deletion)  # something else was said since it was looked at
             using = await self._advance(name, deletion, Stage.CLOSING, found)
             if using is None or using:
                 return rules.of_running(name, using or ())
@@ -255,8 +255,8 @@ class DeletionSweep:
             return rules.of_running(name, using or ())
         if found.changed is not None:
             written = await removal.take_out(storage, deletion.container, deletion.id)
-            if written is None and (wrong := rules.of_note(name, deletion, NONE)) is not None:
-                return wrong  # something else was said since it was looked at
+            if written is None:
+                return rules.unnoted(name, deletion)  # something else was said since it was looked at
             reach("deletion.unnoted")
         using = await self._advance(name, deletion, to, found)
         if using is None or using:
@@ -274,9 +274,14 @@ class DeletionSweep:
             raise  # the next look tells what became of it
         except StorageError as exc:
             with contextlib.suppress(ContainerMissingError):
-                await self._close_again(name, after)
-                if written is not None and _is_refused(exc):
+                if written is not None and exc.is_refusal:  # first: it stands whatever hinders the fence
                     await removal.take_back(storage, deletion.container, written)
+                await self._close_again(name, after)
+                if not exc.is_refusal:
+                    _log.warning(
+                        "nobody knows whether a container was deleted", machine=name, **exc.as_dict()
+                    )
+                    return rules.unnoted(name, deletion)
                 self._said[deletion.id] = _Said(self._control.mono_ns(), _storage(name, deletion, exc))
             raise
         await self._forget(name, after)
@@ -369,15 +374,15 @@ class DeletionSweep:
 
         return await self._control.db.run(work)
 
+    async def _as_it_is(self, name: str, seen: Deletion) -> Deletion:
+        """It may have gone on since it was seen."""
+        machine = await self._control.db.run(lambda db: deletions.current(db, name, seen.id))
+        return seen if machine is None or machine.deletion is None else machine.deletion
+
     @staticmethod
     def _log_new(name: str, before: UnhealthyError | None, wrong: UnhealthyError) -> None:
         if before is None or (before.code, before.cause) != (wrong.code, wrong.cause):
             _log.warning("machine not deleted", machine=name, **wrong.as_dict())
-
-
-def _is_refused(exc: StorageError) -> bool:
-    """Whether storage said that it does not do it. What passes (busy, a gateway's word, no answer) may be said of what was done."""
-    return not isinstance(exc, TransientError)
 
 
 def _storage(name: str, deletion: Deletion, exc: UnderstudyError) -> DeletionStorageError:
@@ -387,8 +392,11 @@ def _storage(name: str, deletion: Deletion, exc: UnderstudyError) -> DeletionSto
         else DeletionStorageError.default_action
     )
     back = "" if deletion.is_past_recall else f" To take it back: understudy machine keep {name}."
+    waits = "is due to be deleted, and waits for storage"
+    if deletion.stage is Stage.GONE:
+        waits = "is being deleted: its container has gone, and its entry in the registry waits for storage"
     return DeletionStorageError(
-        f"{name} is due to be deleted, and waits for storage",
+        f"{name} {waits}",
         cause=f"{exc.what}: {exc.cause}",
         action=f"{mends}{back}",
     )

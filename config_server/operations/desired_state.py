@@ -24,7 +24,8 @@ was judged (settling.py). When that lasts it is a problem of its own (US610).
 its name) begins anew: whether it is to be protected stays, which disks these were does not, since the same paths are other disks there. It
 is told that without disks, so that it goes by its own configuration until an operator names them; one that comes back has a wish of its
 own, with its disks. An agent with another identity than the one that is known, of which storage does not say that it is the machine (it is
-away, or the machine was failed over), hears no opinion.
+away, or the machine was failed over), hears no opinion. Where no storage is configured, the identity that the database has is the
+machine's, and others hear of a stop alone (row_binding.py).
 
 **Who was deleted begins anew, too.** An agent that is enrolled again under the name goes on by the stop that was said with the deletion.
 Nobody has said it of the machine that begins: it is told to protect, by its own configuration, with an event.
@@ -78,17 +79,20 @@ def answer(
     offer: Offer = NOTHING,
     identity: str = "",
     is_the_machine: bool = False,
+    has_storage: bool = True,
     may_leave_entries: bool = True,
 ) -> Answer:
     """`told` is what the machine's agent says that it goes by, `offer` what it says of its disks, `identity` that of its hardware;
-    `is_the_machine`: storage says so, too (sides.py). In the transaction of its report."""
+    `is_the_machine`: storage says so, too (sides.py); `has_storage`: it could. In the transaction of its report."""
     known = inventory.find(db, machine)
     before = known.wish if known is not None else None
     settings = policies.settings((known.assigned if known is not None else policies.default(db)).policy)
     if known is not None and identity != known.identity:
         if not known.identity:
-            if is_the_machine:
+            if is_the_machine or not has_storage:
                 inventory.note_identity(db, machine, identity)
+        elif not has_storage and (stop := _stop(db, known, told)) is not None:
+            return Answer(_desired(stop, settings))
         elif not is_the_machine or not may_leave_entries:
             return Answer(Desired(), is_withheld=not is_the_machine)
         elif offer.goes_by is None:
@@ -168,6 +172,17 @@ def answer(
             else:
                 _note_adoption(db, machine, before, wish, now_ns)
             return Answer(_desired(wish, settings), left_entries=True)
+
+
+def _stop(db: Connection, known: Machine, told: Wish | None) -> Wish | None:
+    """What whoever bears the name is told where no storage says who the machine is: a stop, if that is wanted, and nobody can have taken it
+    back since. None: nothing."""
+    wish = known.wish
+    if wish is None or wish.verb is not Verb.STOP or _is_in_doubt(known, told, incarnations.history(db)[-1]):
+        return None
+    if told is not None and told.mark != wish.mark and wish.mark.number <= told.mark.number:
+        return inventory.renumber(db, known.name, wish, told.mark)
+    return wish
 
 
 def settle(db: Connection, known: Machine, offer: Offer, told: Wish | None) -> Machine:

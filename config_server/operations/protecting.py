@@ -29,7 +29,7 @@ from config_server.rules.presence import Seen
 from config_server.rules.wishes import in_words, named, without, word_of
 from config_server.store import audit, certificates, deletions, inventory, policies
 from config_server.store.database import Connection
-from shared.active_side import UNKNOWN
+from shared.active_side import UNKNOWN, shown
 from shared.api.machines import MachineView
 from shared.api.protection import DiskCandidates, Protection
 from shared.api.route import Nothing
@@ -81,6 +81,8 @@ class Protecting:
             if body.over is not None:
                 _refuse_said_since(what, body.over, before)
             if before is not None:
+                if is_other and not self._control.storage.place:
+                    self._refuse_other(what, before)
                 before = self._as_bound(db, before, now_ns)
                 if agent is not None and before.identity in (UNKNOWN, agent[1].identity):
                     before = desired_state.settle(db, before, offer, said)
@@ -182,8 +184,6 @@ class Protecting:
         """What its agent said last, on the hardware that is the machine by storage, or, while that names none, by what is `known`: disks
         of another one's report are others. Nor does an act make that the machine: it may be a copy."""
         found = self._control.presence.agent(name)
-        if not self._control.storage.place:
-            return found  # nobody else could ever say who is the machine
         is_ = self._sides.bound(name) or (known.identity if known is not None else UNKNOWN)
         if found is None or is_ in (UNKNOWN, found[1].identity):
             return found
@@ -193,6 +193,18 @@ class Protecting:
         """Whose disks an operator speaks of. Where nobody knew any hardware of the machine, that of the report by which he speaks: else
         each copy would hear of it."""
         return self._sides.bound(name) or (agent[1].identity if agent is not None else UNKNOWN)
+
+    def _refuse_other(self, what: str, machine: Machine) -> None:
+        """Without storage the database alone says who the machine is, and only that one is told. Raises RequestError."""
+        found = self._control.presence.agent(machine.name)
+        here = shown(found[1].identity) if found is not None else "nobody"
+        raise RequestError(
+            what,
+            cause=f"the machine is {shown(machine.identity)}, and what reports under its name is {here}: this config server has no storage"
+            " ([blob]) that says which of them it is",
+            action=f"If it stands on that hardware from now on: understudy machine rebind {machine.name}. Else end what reports there (a"
+            " drill, a clone), and say it again when the machine itself has reported.",
+        )
 
     def _as_bound(self, db: Connection, machine: Machine, now_ns: int) -> Machine:
         """The machine; of one that was bound to other hardware, and has not reported since, none of the former disks."""

@@ -188,6 +188,7 @@ class Reporting:
             offer=Offer.of(seen.report),
             identity=seen.report.identity,
             is_the_machine=self._sides.is_the_machine(seen.name, seen.report.identity),
+            has_storage=bool(self._control.storage.place),
             may_leave_entries=may_leave,
         )
 

@@ -1,7 +1,8 @@
 """Copies of machines at the config server: refused for status, commands and renewal, as process servers refuse them for replication.
 
 Which machine is the active side stands in storage (shared/active_side.py); it is read when a machine is first heard of, and
-again when somebody with another identity speaks. While storage cannot be read, what was known counts.
+again when somebody with another identity speaks. While storage cannot be read, what was known counts. Where none is configured, nobody is
+refused here for his identity, and who the machine is says the database (row_binding.py).
 
 A copy with the same identity is told by its boot. The machine is the one whose session a process server has open, since that was asked and
 answered, unless storage calls another server the machine's (serving.py); without a session, the one that reported within the last moments.
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Set
 from typing import Final, NamedTuple
 
-from config_server.operations import act_jobs
+from config_server.operations import act_jobs, row_binding
 from config_server.operations.call import Call
 from config_server.operations.control import SIDE, Control, check_name, new_id
 from config_server.operations.jobs import DRIVEN
@@ -141,6 +142,8 @@ class Sides:
     async def copies(self, call: Call, _body: Nothing) -> CopyList:
         """Who is the machine, who was refused as a copy of it lately, and whom `rebind` means where it names nobody."""
         machine = check_name(call.path["machine"], "machine")
+        if not self._control.storage.place:
+            return await row_binding.copies(self._control, machine)
         side = await self._stored(await self._control.storage.machines().find(machine))
         now_s = self.clock()
         meant, unclear = "", None
@@ -171,6 +174,8 @@ class Sides:
         Asked for what is so already it changes nothing, and answers the same. Raises BeingDeletedError, among others."""
         machine = check_name(call.path["machine"], "machine")
         place, what = self._control.storage.place, _not_bound(machine)
+        if not place:
+            return await row_binding.rebind(self._control, call, machine, body.identity)
         await self._control.db.run(lambda db: deletions.check_not_removed(db, machine, place, what))
         store = await self._control.storage.machines().find(machine)
         moment = self._known.asking()

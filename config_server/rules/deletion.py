@@ -78,7 +78,8 @@ class Deletion(msgspec.Struct, frozen=True, kw_only=True):
     act: str
     """Of the wish to stop that was made with it."""
     place: str = ""
-    """Account and vault container of which it was asked; empty: not known."""
+    """Account and vault container of which it was asked; empty: an earlier version kept none, nor noted anything in the container. Whether
+    such a one was taken back or done since, nothing tells, so it has to be said again."""
     container: str
     """Which was the machine's; empty: storage held nothing of it."""
     identity: str
@@ -218,12 +219,16 @@ def of_storage(name: str, deletion: Deletion, found: Found) -> UnhealthyError | 
 
 def of_note(name: str, deletion: Deletion, noted: str) -> UnhealthyError | None:
     """`noted`: what its container says."""
-    if not deletion.place or noted == deletion.id:
-        return None
+    return None if noted == deletion.id else unnoted(name, deletion)
+
+
+def unnoted(name: str, deletion: Deletion) -> DeletionUnconfirmedError:
+    """Its container does not say that it stands."""
+    earlier = "" if deletion.place else "an earlier version of this server noted none; or "
     return _unconfirmed(
         name,
-        f"its container {deletion.container} does not note it: it was taken back or said again, of which this database does not know; or"
-        " storage was asked to delete it, and nobody knows what came of that",
+        f"its container {deletion.container} does not note it: {earlier}it was taken back or said again, of which this database does not"
+        " know; or storage was asked to delete it, and nobody knows what came of that",
     )
 
 

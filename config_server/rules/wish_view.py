@@ -116,6 +116,6 @@ def _withheld(machine: Machine, report: AgentReport, wish: Wish) -> UnhealthyErr
     here, known = active_side.shown(report.identity), active_side.shown(machine.identity)
     return WishWithheldError(
         f"The agent of {machine.name} is not told what is wanted of it",
-        cause=f"it reports from {here}, what is wanted was said of {known}, and storage has not said that the machine is the former now."
+        cause=f"it reports from {here}, what is wanted was said of {known}, and it is not known that the machine is the former now."
         f" It goes by {in_words(report.wish)}; wanted is: {in_words(wish)}",
     )

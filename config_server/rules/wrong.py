@@ -121,7 +121,11 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
             RpoThresholdError(
                 f"The RPO of {machine.name} is over its threshold",
                 # Coarse, so that the event's words do not change with every look.
-                cause=f"{machine.policy.rpo_threshold_s:.0f} s of its writes, or more, are not in storage",
+                # Of a machine that is gone nothing need be missing: it grows all the same.
+                cause=(
+                    f"the newest state of it in storage is more than {machine.policy.rpo_threshold_s:.0f} s old; what it wrote"
+                    " since then, if anything, is not there"
+                ),
             ),
             machine.name,
             Severity.WARNING,

@@ -112,9 +112,12 @@ def check_not_removed(db: Connection, name: str, place: str, what: str) -> Machi
     machine = inventory.find(db, name)
     deletion = None if machine is None else machine.deletion
     if deletion is not None and deletion.is_past_recall and not is_of_before(db, deletion, place):
-        raise BeingDeletedError(
-            what, cause=f"'{name}' is being deleted: storage was asked to delete its container"
+        so_far = (
+            "its container has gone, and its entry in the registry goes, too"
+            if deletion.stage is Stage.GONE
+            else "storage was asked to delete its container"
         )
+        raise BeingDeletedError(what, cause=f"'{name}' is being deleted: {so_far}")
     return machine
 
 

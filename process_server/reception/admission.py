@@ -203,9 +203,9 @@ class Admission:
         return machine.log
 
     async def begun(self, session: Session, hello: Hello) -> None:
-        boot = self._boots[session.machine]
-        if session.waiting and boot.admit(hello) and boot.admitted is not None:
-            await self._boot_files.remember(session.machine, boot.admitted)
+        if session.waiting:
+            # No news here may be news to the disk: the boot of a machine of this name that was deleted has just been removed from it.
+            await self._boot_files.remember(session.machine, self._boots[session.machine].admit(hello))
 
     def release(self, session: Session) -> None:
         machine = self.machines.get(session.machine)

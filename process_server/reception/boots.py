@@ -68,12 +68,11 @@ class LastBoot:
         if self.is_of(boot):
             self._gone_s = now_s
 
-    def admit(self, hello: Hello) -> bool:
-        """From now on this boot is the machine; whether that is news."""
-        before = self.admitted
+    def admit(self, hello: Hello) -> Admitted:
+        """From now on this boot is the machine."""
         self.admitted = Admitted(identity=hello.identity, kernel=kernel_of(hello.boot))
         self._unreadable = False
-        return self.admitted != before
+        return self.admitted
 
     def withdraw(self, boot: str) -> bool:
         """This boot was admitted, and then its log said that it is a copy's: the name is not kept for it. Whether that is news."""
@@ -119,7 +118,12 @@ class BootFiles:
         return found
 
     async def remember(self, machine: str, admitted: Admitted) -> None:
+        """Nothing is written that is on the disk already."""
         await self.files.keep(machine, msgspec.json.encode(admitted))
 
     async def forget(self, machine: str) -> None:
         await self.files.keep(machine, None)
+
+    async def remove(self, machine: str) -> None:
+        """Raises SpoolError."""
+        await self.files.remove(machine)

@@ -29,7 +29,7 @@ has the machine.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Final
 
@@ -219,9 +219,10 @@ class MachineLog:
         async with self._lock:
             await self._folder.epochs()
 
-    async def forget(self, deleted: Collection[str]) -> None:
-        """Drops what is here of these containers (process_server/deletions.py): their logs end, and their files go, listed or not. All else
-        goes on. Raises SpoolError: then some of it is left.
+    async def forget(self, deleted: Collection[str], still: Callable[[], Awaitable[Collection[str]]]) -> None:
+        """Drops what is here of these containers (process_server/deletions.py): their logs end, and their files go, listed or not; those
+        of them alone that are `still` meant, which is asked behind all that is waited for. All else goes on. Raises SpoolError, and what
+        `still` raises: then some of it is left.
         """
         error = StorageForgotError(f"Machine {self.machine} was deleted", cause="somebody wanted it deleted")
         async with self._lock:
@@ -233,7 +234,7 @@ class MachineLog:
             await self._older.forget(deleted, error)
             reach("forget.logs-closed")
             try:
-                await self._folder.drop(deleted, self._live())
+                await self._folder.drop(await still(), self._live())
             finally:
                 self._older.resume()
                 if self._containers():

@@ -67,10 +67,18 @@ class Sides:
             side.check(identity)
         return side is not None and side.identity == identity != active_side.UNKNOWN
 
-    async def forget(self, machine: str) -> None:
-        """It was deleted: whoever has the name next is another one."""
+    async def remove(self, machine: str) -> None:
+        """It was deleted: whoever has the name next is another one. Raises SpoolError."""
         self._known.forget(machine)
-        await self.files.keep(machine, None)
+        await self.files.remove(machine)
+
+    async def attribute(self, machine: str, container: str) -> None:
+        """What is kept of it, by an earlier version, does not say of which container it is: from now on it is of this one; unless somebody
+        has come meanwhile."""
+        found = await asyncio.to_thread(self._recall, machine)
+        if found is not None and self._known.get(machine) is None:
+            kept = _Kept(**msgspec.structs.asdict(found), container=container)
+            await self.files.keep(machine, msgspec.json.encode(kept))
 
     async def _current(self, machine: str, identity: str, claim: bool, surely: bool) -> ActiveSide | None:
         asked = self._known.asking()

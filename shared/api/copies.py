@@ -49,6 +49,7 @@ class SideView(msgspec.Struct, kw_only=True):
     machine: str
     identity: str
     generation: int
+    """0 where the config server has no storage: who it is stands in its database alone."""
     repeated: bool = False
     """It was so before."""
     asked: dict[str, str] = {}

@@ -79,6 +79,8 @@ class DeletionView(msgspec.Struct, kw_only=True):
     machine: str
     container: str
     """In which all of it lies; empty where storage holds nothing of it."""
+    gone: bool = False
+    """It is not there any more, where that is asked for: what is left is the machine's entry in the registry."""
     identity: str
     """Of its hardware, as storage has it."""
     points: int

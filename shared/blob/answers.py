@@ -12,7 +12,8 @@ The class of an error says what becomes of the request, here and nowhere else:
 
 Azure's code decides; the HTTP status only where a code is not known, since one status says many things (409: exists, lease held,
 throttled, public access refused). A 404, 409 or 412 counts only if blob storage said it, which each of its answers shows by a header: that
-a captive portal does not find a blob must never become "storage has lost it".
+a captive portal does not find a blob must never become "storage has lost it", nor its refusal "storage did not do it": of each error
+`StorageError.is_refusal` tells whether storage said that.
 
 Messages name operation, blob, HTTP status and Azure's error code; never a header, a key or a signed URL.
 """
@@ -155,6 +156,9 @@ BY_CODE: Final[dict[str, tuple[type[StorageError], str]]] = {
     "RequestBodyTooLarge": (StorageRequestError, "the request is larger than storage takes"),
 }
 
+_TURNED_AWAY: Final = frozenset({"ServerBusy", "TooManyRequests"})
+"""What passes, and is said before anything is begun. (OperationTimedOut, which is a 500 or a 503, may be said of what is done.)"""
+
 GATEWAY_STATUS: Final = frozenset({407, 408, 429, 500, 502, 503, 504})
 """What gateways and proxies may say in storage's place about the way to it."""
 
@@ -184,7 +188,9 @@ def translate(what: str, exc: Exception, config: BlobConfig, proxy: Proxy | None
     where = place(config, proxy)
     if isinstance(exc, HttpResponseError) and exc.response is not None and (exc.status_code or 0) >= 300:
         headers: Mapping[str, str] = exc.response.headers  # type: ignore[attr-defined]
-        return _of_answer(what, exc.status_code or 0, headers, str(exc.message), where)
+        error = _of_answer(what, exc.status_code or 0, headers, str(exc.message), where)
+        error.is_refusal = not isinstance(error, TransientError) or _is_turned_away(exc.status_code, headers)
+        return error
     if (refused := _proxy_status(exc)) is not None:
         return _of_proxy(what, refused, where)
     if isinstance(exc, ClientAuthenticationError):
@@ -241,6 +247,10 @@ def _of_answer(what: str, status: int, headers: Mapping[str, str], said: str, wh
         return kind(what, cause=f"it is not as expected ({code or status})")
     cause = cause or kind.default_cause
     return kind(what, cause=f"{cause} ({answered})" if cause else answered)
+
+
+def _is_turned_away(status: int | None, headers: Mapping[str, str]) -> bool:
+    return status == 429 or headers.get("x-ms-error-code", "") in _TURNED_AWAY
 
 
 def _by_status(status: int) -> type[StorageError]:

@@ -242,7 +242,9 @@ class BlobCore:
 
     def _as_granted(self, error: StorageError) -> StorageError:
         if self._connection.granted and isinstance(error, StorageKeyError | StorageRightsError):
-            return GrantEndedError(error.what, cause=error.cause)
+            ended = GrantEndedError(error.what, cause=error.cause)
+            ended.is_refusal = error.is_refusal
+            return ended
         return error
 
 

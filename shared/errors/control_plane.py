@@ -103,8 +103,8 @@ class WishWithheldError(UnhealthyError):
 
     code = "US644"
     default_action = (
-        "See that the config server reaches storage, which says who the machine is (understudy machine copies NAME). If it stands on this"
-        " hardware from now on: understudy machine rebind NAME."
+        "If it stands on this hardware from now on: understudy machine rebind NAME. Else see that the config server reaches its storage, if"
+        " it has one ([blob]), which says who the machine is (understudy machine copies NAME), and that no drill or clone reports as it."
     )
 
 
@@ -181,7 +181,7 @@ class DeletionStorageError(UnhealthyError):
     code = "US632"
     default_action = (
         "See that this server reaches storage, and may delete and change containers there (no legal hold, no lease, no immutability): it is"
-        " tried again every minute; what storage refuses, within ten."
+        " tried again within ten minutes."
     )
 
 
@@ -204,8 +204,8 @@ class BeingDeletedError(UnhealthyError):
 
     code = "US635"
     default_action = (
-        "Wait until it is done (understudy event list). If storage keeps deleted containers (container soft delete), it brings this one"
-        " back for so many days."
+        "Wait until it is done; if it takes long, understudy machine show says what it waits for, and what to do. If storage keeps deleted"
+        " containers (container soft delete), it brings this one back for so many days."
     )
 
 

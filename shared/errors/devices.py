@@ -80,6 +80,16 @@ class PinsDamagedError(DeviceError):
     )
 
 
+class PutBackError(DeviceError):
+    """A disks.json from a backup says other disks than are captured, and not all of it is proved: nothing is done by it."""
+
+    code = "US647"
+    default_action = (
+        "If what is captured is right, remove the file that is named. If that file is: stop the agent, `python -m agent detach`, move it to"
+        " its place (disks.json), start the agent; all disks are replicated anew. Which disk is which says understudy machine disks NAME."
+    )
+
+
 class DiskResizedError(PinnedElsewhereError):
     """The same disks, but one has another size."""
 

@@ -8,6 +8,10 @@ from shared.errors.base import UnhealthyError
 class StorageError(UnhealthyError):
     code = "US430"
 
+    is_refusal = False
+    """Storage itself answered that it did not do it. Else nobody knows whether it did, or still will: no answer came, what answered is not
+    storage, or storage did not end what it had begun. (shared/blob/answers.py)"""
+
 
 class TransientError(StorageError):
     code = "US431"
@@ -145,7 +149,7 @@ class StorageProtectedError(StorageRefusedError):
 
 
 class NotStorageError(StorageRefusedError):
-    """Something between us and the account answers in its place."""
+    """Something between us and the account answers in its place: it knows nothing of what storage did."""
 
     code = "US447"
     default_action = (

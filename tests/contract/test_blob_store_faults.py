@@ -258,6 +258,10 @@ async def test_a_fault_that_lasts_has_a_name_and_a_way_out(
             with pytest.raises(kind) as caught:
                 await call.run(once)
         assert type(caught.value) is kind, name
+        is_storages = not fault.foreign if isinstance(fault, Answer) else False
+        assert caught.value.is_refusal is (
+            is_storages and (name == "busy" or not issubclass(kind, TransientError))
+        ), name
         assert caught.value.action, name
         assert rule.struck == 1, f"{name}: what cannot succeed is not repeated"
 

@@ -36,7 +36,7 @@ _REMOVING: Final = "Removing it"
 _THE_DAY: Final = "On the day itself"
 """Titles of the page; all that is said elsewhere installs."""
 _EVERY_HOST: Final = "every-host"
-_LOOK: Final = "look"
+_LOOKS: Final = {"look", "copy"}
 """Into an image with partitions and file systems: tests/integration/setup/test_page.py has one."""
 _BACKUP: Final = "/var/backups/understudy.tar"
 _RECOVERY_KEY: Final = "/mnt/stick/recovery.key"
@@ -188,7 +188,7 @@ def on_the_day_itself(installation: Installation, disk: str) -> None:
     machine.container.run("systemctl", "stop", machine.unit)
     wanted = machine.container.read("sha256sum", disk).split()[0]
     found = blocks(installation, disk, _THE_DAY)
-    assert {role for role, _ in found} == {"config-server", _LOOK, "other-host", "new-config-server"}
+    assert {role for role, _ in found} == {"config-server", "other-host", "new-config-server"} | _LOOKS
     for role, block in found:
         if role == "config-server":
             shell(config_server, block)

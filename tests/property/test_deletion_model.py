@@ -786,7 +786,7 @@ BROUGHT: Final = [
         ([(deletions, "note_enrolled")], nothing, ENROLLED),
         ([(_Removal, "fence")], no_fence, LATE),
         ([(_Removal, "fence")], no_fence, LATE_AND_RESTORED),
-        ([(deletion, "of_note"), (_Removal, "renew")], any_note, SET_BACK),
+        ([(deletion, "of_note"), (_Removal, "renew"), (_Removal, "take_out")], any_note, SET_BACK),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

@@ -5,6 +5,7 @@ was decided last, as far as it was written anywhere, and never one part of it by
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,13 +13,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.capture.bindings import Bound, Seen, after
-from agent.capture.pinned_lines import PinnedTo, numbered, with_pins
+from agent.capture.binding import Identity, Kind, Standing
+from agent.capture.bindings import Bound, PinnedTo, Seen, after
+from agent.capture.pinned_lines import numbered, with_pins
 
 IDS: Final = ("one", "other", "third")
 DISKS: Final = 4
 BOOT: Final = "this"
-FILE, PINS, NOTES, DONE = range(4)
+FILE, PINS, ID, NOTES, DONE = range(5)
 """Behind what a start is killed."""
 START = st.tuples(
     st.just("start"),
@@ -28,6 +30,19 @@ START = st.tuples(
     st.booleans(),
 )
 STEP = START | st.tuples(st.just("lost")) | st.tuples(st.just("back")) | st.tuples(st.just("kept"))
+
+
+STANDING: Final = {
+    (disk, 1): Standing(
+        path=f"/dev/sd{disk}",
+        name=f"sd{disk}",
+        dev=disk,
+        diskseq=1,
+        sectors=8,
+        identities=(Identity(Kind.GPT, str(disk)),),
+    )
+    for disk in range(DISKS)
+}
 
 
 def line(id_: str, disk: int) -> Bound:
@@ -43,13 +58,18 @@ class Host:
     decided: dict[str, int] = field(default_factory=dict)
     """What was decided last of each id, and is written somewhere."""
 
+    def whose(self) -> dict[str, tuple[int, Bound | None]]:
+        """What the pins say; an id that two slots have is of neither."""
+        times = Counter(id_ for id_, _ in self.captured.values())
+        return {
+            id_: (disk, pinned) for disk, (id_, pinned) in self.captured.items() if id_ and times[id_] == 1
+        }
+
     def known(self) -> list[Bound]:
         pinned = {
-            id_: PinnedTo((disk, 1), f"/dev/sd{disk}", pinned)
-            for disk, (id_, pinned) in self.captured.items()
-            if id_
+            id_: PinnedTo((disk, 1), f"/dev/sd{disk}", pinned) for id_, (disk, pinned) in self.whose().items()
         }
-        return with_pins(self.file, pinned, BOOT)
+        return with_pins(self.file, pinned, BOOT, STANDING)
 
     def start(self, disks: list[int], wanted: int, killed_behind: int, has_room: bool) -> None:
         """The ids are these disks from now on; so many of them are captured."""
@@ -73,10 +93,28 @@ class Host:
         if killed_behind == PINS:
             return
         by_id = {bound.id: bound for bound in lines}
-        for id_, disk in [*chosen.items()][: wanted if killed_behind == DONE else 1]:
-            self.captured[disk] = id_, by_id[id_]
+        for id_, disk in [*chosen.items()][: wanted if killed_behind in (ID, DONE) else 1]:
+            former = self.captured[disk][1]
+            is_of_it = former is not None and former.id == id_
+            self.captured[disk] = id_, (former if is_of_it else None) if killed_behind == ID else by_id[id_]
             if not has_room:
                 self.decide({id_: disk})
+
+    @property
+    def pinned(self) -> int:
+        """The highest number that is pinned."""
+        return max((line.number for _, line in self.captured.values() if line), default=0)
+
+    def keep_file(self) -> None:
+        """As it was brought about: what was not is later than the pins wherever it comes from."""
+        if all(line.number <= self.pinned for line in self.file):
+            self.backup = self.file
+
+    def lose_file(self) -> None:
+        """Where nothing that is pinned is as late as a backup, numbers begin anew below those of that one, and say nothing of it."""
+        if any(line.number > self.pinned for line in self.backup):
+            self.backup = []
+        self.file = []
 
     def is_written(self, id_: str, disk: int) -> bool:
         is_in_file = any((bound.id, bound.seen) == (id_, Seen(BOOT, disk, 1)) for bound in self.file)
@@ -92,6 +130,7 @@ class Host:
 @example([("start", [0, 1, 2], 1, DONE, True), ("start", [1, 0, 2], 1, FILE, True)])
 @example([("start", [0, 1, 2], 2, DONE, True), ("start", [1, 0, 2], 2, NOTES, True)])
 @example([("start", [0, 1, 2], 1, DONE, True), ("start", [1, 0, 2], 1, DONE, False)])
+@example([("start", [0, 1, 2], 2, ID, True), ("lost",), ("start", [0, 1, 2], 2, DONE, True)])
 @example([("start", [0, 1, 2], 1, DONE, True), ("kept",), ("start", [1, 0, 2], 1, DONE, True), ("back",)])
 def test_what_was_decided_last_of_each_captured_disk_is_told_whatever_was_written_last(
     steps: list[tuple[str, list[int], int, int, bool]],
@@ -100,22 +139,22 @@ def test_what_was_decided_last_of_each_captured_disk_is_told_whatever_was_writte
     for what, *arguments in steps:
         match what:
             case "lost":
-                host.file = []
-                host.decided = {id_: disk for disk, (id_, _) in host.captured.items() if id_}
+                host.lose_file()
+                host.decided = {id_: disk for id_, (disk, _) in host.whose().items()}
             case "kept":
-                host.backup = host.file
-            case "back":
+                host.keep_file()
+            case "back":  # of what is pinned without a line the file may be the later
                 host.file = host.backup
-                host.decided = {id_: disk for disk, (id_, _) in host.captured.items() if id_}
+                host.decided = {id_: disk for id_, (disk, pinned) in host.whose().items() if pinned}
             case _:
                 host.start(*arguments)  # type: ignore[arg-type]
         found = host.known()
         seen = [bound.seen for bound in found if bound.seen]
         assert len(seen) == len({*seen}), "one disk is noted for two"
         for bound in found:
-            assert bound.seen is None or bound == replace(
-                line(bound.id, bound.seen.dev), number=bound.number
-            ), "bound to one disk by what another bears"
+            assert bound.seen is None or bound.identity in ("", f"gpt:{bound.seen.dev}"), (
+                "bound to one disk by what another bears"
+            )
         by_id = {bound.id: bound.seen.dev for bound in found if bound.seen}
         for id_, disk in host.decided.items():
             assert by_id.get(id_) == disk, f"{id_} was decided to be {disk}"

@@ -1,6 +1,6 @@
 """Lives of machines whose disks are known by number here, whatever they bear and wherever they stand: links are exchanged, labels copied,
-disks pulled and put back, machines rebooted, a line is written once more, an older agent ran before, the file is lost, or cannot be
-written, the agent is killed when it is, a disk does not answer for one look.
+disks pulled and put back, machines rebooted, a line is written once more, an older agent ran before, the file is lost, put back
+as it was at the last reboot, or cannot be written, the agent is killed when it is, a disk does not answer for one look.
 
 Where a disk is away, nothing tells it from an unprotected clone that stands, nor one that is bound or configured by a serial number from
 another that bears the same: that is not lived here.
@@ -44,6 +44,7 @@ STEP = st.one_of(
     st.tuples(st.just("clone"), NUMBER, NUMBER),
     st.tuples(st.just("killed"), NUMBER, NUMBER),
     st.tuples(st.just("unwritten"), NUMBER, NUMBER),
+    st.tuples(st.just("put back"), NUMBER, NUMBER),
 )
 
 
@@ -76,6 +77,7 @@ class Machine:
             bound.id: (self.place[disk], self.seq[disk]) for disk, bound in enumerate(self.bound)
         }
         self.pinned_lines: dict[str, Bound] = {}
+        self.backup = self.bound
 
     def path(self, disk: int) -> str:
         return f"/dev/disk/{'by-path' if self.kinds[disk] == PORTED_TWIN else 'by-id'}/{disk}"
@@ -137,6 +139,7 @@ class Machine:
                 self.step("back", one, one)
             case "reboot":  # numbers of the last boot are given again, to others
                 self.boot += 1
+                self.backup = self.bound
                 self.captured, self.pinned_lines = {}, {}
                 self.place = [(place + one) % DISKS for place in self.place]
                 self.seq = [1 + (place + other) % DISKS for place in self.place]
@@ -149,6 +152,9 @@ class Machine:
                 self.has_forgotten |= self.captured.keys() > self.pinned_lines.keys()
                 if one != other:
                     self.step("silent", one, other)
+            case "put back" if self.is_all_captured():  # the file of the boot before
+                self.bound = self.backup
+                self.has_forgotten = True
             case "clone" if one not in self.truth.values() and self.away is None:
                 self.copied |= one != other
                 self.label[one] = self.label[other]
@@ -200,16 +206,18 @@ class Machine:
         noted = {there[at].path: there[at] for at in self.captured.values() if at in there}
         remembered = bindings.with_notes(self.bound, noted, boot)
         whose = {
-            pin.id: pinned_lines.PinnedTo(which, there[which].path, self.pinned_lines.get(pin.id))
+            pin.id: bindings.PinnedTo(which, there[which].path, self.pinned_lines.get(pin.id))
             for pin in pins
             if (which := (pin.dev, pin.diskseq)) in there
         }
-        remembered = pinned_lines.with_pins(remembered, whose, boot, there)
+        said = bindings.configured(self.lines, remembered)
+        remembered = pinned_lines.with_pins(remembered, whose, boot, there, said)
         at = {path: self.standing(disk) for path, disk in self.links.items() if disk != self.away}
         known = bindings.all_known(self.lines, remembered, at, boot, {*self.captured.values()})
         verdicts = decide(known, standing, pins)
         is_noted = {bound.id for bound in remembered if bound.seen and bound.seen.boot == boot}
         configured = {disk.id for disk in known}
+        unknown = {bound.id for bound in remembered if not bound.identity}
         now, captured = [], {}
         owner = {at: id_ for id_, at in self.captured.items()}
         for verdict in verdicts:
@@ -228,7 +236,8 @@ class Machine:
             self.truth[id_] = number
             assert owner.get((disk.dev, disk.diskseq), id_) == id_, "a captured disk has another id"
             captured[id_] = disk.dev, disk.diskseq
-            if verdict.known.identity is None and not disk.is_read:
+            is_unknown = verdict.known.identity is None or id_ in unknown
+            if verdict.action is Action.CONTINUE and is_unknown and not disk.is_read:
                 continue
             identity = verdict.identity if disk.is_read else verdict.known.identity
             assert identity is not None
@@ -236,7 +245,7 @@ class Machine:
                 "it is known better"
             )
             now.append(bindings.bind(verdict, identity, remembered, boot))
-        lines = pinned_lines.numbered(bindings.after(remembered, now), remembered)
+        lines = pinned_lines.numbered(bindings.after(remembered, now), remembered, self.bound)
         self.captured = captured
         self.pinned_lines = {line.id: line for line in lines if line.id in captured}
         if self.has_room:

@@ -28,7 +28,7 @@ from shared.errors import (
 from tests.capture_parts import MIB, needs_capture, run, until
 from tests.failing_disks import full_disk
 from tests.loopdisk import attached, remove_device
-from tests.protected_machine import Machine, finds, reattach
+from tests.protected_machine import Machine, finds, identified_by_its_table, reattach, table_of
 
 pytestmark = needs_capture
 
@@ -408,18 +408,6 @@ def test_a_partition_table_identifies_what_has_nothing_else(machine: Machine) ->
     assert kinds == [Kind.LOOP, Kind.GPT, Kind.NAME]
 
 
-def identified_by_its_table(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a disk that is no loop device, and has a partition table."""
-    table = "label: gpt\n"
-    subprocess.run(["sfdisk", "-q", device], input=table, text=True, check=True, stderr=subprocess.DEVNULL)
-    bare = identify.identities
-
-    def without_loop(disk: Disk, told: Answer = answer.NOTHING) -> tuple[Identity, ...]:
-        return tuple(found for found in bare(disk, told) if found.kind is not Kind.LOOP)
-
-    monkeypatch.setattr(identify, "identities", without_loop)
-
-
 def test_a_captured_disk_that_does_not_answer_at_a_start_stays_captured_and_bound(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -591,10 +579,6 @@ def test_of_too_many_disks_those_that_are_captured_go_on_and_each_of_the_others_
     assert not watch._found
 
 
-def table_of(device: str) -> str:
-    return next(str(found) for found in standing_now(device).identities if found.kind is Kind.GPT)
-
-
 def test_who_is_killed_behind_the_note_goes_by_it_at_every_later_start(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -687,27 +671,3 @@ def test_where_the_file_is_lost_and_cannot_be_written_captured_disks_go_on(
         assert machine.file.trouble is not None
     machine.file.write_again()
     assert [line.id for line in bindings.read(machine.state_dir) or []] == [*machine.ids(first)]
-
-
-def test_a_file_that_was_lost_at_a_reboot_and_is_put_back_gives_the_disks_their_ids_again(
-    machine: Machine,
-) -> None:
-    """The reboot exchanged the kernel's names, by which the disks are configured."""
-    r = machine.rig
-    one, other = (disk.name for disk in r.disks)
-    first, _ = machine.protect()
-    [boot] = {line.seen.boot for line in machine.file.written if line.seen}
-    known = machine.file.path.read_bytes().replace(boot.encode(), b"the boot before")
-    first.close()
-    detach(r.pin_dir)
-    reattach(f"/dev/{other}", r.backing[0])
-    reattach(f"/dev/{one}", r.backing[1])
-    machine.file.path.unlink()
-    machine.restart()
-    exchanged, _ = machine.protect()
-    assert machine.ids(exchanged) == {one: one, other: other}
-    machine.file.path.write_bytes(known)
-    for _ in range(2):
-        machine.restart()
-        found, left_out = machine.protect()
-        assert (machine.ids(found), left_out) == ({one: other, other: one}, [])

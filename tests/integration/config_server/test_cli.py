@@ -426,6 +426,14 @@ async def test_a_dry_run_writes_nothing_and_opens_no_job(site: Site, tmp_path: P
         assert (await operator.call(api.JOBS, JobQuery())).jobs == []
 
 
+async def test_a_dry_run_refuses_the_folder_that_the_restore_would_refuse(site: Site, tmp_path: Path) -> None:
+    to = tmp_path / "out"
+    to.mkdir()
+    (to / "mine").write_text("of somebody")
+    refused = await site.run("restore", "web1", "--to", str(to), "--dry-run")
+    assert (refused.exit_code, "US141" in refused.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("wrong", ["folder", "point", "machine"])
 async def test_a_mistyped_restore_is_refused_before_there_is_a_job(
     site: Site, tmp_path: Path, wrong: str
@@ -573,9 +581,10 @@ async def test_tokens_policies_events_daemons_and_audit(site: Site, agent: Contr
     assert policy["point_interval_s"] == 60
     problem = {"code": "US410", "what": "it broke", "object": "loop0"}
     await agent.report({"machine": "web1", "state": "bitmap", "errors": [problem]})
-    events = (await site.run("event", "list", "--object", "web1", "--open", "--output", "json")).json
-    assert [event["object"] for event in events if event["code"] == "US410"] == ["web1/loop0"]
-    assert (await site.run("event", "list", "web1", "--open", "--output", "json")).json == events
+    for about in (["--object", "web1"], ["web1"]):
+        events = (await site.run("event", "list", *about, "--open", "--output", "json")).json
+        # (On a busy machine the sweep has found by now that the model's states are old.)
+        assert [event["object"] for event in events if event["code"] == "US410"] == ["web1/loop0"]
     assert (await site.run("event", "list", "web")).exit_code == 3
     twice = await site.run("event", "list", "web1", "--object", "web1/loop0")
     assert (twice.exit_code, "NAME and --object exclude each other" in twice.stderr) == (2, True)

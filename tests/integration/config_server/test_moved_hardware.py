@@ -15,7 +15,6 @@ from shared import active_side, api
 from shared.api.copies import RebindRequest
 from shared.api.events import EventQuery, EventView
 from shared.api.machines import MachineView
-from shared.api.protection import Protection
 from shared.api.route import Nothing, Page
 from shared.blob import BlobConfig
 from shared.desired import Mark, Verb, WantedDisk, Wish
@@ -310,17 +309,94 @@ async def test_an_act_does_not_take_whoever_reported_last_for_the_machine_while_
         assert not await moves(operator)
 
 
-async def test_without_storage_an_act_is_for_the_hardware_that_reports(tmp_path: Path) -> None:
-    """Nobody else could ever say that the machine got another mainboard."""
+async def test_without_storage_a_drill_is_not_taken_for_the_machine(tmp_path: Path) -> None:
+    """It carries the machine's name and certificate, and only it has reported of late. The machine was to stop."""
     async with running(config_for(tmp_path / "bare")) as server, server.operator() as operator:
         files = await server.enrolled("agent", "web1", tmp_path / "bare-agent")
-        for hardware in (OLD, NEW):
-            async with obedient_agent(server, files) as agent:
+        async with obedient_agent(server, files) as agent, obedient_agent(server, files) as drill:
+            drill.captured = ()
+            await agent.report(**OLD)
+            await protect(operator, "sda", "sdb")
+            await agent.report(**OLD)
+            await operator.call(api.UNPROTECT, Nothing(), machine="web1")
+            for one, hardware in ((agent, OLD), (drill, NEW)):
+                await one.report(**hardware)
+            assert drill.wish is not None
+            assert drill.wish.verb is Verb.STOP, "whoever bears the name"
+            for more in ({}, {"offline": True}, {"force": True}):
+                with pytest.raises(RequestError, match="what reports under its name is new") as caught:
+                    await protect(operator, "sda", "sdb", **more)
+                assert "machine rebind web1" in caught.value.action
+            await agent.report(**OLD)
+            await protect(operator, "sda", "sdb")
+            await drill.report(**NEW)
+            assert drill.wish.verb is Verb.STOP
+            await operator.call(api.UNPROTECT, Nothing(), machine="web1")  # while the drill reported last
+            await agent.report(**OLD)
+            assert agent.wish is not None
+            assert agent.wish.verb is Verb.STOP
+            assert not await moves(operator)
+
+
+@pytest.mark.parametrize("identity", ["new", "", "by name"])
+async def test_without_storage_moved_hardware_has_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, identity: str
+) -> None:
+    """One without an identity is given one first."""
+    monkeypatch.setattr(wish_view, "UNTAKEN_S", -1.0)
+    async with running(config_for(tmp_path / "bare")) as server, server.operator() as operator:
+        files = await server.enrolled("agent", "web1", tmp_path / "bare-agent")
+        async with obedient_agent(server, files) as agent:
+            await agent.report(**OLD)
+            await protect(operator, "sda", "sdb")
+            await agent.report(**OLD)
+        async with obedient_agent(server, files) as agent:
+            hardware: dict[str, Any] = {**NEW, "identity": "" if identity == "" else "new"}
+            await agent.report(**hardware)
+            [error] = [e for e in (await shown(operator)).errors if e.code == WishWithheldError.code]
+            assert "machine rebind" in error.action
+            with pytest.raises(RequestError, match="what reports under its name is"):
+                await protect(operator, "sda")
+            if identity == "":
+                with pytest.raises(RequestError, match="identity of its own"):
+                    await rebind(operator, "")
+                assert (await operator.call(api.COPIES, Nothing(), machine="web1")).unclear is not None
+                hardware["identity"] = "new"
                 await agent.report(**hardware)
-                await operator.call(api.PROTECT, Protection(disks=["/dev/sda"]), machine="web1")
-                await agent.report(**hardware)
-                assert agent.wish is not None
-                assert [disk.device for disk in agent.wish.disks] == ["/dev/sda"]
-                await operator.call(api.UNPROTECT, Nothing(), machine="web1")
-                await agent.report(**hardware)
-                assert agent.wish.verb is Verb.STOP
+            assert (await operator.call(api.COPIES, Nothing(), machine="web1")).meant == "new"
+            await rebind(operator, "new" if identity == "by name" else "")
+            assert len(await moves(operator)) == 1
+            await rebind(operator, "new")
+            assert len(await moves(operator)) == 1, "it is so already"
+            await agent.report(**hardware)
+            assert agent.wish is not None
+            assert (agent.wish.verb, agent.wish.disks) == (Verb.PROTECT, ())
+            await protect(operator, "sda")
+            await agent.report(**hardware)
+            assert [disk.device for disk in agent.wish.disks] == ["/dev/sda"]
+            await operator.call(api.UNPROTECT, Nothing(), machine="web1")
+            await agent.report(**hardware)
+            await agent.report(**hardware)
+            assert agent.wish.verb is Verb.STOP
+            now = (await shown(operator)).wish
+            assert now is not None
+            assert now.pending is None
+
+
+async def test_without_storage_a_machine_of_which_no_hardware_is_known_is_the_one_that_reports(
+    tmp_path: Path,
+) -> None:
+    async with running(config_for(tmp_path / "bare")) as server, server.operator() as operator:
+        files = await server.enrolled("agent", "web1", tmp_path / "bare-agent")
+        await protect(operator, "sda", offline=True)
+        async with obedient_agent(server, files) as agent, obedient_agent(server, files) as drill:
+            await agent.report(identity="", boot="1")
+            await protect(operator, "sda")
+            await agent.report(identity="", boot="1")
+            assert agent.wish is not None
+            await agent.report(**OLD)
+            drill.captured = ()
+            await drill.report(**NEW)
+            assert drill.wish is None
+            with pytest.raises(RequestError, match="the machine is old"):
+                await protect(operator, "sda")

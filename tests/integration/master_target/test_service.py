@@ -160,7 +160,7 @@ async def test_a_name_that_is_given_to_another_machine_is_worked_on_anew_in_its_
         await until(service, b.name, lambda r: r.applied == b.position.batch and not r.errors)
 
 
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(("again", "told"), [(False, True), (True, False), (True, True)])
 async def test_a_machine_whose_work_hangs_as_it_is_to_end_stops_no_other_and_is_told(
     two: tuple[ModelMachine, ModelMachine],
     serving: Serving,
@@ -169,8 +169,9 @@ async def test_a_machine_whose_work_hangs_as_it_is_to_end_stops_no_other_and_is_
     monkeypatch: pytest.MonkeyPatch,
     *,
     again: bool,
+    told: bool,
 ) -> None:
-    """It was deleted, or (`again`) its name is another machine's, which is not begun beside it."""
+    """It was deleted (`told`), or (`again`) its name is another machine's, which is not begun beside it, and keeps the keys; or both."""
     monkeypatch.setattr("master_target.service._DISCOVER_S", 0.05)
     monkeypatch.setattr("master_target.service._ENDING_S", 0.1)
     a, b = two
@@ -201,9 +202,9 @@ async def test_a_machine_whose_work_hangs_as_it_is_to_end_stops_no_other_and_is_
         try:
             await until(service, b.name, lambda r: r.applied == b.position.batch)
             container = await remove(machine_storage, a.name)
-            if not again:
-                service.tell([container])
             new = await made(a.name, machine_storage) if again else None
+            if told:
+                service.tell([container])
             c = await made("c", machine_storage)
             await until(service, c.name, lambda r: r.applied == c.position.batch)
             await until(service, a.name, lambda r: "US649" in [error.code for error in r.errors])

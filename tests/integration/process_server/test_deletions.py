@@ -19,14 +19,15 @@ from process_server.reception.machine import Machine
 from process_server.reception.session import Session
 from process_server.spool import machine_folder, watermark
 from process_server.spool.aside import Kind, Note
+from process_server.spool.epoch_log import EpochLog
 from process_server.spool.machine_log import MachineLog
 from shared import durable, remote_vault
 from shared.blob import BlobConfig
-from shared.errors import StorageForgotError
+from shared.errors import StorageForgotError, UnderstudyError
 from shared.machine_storage import REGISTRY, MachineStorage
 from shared.vault import Vault
 from tests.azurite import Azurite
-from tests.deleted_machines import Parts, parts, remove
+from tests.deleted_machines import HARDWARE, Parts, parts, remove
 from tests.deletions import in_storage
 from tests.logs import make_chain
 from tests.spools import MACHINE, append_all, hello, hello_again, make_spool, read_log, same_batches
@@ -139,6 +140,52 @@ async def test_what_the_registry_still_names_is_not_dropped(
         before = made.here()
         await made.hears(container)
         assert made.here() == before
+
+
+@pytest.mark.parametrize("how", ["its container is there", "the registry names it"])
+async def test_what_is_brought_back_while_its_log_ends_is_not_dropped(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    async with parts(tmp_path / "spool", own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+        metadata = await (await machine_storage.find(MACHINE)).container_metadata()
+        entry = await machine_storage.vault.read(f"{REGISTRY}{MACHINE}.json")
+        old = await remove(machine_storage)
+        abandon = EpochLog.abandon
+
+        async def slow(log: EpochLog, error: UnderstudyError) -> None:
+            await abandon(log, error)
+            if how == "the registry names it":
+                await machine_storage.vault.create(f"{REGISTRY}{MACHINE}.json", entry)
+            else:
+                await machine_storage.vault.in_container(old).ensure_container(metadata)
+
+        monkeypatch.setattr(EpochLog, "abandon", slow)
+        before = made.here()
+        await made.hears(old)
+        assert made.here() == before
+        assert made.report().machines[MACHINE].containers == [old]
+
+
+async def test_the_keys_of_a_name_stay_while_a_machine_bears_it_anywhere(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was here, while its side could not be written, and lives at another server now; the word is of the one before."""
+    keyless: list[str] = []
+
+    async def forgotten(_vault: Vault, machine: str) -> None:
+        keyless.append(machine)
+
+    monkeypatch.setattr(remote_vault, "forgotten", forgotten)
+    spool = tmp_path / "spool"
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+    old = await remove(machine_storage)
+    await machine_storage.find_or_create(MACHINE)
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await made.log.look()
+        await made.hears(old)
+        assert (made.here(), keyless) == ([], [])
 
 
 async def test_while_storage_does_not_answer_nothing_is_dropped(
@@ -412,6 +459,73 @@ async def test_what_could_not_be_removed_is_told_and_tried_again_also_by_the_nex
         assert (made.report().machines, list(spool.iterdir())) == ({}, [spool / ".lock"])
 
 
+async def test_what_cannot_be_dropped_is_tried_again_after_ever_longer_pauses_and_not_with_each_word(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries, now_s = 0, 0.0
+
+    def rmtree(path: Path) -> None:
+        nonlocal tries
+        tries += 1
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(machine_folder, "shutil", SimpleNamespace(rmtree=rmtree))
+    async with parts(tmp_path / "spool", own(machine_storage), 3600.0) as made:
+        made.deletions.clock = lambda: now_s
+        await append_all(await made.begun(), make_chain(3))
+        old = await remove(machine_storage)
+        running = asyncio.create_task(made.deletions.run())
+
+        async def hears(*deleted: str) -> None:
+            made.deletions.tell(deleted)
+            async with asyncio.timeout(20):
+                while made.deletions._news.is_set() or made.deletions._trying:  # noqa: ASYNC110 - it tells nobody
+                    await asyncio.sleep(0.005)
+
+        try:
+            at_s: list[float] = []
+            for second in range(0, 2000, 2):  # as answers come
+                now_s, before = float(second), tries
+                await hears(old)
+                if tries > before:
+                    at_s.append(now_s)
+            assert at_s == [0, 2, 6, 14, 30, 62, 126, 254, 510, 1022, 1622]
+            assert codes(made) == ["US649"]
+            await hears()
+            await hears(old)
+            assert tries > before, "the word is another one"
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.parametrize("file", ["boot.json", "side.json"])
+async def test_what_lies_beside_the_spool_and_cannot_be_removed_is_told_and_tried_again_also_by_the_next_start(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    spool, remove_file = tmp_path / "spool", durable.remove_file
+
+    def refuse(path: Path) -> None:
+        if path.name == file:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        remove_file(path)
+
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+        old = await remove(machine_storage)
+        with monkeypatch.context() as patch:
+            patch.setattr(durable, "remove_file", refuse)
+            await made.hears(old)
+            await made.log.look()
+            told = made.report().machines[MACHINE]
+            assert (told.containers, [error.code for error in told.errors]) == ([old], ["US649"])
+            assert "Input/output error" in told.errors[0].cause
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await made.log.look()
+        await made.hears(old)
+        assert (made.report().machines, list(spool.iterdir())) == ({}, [spool / ".lock"])
+
+
 async def test_a_machine_whose_disk_hangs_keeps_no_other_from_being_dropped_and_is_told(
     machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -472,6 +586,44 @@ async def test_who_comes_while_the_keys_of_a_deleted_machine_are_removed_keeps_w
         assert list(made.admission._boots) == [MACHINE]
 
 
+async def test_who_comes_with_the_boot_that_is_known_while_its_file_goes_has_it_on_the_disk_again(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same host is enrolled again, without a reboot, while the side is being removed. In memory its boot is no news."""
+    begun, back = threading.Event(), threading.Event()
+    remove_file = durable.remove_file
+
+    def slow(path: Path) -> None:
+        if path.name == "side.json":
+            begun.set()
+            back.wait(20)
+        remove_file(path)
+
+    spool = tmp_path / "spool"
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        assert list(made.admission._boots) == [MACHINE]
+        old = await remove(machine_storage)
+        await made.log.look()
+        monkeypatch.setattr(durable, "remove_file", slow)
+        word = asyncio.create_task(made.hears(old))
+        await asyncio.to_thread(begun.wait, 20)
+        assert f"{MACHINE}/boot.json" not in made.here()
+        same = msgspec.structs.replace(hello(0), identity=HARDWARE, boot="k1/again")
+        coming = asyncio.create_task(made.sides.check(MACHINE, HARDWARE, claim=True))
+        log = await made.spool.open_machine(same)
+        await log.begin(same)
+        await append_all(log, make_chain(3, epoch=log.position.epoch))
+        session = cast(Session, SimpleNamespace(machine=MACHINE, waiting=True))
+        await made.admission.begun(session, same)
+        back.set()
+        await asyncio.gather(word, coming)
+        assert {f"{MACHINE}/boot.json", f"{MACHINE}/side.json"} <= set(made.here())
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        assert list(made.admission._boots) == [MACHINE]
+
+
 async def test_a_side_that_says_no_container_may_be_the_living_machines_which_is_at_another_server(
     machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -500,7 +652,14 @@ async def test_a_side_that_says_no_container_may_be_the_living_machines_which_is
         await made.hears(old)
         assert (made.here(), keyless) == ([MACHINE, f"{MACHINE}/boot.json", f"{MACHINE}/side.json"], [])
         assert list(made.admission._boots) == [MACHINE]
-        assert made.report().machines[MACHINE].containers == []
+        live = await machine_storage.named(MACHINE)
+        assert made.report().machines[MACHINE].containers == [live], "it goes with that one"
+    deleted = await remove(machine_storage)
+    assert deleted == live
+    async with parts(spool, own(machine_storage), 3600.0) as made:
+        await made.log.look()
+        await made.hears(old, deleted)
+        assert (made.here(), keyless, made.report().machines) == ([], [MACHINE], {})
 
 
 @pytest.mark.parametrize("restarted", [False, True])

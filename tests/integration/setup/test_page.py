@@ -55,26 +55,44 @@ def test_a_look_into_an_image_as_the_page_says_changes_nothing_of_it(tmp_path: P
     image = tmp_path / "sda.raw"
     _make_image(tmp_path, image, kind)
     before = hashlib.sha256(image.read_bytes()).digest()
-    [look] = [text for role, text in BLOCKS if role == "look"]
     assert f"`{OPTIONS['xfs']}`" in PAGE
-    words = {
-        "/var/tmp/db1/sda.raw": str(image),
-        "/mnt/look": str(tmp_path / "look"),
-        OPTIONS["ext4"]: OPTIONS[kind],
+    for _ in range(2):
+        assert "a file from before" in _run(
+            "look", tmp_path, {OPTIONS["ext4"]: OPTIONS[kind], "/var/tmp/db1/sda.raw": str(image)}
+        )
+        assert hashlib.sha256(image.read_bytes()).digest() == before
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_a_copy_of_an_image_as_the_page_makes_it_has_what_was_in_the_journal(
+    tmp_path: Path, kind: str
+) -> None:
+    image, copy = tmp_path / "sda.raw", tmp_path / "copy.raw"
+    _make_image(tmp_path, image, kind)
+    before = hashlib.sha256(image.read_bytes()).digest()
+    words = {"/var/tmp/db1/sda.raw": str(image), "/var/tmp/copy.raw": str(copy)}
+    assert "in the journal 99" in _run("copy", tmp_path, words)
+    assert hashlib.sha256(image.read_bytes()).digest() == before
+    assert not copy.exists()
+
+
+def _run(name: str, folder: Path, words: dict[str, str]) -> str:
+    """What the page's block prints, with these words for its own."""
+    [block] = [text for role, text in BLOCKS if role == name]
+    words |= {
+        "/mnt/look": str(folder / "look"),
         # What a kernel that knows partition tables does by itself, with udev.
         'lsblk --fs "$DEVICE"\n': f'{_PARTITION}\nlsblk --fs "$DEVICE"\n',
         'losetup --detach "$DEVICE"\n': 'rm -f "${DEVICE}p1"; partx --delete "$DEVICE"\nlosetup --detach "$DEVICE"\n',
     }
     for ours, theirs in words.items():
-        assert ours in look
-        look = look.replace(ours, theirs)
-    for _ in range(2):
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", look], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert "a file from before" in done.stdout
-        assert hashlib.sha256(image.read_bytes()).digest() == before
+        assert ours in block
+        block = block.replace(ours, theirs)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def _make_image(folder: Path, image: Path, kind: str) -> None:

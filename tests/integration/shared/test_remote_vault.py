@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from shared import api
 from shared.api.certificates import RevokeRequest
 from shared.api.route import Page
 from shared.errors import KeyCacheError, KeyUnavailableError, WrongKeyError
-from shared.key_cache import KeyCache
+from shared.key_cache import CachedKey, KeyCache
 from shared.remote_vault import RemoteVault, warnings
 from shared.threads import Threads
 from shared.tls import TlsFiles, read_chain
@@ -95,6 +97,38 @@ async def test_the_keys_of_a_deleted_machine_go_and_are_got_anew_if_they_are_ask
             while vault.problem is not None:  # noqa: ASYNC110 - a thread decides
                 await asyncio.sleep(0.01)
         assert list(daemon.cache.folder.iterdir()) == [daemon.path(other, "web2")]
+
+
+async def test_a_key_that_is_found_on_the_disk_while_it_is_removed_there_is_stored_again(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, key = await daemon.wrapped()
+    is_read, has_gone = threading.Event(), threading.Event()
+    real_find, real_remove = KeyCache.find, KeyCache.remove
+
+    def find(cache: KeyCache, *id_: Any) -> CachedKey | None:
+        found = real_find(cache, *id_)
+        is_read.set()
+        has_gone.wait(20)
+        return found
+
+    def remove(cache: KeyCache, *id_: Any) -> None:
+        is_read.wait(20)
+        real_remove(cache, *id_)
+
+    async with running(daemon.config), daemon.remote() as vault:
+        await vault.unwrap(one, "web1")
+        monkeypatch.setattr(KeyCache, "find", find)
+        monkeypatch.setattr(KeyCache, "remove", remove)
+        going = asyncio.create_task(vault.forgotten("web1"))
+        await asyncio.sleep(0)
+        wanted = asyncio.create_task(vault.unwrap(one, "web1"))
+        await going
+        assert not daemon.path(one).exists()
+        has_gone.set()
+        assert await wanted == key
+        assert await vault._writer.written()
+        assert daemon.path(one).exists()
 
 
 def _failing(path: Path) -> None:

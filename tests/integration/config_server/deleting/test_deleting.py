@@ -43,7 +43,9 @@ from tests.deletions import (
     folder,
     in_storage,
     is_gone,
+    is_there,
     is_waiting,
+    kept,
     opened,
     pass_delay,
     place_of,
@@ -168,6 +170,53 @@ async def test_a_machine_of_which_storage_holds_nothing_goes_too(
     await until(lambda: is_gone(operator, "web9"))
     assert await in_storage(machine_storage) == before
     assert (await shown(operator)).deletion is None
+
+
+@pytest.mark.parametrize("before", ["nothing was said", "it was to be deleted", "the database was put back"])
+async def test_of_one_whose_container_is_gone_already_the_entry_goes(
+    server: ConfigServer,
+    operator: RestClient,
+    web1: ObedientAgent,
+    machine: ModelMachine,
+    machine_storage: MachineStorage,
+    before: str,
+) -> None:
+    """By hand, or behind a restore of the database."""
+    if before != "nothing was said":
+        await delete(operator)
+    await stops(web1)
+    await machine.store.delete_container((await machine.store.container_info()).changed)
+    if before == "the database was put back":
+        pass_delay(folder(server), incarnation="f" * 16)
+        await is_waiting(operator, "US631")
+    lost = await operator.call(api.DELETION, Nothing(), machine="web1")
+    assert (lost.container, lost.gone, lost.points, lost.unknown) == (machine.store.container, True, 0, "")
+    await delete(operator, container=lost.container)
+    assert (await kept(operator)).gone
+    await delete(operator)
+    await stops(web1)
+    pass_delay(folder(server))
+    await until(lambda: is_gone(operator))
+    assert (await in_storage(machine_storage))[1] == {f"{REGISTRY}web2.json"}
+
+
+async def test_one_whose_container_was_gone_and_is_brought_back_since_waits_for_a_person(
+    server: ConfigServer,
+    operator: RestClient,
+    web1: ObedientAgent,
+    machine: ModelMachine,
+    machine_storage: MachineStorage,
+) -> None:
+    await stops(web1)
+    metadata = await machine.store.container_metadata()
+    await machine.store.delete_container((await machine.store.container_info()).changed)
+    await delete(operator)
+    await stops(web1)
+    await machine.store.ensure_container(metadata)
+    await active_side.find_or_begin(machine.store, "web1", "hw1")
+    pass_delay(folder(server))
+    await is_waiting(operator, "US631")
+    assert await is_there(machine_storage, machine)
 
 
 async def test_a_clock_that_is_set_ahead_by_years_hastens_nothing(

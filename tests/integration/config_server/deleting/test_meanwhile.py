@@ -39,7 +39,7 @@ from tests.deletions import (
 )
 from tests.machine_log import ModelMachine
 from tests.obedient_agent import ObedientAgent, obedient_agent
-from tests.storage_faults import Answer, Cut, FaultProxy, Late, Slow
+from tests.storage_faults import Answer, Cut, Fault, FaultProxy, Late, Slow
 
 # ---- what was brought back
 
@@ -104,22 +104,80 @@ async def test_what_was_brought_back_while_nobody_knew_whether_it_had_gone_is_no
         await until(lambda: is_gone(operator))
 
 
-async def test_what_is_there_still_though_nobody_was_told_that_it_stays_waits_for_a_person(
+@pytest.mark.parametrize(
+    "fault",
+    [Cut(), *(Answer(status, foreign=True) for status in (200, 403, 404, 502))],
+    ids=lambda fault: f"somebody else's {fault.status}" if isinstance(fault, Answer) else "none",
+)
+async def test_what_is_there_still_though_storage_did_not_say_that_it_stays_waits_for_a_person(
     server: ConfigServer,
     operator: RestClient,
     web1: ObedientAgent,
     machine: ModelMachine,
     machine_storage: MachineStorage,
     proxy: FaultProxy,
+    fault: Fault,
 ) -> None:
     """It may have been brought back meanwhile."""
     await delete(operator)
     await stops(web1)
-    proxy.add(Cut(), method="DELETE", times=None)
+    rule = proxy.add(fault, method="DELETE", times=1)
     pass_delay(folder(server))
     await is_waiting(operator, "US631")
+    assert rule.struck == 1
     assert await is_there(machine_storage, machine)
     assert (await kept(operator)).taken_back
+
+
+@pytest.mark.parametrize("fault", [Answer(503, "ServerBusy"), Answer(429, "TooManyRequests")])
+async def test_busy_storage_that_turned_the_request_away_is_asked_again_without_a_person(
+    server: ConfigServer, operator: RestClient, web1: ObedientAgent, proxy: FaultProxy, fault: Answer
+) -> None:
+    await delete(operator)
+    await stops(web1)
+    rule = proxy.add(fault, method="DELETE", times=2)
+    pass_delay(folder(server))
+    await until(lambda: is_gone(operator))
+    assert rule.struck == 2
+
+
+@pytest.mark.parametrize(
+    "fault", [Answer(500, "OperationTimedOut"), Answer(503, "OperationTimedOut"), Answer(503)]
+)
+async def test_trouble_of_storage_behind_its_door_says_nothing_of_what_was_done(
+    server: ConfigServer, operator: RestClient, web1: ObedientAgent, proxy: FaultProxy, fault: Answer
+) -> None:
+    await delete(operator)
+    await stops(web1)
+    rule = proxy.add(fault, method="DELETE", times=1)
+    pass_delay(folder(server))
+    await is_waiting(operator, "US631")
+    assert rule.struck == 1
+
+
+async def test_while_only_the_entry_is_left_no_way_back_is_advised(
+    server: ConfigServer,
+    operator: RestClient,
+    web1: ObedientAgent,
+    proxy: FaultProxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deletion_sweep, "LOOK_S", 600.0)
+    await delete(operator)
+    await stops(web1)
+    proxy.add(Answer(403, "AuthorizationPermissionMismatch"), method="DELETE", blob="machines/*", times=None)
+    pass_delay(folder(server))
+    await is_waiting(operator, "US632")
+    view = await shown(operator)
+    [error] = [error for error in view.errors if error.code == "US632"]
+    assert view.deletion is not None
+    assert view.deletion.stage == Stage.GONE
+    assert "its container has gone, and its entry in the registry waits" in error.what
+    assert "keep" not in error.action
+    with pytest.raises(BeingDeletedError) as caught:
+        await kept(operator)
+    assert "its container has gone" in caught.value.cause
+    assert "machine show" in caught.value.action
 
 
 async def test_what_was_brought_back_when_it_was_known_to_have_gone_stays(

@@ -220,6 +220,35 @@ async def test_a_note_that_cannot_be_read_notes_nothing(
     await until(lambda: is_gone(operator))
 
 
+@pytest.mark.parametrize("noted", ["nothing", "none", "another"])
+async def test_one_of_a_version_that_noted_nothing_has_to_be_said_again(
+    server: ConfigServer,
+    operator: RestClient,
+    web1: ObedientAgent,
+    machine: ModelMachine,
+    machine_storage: MachineStorage,
+    noted: str,
+) -> None:
+    """Nothing tells whether it was taken back, or done and the container brought back, since."""
+    await delete(operator)
+    await stops(web1)
+    if noted == "nothing":
+        await machine.store.delete("deletion.json")
+    else:
+        await deletion_note.write(machine.store, deletion_note.NONE if noted == "none" else "another")
+    pass_delay(folder(server), place="")
+
+    async def is_said() -> bool:
+        return "an earlier version of this server noted none" in (await shown(operator)).cause
+
+    await until(is_said)
+    await is_waiting(operator, "US631")
+    assert await is_there(machine_storage, machine)
+    await delete(operator)
+    pass_delay(folder(server))
+    await until(lambda: is_gone(operator))
+
+
 # ---- who may read it, and since when it is quiet
 
 

@@ -72,7 +72,7 @@ PIN = Pinned(slot=3, dev=16, diskseq=5, sectors=2048)
         (bound(), [disk("sdb", OTHER), disk("sdc", dev=32)], [], Action.ATTACH, "under /dev/sdc now, not under /dev/sdb"),
         # the configured path is a link that followed the disk
         (bound(at=32), [disk("sdb", OTHER), disk("sdc", dev=32)], [], Action.ATTACH, "taken away and came back"),
-        (bound(), [disk("sdb", OTHER, sectors=0)], [], Action.MISSING, "/dev/sdb is empty"),
+        (bound(), [replace(disk("sdb", OTHER, sectors=0), is_empty=True)], [], Action.MISSING, "/dev/sdb is empty"),
         (bound(), [disk("sdb", OTHER)], [PIN], Action.REFUSED, f"another disk stands under /dev/sdb: it is {OTHER}, not {WWID}"),
         # a LUN that was mapped anew behind the same device, which somebody renamed: the note counts no more
         (bound(at=None), [disk("sdb", OTHER)], [PIN], Action.MISSING, "no disk of this machine bears its identity"),
@@ -260,26 +260,36 @@ def test_a_disk_that_does_not_answer_is_not_another_one_though_another_bears_its
 
 
 @pytest.mark.parametrize(
-    ("mine", "others", "action"),
-    [
-        ((32, 9), (64, 3), Action.ATTACH),
-        (None, (16, 5), Action.ATTACH),
-        ((64, 4), (16, 5), Action.ATTACH),
-        (None, None, Action.MISSING),
-        ((64, 4), (64, 3), Action.MISSING),
-        ((16, 5), (16, 5), Action.MISSING),
-        ((32, 8), (16, 4), Action.MISSING),
-    ],
+    ("mine", "others"),
+    [(None, None), ((32, 9), (64, 3)), (None, (16, 5)), ((64, 4), (16, 5)), ((16, 5), None)],
 )
-def test_what_is_silent_under_its_path_keeps_no_disk_out_that_a_note_of_this_boot_tells_from_it(
-    mine: tuple[int, int] | None, others: tuple[int, int] | None, action: Action
+@pytest.mark.parametrize("is_captured", [True, False])
+def test_what_is_silent_under_its_path_keeps_a_disk_out_unless_it_is_captured_for_another(
+    mine: tuple[int, int] | None, others: tuple[int, int] | None, is_captured: bool
 ) -> None:
-    """It was attached elsewhere, or what is silent was attached for another."""
+    """A note of what is not captured is no proof: nobody has watched it since, and the clone may be noted."""
     silent = disk("sdb", NAME, diskseq=5, is_read=False)
     there = disk("sdc", GPT, dev=32, diskseq=9)
     other = replace(bound(Identity(Kind.GPT, "another")), id="other", path="/dev/sde", at=None, noted=others)
-    verdict = decide([replace(bound(GPT), noted=mine), other], [silent, there])[0]
-    assert (verdict.action, verdict.standing) == (action, there if action is Action.ATTACH else silent)
+    pins = [PIN] if is_captured else []
+    verdict = decide([replace(bound(GPT), noted=mine), other], [silent, there], pins)[0]
+    if is_captured and others == (16, 5):
+        assert (verdict.action, verdict.standing) == (Action.ATTACH, there)
+    elif is_captured and mine == (16, 5):
+        assert (verdict.action, verdict.standing) == (Action.CONTINUE, silent)
+    else:
+        assert (verdict.action, verdict.standing) == (Action.MISSING, silent)
+
+
+def test_a_drive_without_a_medium_is_empty_and_hides_nothing_and_one_of_unknown_size_is_silent() -> None:
+    unknown = replace(disk("sdb", NAME, diskseq=6, is_read=False), sectors=0)
+    there = disk("sdc", GPT, dev=32, diskseq=9)
+    for standing, action in ((unknown, Action.MISSING), (replace(unknown, is_empty=True), Action.ATTACH)):
+        (verdict,) = decide([bound(GPT)], [standing, there])
+        assert verdict.action is action
+    (verdict,) = decide([bound(GPT)], [replace(unknown, is_empty=True)])
+    assert (verdict.action, verdict.standing) == (Action.MISSING, None)
+    assert verdict.reason.startswith("/dev/sdb is empty, and no disk of this machine bears its identity")
 
 
 @pytest.mark.parametrize(

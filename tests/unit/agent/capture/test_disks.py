@@ -35,6 +35,13 @@ def test_an_ordinary_disk_is_described_and_accepted(tmp_path: Path) -> None:
     assert disk.iostats
 
 
+def test_a_drive_is_empty_where_sysfs_says_so_and_not_where_it_says_nothing(tmp_path: Path) -> None:
+    for name, size, is_empty in (("sda", "0", True), ("sdb", "", False), ("sdc", "2048", False)):
+        assert make_disk(tmp_path, name, {"size": size}).is_empty is is_empty
+    silent = describe(Path("/dev/sda"), tmp_path / "block/sda", 8, 0, lambda _: disks.UNKNOWN, sysfs=tmp_path)
+    assert (silent.sectors, silent.is_empty) == (0, False)
+
+
 def test_a_disk_without_request_queues_is_bio_based(tmp_path: Path) -> None:
     assert make_disk(tmp_path, "md0", mq=False).bio_based
 

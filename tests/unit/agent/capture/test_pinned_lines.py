@@ -8,8 +8,8 @@ import pytest
 from msgspec import structs
 
 from agent.capture.binding import Identity, Pinned, Standing
-from agent.capture.bindings import Bound, Seen, all_known
-from agent.capture.pinned_lines import PinnedTo, as_pinned, line_pinned, numbered, with_pins
+from agent.capture.bindings import Bound, PinnedTo, Seen, all_known
+from agent.capture.pinned_lines import as_pinned, line_pinned, numbered, with_pins
 from shared.desired import WantedDisk
 
 SEEN = Seen("this", 16, 5)
@@ -46,8 +46,6 @@ def test_of_a_pin_without_a_line_it_is_not_known_by_what_its_disk_is_bound_and_n
     [made] = with_pins([], {"sdb": pin}, "this")
     assert made == Bound("sdb", "/dev/sdb", "", "/dev/sdb", SEEN)
     assert numbered([made], [made]) == []
-    before = structs.replace(BOUND, seen=Seen("before", 16, 5))
-    assert with_pins([before], {"sdb": pin}, "this") == [BOUND]
     for wanted in (WantedDisk("/dev/sdb"), WantedDisk("/dev/x", "sdb"), WantedDisk("/dev/x", "sdb", "gpt:A")):
         there = {wanted.device: standing("gpt:1")}
         [known] = all_known([wanted], [made], there, "this", {(16, 5)})
@@ -62,6 +60,64 @@ def test_a_line_that_an_older_agent_wrote_behind_the_pins_is_later_and_stays_so(
         assert with_pins([found], {"sdb": pin}, "this") == [found]
 
 
+ELSEWHERE = Seen("this", 32, 4)
+AWAY = Seen("this", 16, 4)
+
+
+@pytest.mark.parametrize("number", [0, 9])
+@pytest.mark.parametrize("seen", [AWAY, Seen("before", 16, 5), None])
+def test_a_pin_without_a_line_goes_on_unless_the_disk_that_the_file_notes_stands(
+    seen: Seen | None, number: int
+) -> None:
+    """An older agent, or one that was killed at once, had no room in the file when it captured the disk anew."""
+    pin = {"sdb": PinnedTo((16, 5), "/dev/sdb")}
+    there = dict.fromkeys([(16, 5), (32, 4)], standing("gpt:1"))
+    stale = structs.replace(BOUND, seen=seen, number=number, last="/dev/sdz")
+    assert with_pins([stale], pin, "this", there) == [structs.replace(BOUND, number=number)]
+    later = structs.replace(stale, seen=ELSEWHERE)
+    assert with_pins([later], pin, "this", there) == [later], "it was killed behind the file"
+    root = structs.replace(BOUND, id="root", number=number)
+    given = with_pins([stale, root], pin, "this", there)
+    assert given == [stale, root], "its disk is another's since"
+
+
+def test_a_line_is_joined_only_with_a_disk_that_bears_its_identity_and_is_kept_until_the_disk_says_all() -> (
+    None
+):
+    pin = {"sdb": PinnedTo((16, 5), "/dev/sdb")}
+    stale = structs.replace(BOUND, seen=AWAY, number=9, shared=("serial:0",))
+    unknown = structs.replace(stale, identity="", last="/dev/sdb", seen=SEEN)
+    other = Bound("sdc", "/dev/y", "gpt:2", number=3)
+    for disk in (standing("gpt:2"), replace(standing(), is_read=False)):
+        found = with_pins([stale, other], pin, "this", {(16, 5): disk})
+        assert found == [unknown, other]
+        assert numbered(found, found, [stale, other]) == [stale, other]
+    known = numbered([BOUND, other], [unknown, other], [stale, other])
+    assert known == [structs.replace(BOUND, number=10), other], "above the line that it takes the place of"
+
+
+@pytest.mark.parametrize(
+    ("configured", "disk", "goes_on"),
+    [
+        ("gpt:1", standing("gpt:2"), False),
+        ("gpt:3", standing("gpt:2"), False),
+        ("gpt:2", standing("gpt:2"), True),
+        ("gpt:1", replace(standing(), is_read=False), True),
+    ],
+)
+def test_a_configured_identity_counts_against_a_pin_without_a_line_where_the_file_has_another_disks(
+    configured: str, disk: Standing, goes_on: bool
+) -> None:
+    """An older agent was killed behind the file, on its way to what is configured; that disk was away since, and is back."""
+    pin = {"sdb": PinnedTo((16, 5), "/dev/sdb")}
+    stale = structs.replace(BOUND, seen=AWAY)
+    remembered = with_pins([stale], pin, "this", {(16, 5): disk}, {"sdb": configured})
+    wanted = WantedDisk("/dev/x", "sdb", configured)
+    [known] = all_known([wanted], remembered, {"/dev/x": disk}, "this", {(16, 5)})
+    assert (known.noted == (16, 5)) is goes_on
+    assert known.identity == Identity.parse(configured)
+
+
 @pytest.mark.parametrize("is_pinned_with_a_line", [True, False])
 def test_a_line_without_a_number_of_a_disk_that_stands_no_more_is_not_later_than_what_is_captured(
     is_pinned_with_a_line: bool,
@@ -74,35 +130,6 @@ def test_a_line_without_a_number_of_a_disk_that_stands_no_more_is_not_later_than
     assert with_pins([stale], {"sdb": pin}, "this", there) == [line or BOUND]
     exchanged = structs.replace(stale, seen=Seen("this", 32, 4))
     assert with_pins([exchanged], {"sdb": pin}, "this", there)[0].seen == exchanged.seen
-
-
-@pytest.mark.parametrize(
-    ("file", "pinned", "borne", "configured", "counts"),
-    [
-        ("wwid:P", "wwid:Q", ["wwid:Q"], None, True),
-        ("serial:P", "wwid:Q", ["wwid:Q"], None, True),
-        ("serial:away", "wwid:Q", ["wwid:Q"], None, False),
-        ("wwid:P", "wwid:Q", ["wwid:Q"], "wwid:Q", False),
-        ("wwid:P", "gpt:Q", ["gpt:Q"], None, False),
-        ("wwid:P", "gpt:Q", ["wwid:P", "gpt:Q"], None, False),
-        ("gpt:P", "gpt:Q", ["gpt:Q"], None, False),
-    ],
-)
-def test_of_a_file_that_is_put_back_counts_what_cannot_change_and_says_that_the_captured_disk_is_another(
-    file: str, pinned: str, borne: list[str], configured: str | None, counts: bool
-) -> None:
-    """It was lost at a boot that exchanged the kernel's names, and what stood under the path was captured."""
-    there = {
-        (16, 5): standing(*borne),
-        (32, 6): replace(standing("wwid:P", "serial:P", "gpt:P"), dev=32, diskseq=6),
-    }
-    pin = PinnedTo((16, 5), "/dev/sdb", structs.replace(BOUND, identity=pinned, number=4))
-    before = structs.replace(BOUND, identity=file, seen=Seen("before", 16, 5), number=1)
-    [found] = with_pins([before], {"sdb": pin}, "this", there, {configured})
-    assert found == (structs.replace(before, number=5) if counts else pin.line)
-    assert with_pins([found], {"sdb": pin}, "this", there, {configured}) == [found]
-    in_this_boot = structs.replace(before, seen=Seen("this", 32, 6))
-    assert with_pins([in_this_boot], {"sdb": pin}, "this", there, {configured}) == [pin.line]
 
 
 def test_a_line_that_changes_gets_a_number_above_all() -> None:

@@ -308,6 +308,13 @@ def test_what_is_lost_says_of_which_hardware_it_is_or_that_nobody_knows(identity
     assert (identity or "no identity of it is known: nothing tells it from a copy") in line
 
 
+def test_of_a_container_that_is_gone_already_it_is_said_what_is_left_and_what_brings_it_back() -> None:
+    found = DeletionView(machine="web1", container="v-1", gone=True, identity="", points=0)
+    page = " ".join(" ".join(lines_of(machine_pages.lost_page(found), width=200)).split())
+    assert "v-1, which is gone already: what is left is the machine's entry in the registry" in page
+    assert "soft delete" in page
+
+
 def test_of_a_machine_that_is_not_protected_no_rpo_is_owed() -> None:
     found = msgspec.structs.replace(_machine("unprotected"), protected=False, rpo_s=None)
     rpo = [line for line in lines_of(machine_pages.machine_page(found)) if line.strip().startswith("RPO")]

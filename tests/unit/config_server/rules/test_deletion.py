@@ -20,13 +20,14 @@ HOUR_NS = 3600 * 10**9
 STOP = Wish(mark=Mark("here", 2, "act"), verb=Verb.STOP)
 ASKED = Deletion(
     id="1", incarnation="here", who="operator:admin", asked_ns=NOW, after_ns=HOUR_NS, counted_ns=NOW, act="act",
-    container="v-1", identity="hw1",
+    place="a", container="v-1", identity="hw1",
 )  # fmt: skip
 DATE = dt.datetime(2026, 11, 27, 12, tzinfo=dt.UTC)
 FOUND = Found(
     named="v-1",
     metadata={"machine": "web1", "vault": "v"},
     vault="v",
+    noted="1",
     changed=DATE,
     identity="hw1",
     date=DATE,
@@ -103,10 +104,11 @@ def test_it_is_of_one_storage_account(asked: str, now: str, expected: str) -> No
     assert code(deletion.of_place("web1", replace(ASKED, place=asked), now)) == expected
 
 
+@pytest.mark.parametrize("place", ["a", ""])
 @pytest.mark.parametrize(("noted", "expected"), [("1", ""), ("0", "US631"), ("", "US631")])
-def test_only_the_deletion_that_its_container_notes_stands(noted: str, expected: str) -> None:
-    found = replace(FOUND, metadata={"machine": "web1", "vault": "v"}, noted=noted)
-    assert code(deletion.of_storage("web1", replace(ASKED, place="a"), found)) == expected
+def test_only_the_deletion_that_its_container_notes_stands(place: str, noted: str, expected: str) -> None:
+    found = replace(FOUND, noted=noted)
+    assert code(deletion.of_storage("web1", replace(ASKED, place=place), found)) == expected
 
 
 def test_who_is_there_hinders_it_and_who_is_silent_does_not() -> None:

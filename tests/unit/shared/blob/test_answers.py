@@ -158,6 +158,19 @@ def test_an_answer_that_is_not_storages_is_no_answer_about_a_blob(status: int) -
     assert "acct" in error.cause
 
 
+def test_that_something_was_not_done_only_storage_says() -> None:
+    assert all(answer(status).is_refusal for status in (400, 401, 403, 404, 409, 412, 416))
+    assert not any(answer(status).is_refusal for status in (408, 500, 503, 504))
+    assert all(answer(503, code).is_refusal for code in ("ServerBusy", "TooManyRequests"))
+    assert answer(429).is_refusal
+    assert not any(
+        answer(503, code).is_refusal for code in ("OperationTimedOut", "InternalError", "SystemInUse")
+    )
+    for status in (200, 302, 403, 404, 407, 409, 412, 429, 502, 503):
+        assert not translate("Could not x", ForeignAnswerError(status), CONFIG).is_refusal
+    assert not translate("Could not x", ConnectionResetError("reset"), CONFIG).is_refusal
+
+
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
 def test_a_gateway_that_is_in_trouble_passes(status: int) -> None:
     assert isinstance(translate("Could not x", ForeignAnswerError(status), CONFIG), TransientError)
