@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from config_server.operations.control import Control
+from config_server.operations.control import Control, new_id
 from config_server.rules import acts as rules
 from config_server.rules.acts import Act, Rebound, Said
 from config_server.rules.facts import Facts, facts_of
@@ -141,7 +141,7 @@ def _instead(
     db: Connection, kind: Watch, machine: str, lanes: Collection[Lane], args: Act | Rebound, at: Moment
 ) -> str:
     """A new job, in the place of all that have one of these lanes; its own is LIFE."""
-    id_ = journal.new_id()
+    id_ = new_id()
     journal.supersede(db, machine, lanes, at.who, id_, at.now_ns)
     return journal.create(
         db,

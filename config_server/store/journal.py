@@ -173,10 +173,10 @@ def create(
     id_: str = "",
     begun: Iterable[tuple[str, StepState]] = (),
 ) -> str:
-    """The id of the new job: `id_` where it is given (`new_id`, or a key of which no job is there: `is_there`). `begun`: steps that this
+    """The id of the new job: `id_` where it is given, which no other has (`is_there`). `begun`: steps that this
     transaction does by itself (DONE), or of which something may be there already (BEGUN), so that they are undone also where nobody drove
     the job before it turned back. Raises LaneTakenError where another job of the machine has the lane; nothing was written then."""
-    id_ = id_ or new_id()
+    id_ = id_ or secrets.token_hex(8)
     new = {
         "id": id_, "kind": kind, "version": version, "machine": machine, "lane": lane, "who": who,
         "state": JobState.RUNNING, "detail": "", "args": msgspec.json.encode(args).decode(),
@@ -192,10 +192,6 @@ def create(
     for step, state in begun:
         _write(db, id_, step, Entry(state=state, tries=0), now_ns)
     return id_
-
-
-def new_id() -> str:
-    return secrets.token_hex(8)
 
 
 def is_there(db: Connection, id_: str, *, kind: str, machine: str) -> bool:

@@ -17,12 +17,12 @@ from shared.api.route import Page
 from shared.desired import Verb
 from tests.act_jobs import ended, hurry, protect, shown, waits_for
 from tests.config_parts import config_for, running
-from tests.crash.jobs_child import Work, run
+from tests.crash.server_child import Work, run
 from tests.databases import opened
 from tests.marks import some
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["tests.crash.jobs_child", "aiohttp"])
+_processes.set_forkserver_preload(["tests.crash.server_child", "aiohttp"])
 
 POINTS = [
     "job.after-claim",
@@ -47,7 +47,7 @@ async def test_an_act_whose_taking_back_is_cut_off_is_taken_back_once(
         await waits_for(operator, said.job, "never reported")
     with opened(file) as db:
         assert journal.cancel(db, said.job, "operator:admin", SECOND_NS)
-    process = _processes.Process(target=run, args=(Work(config, crash_at),))
+    process = _processes.Process(target=run, args=(Work(config, crash_at, hurry),))
     process.start()
     await asyncio.to_thread(process.join, 90)
     assert process.exitcode == -signal.SIGKILL

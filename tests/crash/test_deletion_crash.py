@@ -16,12 +16,12 @@ from shared.blob import BlobConfig
 from shared.crashpoints import DELETION_POINTS
 from shared.machine_storage import MachineStorage
 from tests.config_parts import config_for, running, until
-from tests.crash.deletion_child import Work, run
+from tests.crash.server_child import Work, run
 from tests.deletions import delete, hurry, in_storage, is_gone, is_waiting, pass_delay
 from tests.marks import some
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["tests.crash.deletion_child", "azure.storage.blob.aio", "aiohttp"])
+_processes.set_forkserver_preload(["tests.crash.server_child", "azure.storage.blob.aio", "aiohttp"])
 
 
 @pytest.mark.parametrize("crash_at", some(list(DELETION_POINTS), short=["deletion.removing"]))
@@ -41,7 +41,7 @@ async def test_a_deletion_that_is_cut_off_is_gone_on_with(
             await operator.call(api.PROTECT, wanted, machine=name)
         await delete(operator)
     pass_delay(config.data_dir)
-    process = _processes.Process(target=run, args=(Work(config, crash_at),))
+    process = _processes.Process(target=run, args=(Work(config, crash_at, hurry),))
     process.start()
     await asyncio.to_thread(process.join, 90)
     assert process.exitcode == -signal.SIGKILL
