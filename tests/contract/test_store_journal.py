@@ -201,6 +201,7 @@ def test_who_does_what_a_job_waits_for_wakes_it_but_none_that_a_person_has_to_wa
     assert due(db) == ids[:1]
     journal.pause(db, claimed(db, ids[0]), waits="the agent", pause_ns=HOUR_NS, now_ns=NOW)
     assert due(db) == [], "he has seen what it was woken for"
+    journal.again(db, ids[0])
     journal.ask_for_attention(db, claimed(db, ids[0]), waits="a person", error=FAILED)
     journal.wake(db, "web1", "data")
     assert (due(db), jobs.get(db, ids[0]).state) == ([], JobState.ATTENTION)
