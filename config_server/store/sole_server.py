@@ -34,7 +34,6 @@ _WAIT_S: Final = 3
 """For a server that was ended just now: PostgreSQL learns of it a moment later."""
 _LONGEST: Final = 63
 """Of a session's name."""
-_SETTING: Final = "used-by"
 _SETTINGS: Final = {
     # It says nothing for as long as all is well.
     "idle_session_timeout": "0",
@@ -102,7 +101,7 @@ class SoleServer:
 
     def sign(self, db: Connection) -> None:
         """This is the one that uses it. In the transaction that opens it, behind `begin`."""
-        settings.put(db, _SETTING, self._mark)
+        settings.put(db, settings.USED_BY, self._mark)
 
     def check(self) -> None:
         """Before each transaction: the lock is held, or taken again. Raises DataFolderInUseError, from then on always, if another one has
@@ -168,7 +167,9 @@ class SoleServer:
 
     def _is_signed(self) -> bool:
         assert self._session is not None
-        found = self._session.execute("SELECT value FROM settings WHERE name = %s", [_SETTING]).fetchone()
+        found = self._session.execute(
+            "SELECT value FROM settings WHERE name = %s", [settings.USED_BY]
+        ).fetchone()
         return found is not None and found[0] == self._mark
 
     def _let_go(self) -> None:
