@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -37,6 +38,10 @@ from config_server.operations.reporting import Reporting, log_changes
 from config_server.operations.restores import Restores, note_ended
 from config_server.operations.revoking import Revoking
 from config_server.operations.sides import Sides
+from config_server.recovery.generation import LOOK_S as FORCE_S
+from config_server.recovery.generation import Force
+from config_server.recovery.keeping import LOOK_S as KEEP_S
+from config_server.recovery.keeping import Keeping
 from config_server.rules import wrong
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.facts import SELF, facts_of, replicates, reported_ns
@@ -141,6 +146,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
                 await db.run(journal.free_all)
             await revoking.recover()
             await known.recover()
+            keeping = await _begin_in_force(control, config, file)
         vault = None if file is None else await _recorded(file, storage, control)
         listener = Listener.open(config.listen, config.port, own.context)
         protecting = Protecting(control, sides)
@@ -176,6 +182,8 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
                 _Part("listener", listener.run(runner.server)),
                 _Part("sweeper", _sweep(control, sides, own, stop), ends_itself=True),
                 _Part("jobs", _drive_jobs(control, config.name, stop), ends_itself=True),
+                _Part("in force", _watch_force(control)),
+                _Part("control state", _keep_state(control, keeping)),
                 _Part("gaps", _watch_for_gaps(control)),
                 _Part("vault", _watch_vault(control, vault)),
                 _Part("serving", _ask_whose(control, stop)),
@@ -213,6 +221,7 @@ def _application(
         operator_of,
         lambda *certificate: control.revoked.covers(*certificate),
         listener.asked,
+        lambda: control.force.error,
     )
     routes.bind(binder, config.name, handlers)
     return binder.application()
@@ -245,6 +254,41 @@ async def _recover(control: Control, folder: Path) -> None:
     kept = await control.db.run(lasting_record.load)
     control.lasting.recover({name: kept[name] for name in kept if name in known}, control.mono_ns())
     await first_operator.ensure(control.db, folder, control.now_ns())
+
+
+async def _begin_in_force(
+    control: Control, config: ConfigServerConfig, file: FileVault | None
+) -> Keeping | None:
+    """Whether this server is the one, before anybody is answered; and what keeps its state, where there are storage and vault."""
+    storage = control.storage
+    if file is None or not storage.place:
+        lacks = "no storage ([blob])" if file is not None else "no vault (vault_file)"
+        _log.info("the control state is not kept in storage: the configuration names " + lacks)
+        return None
+    host = socket.gethostname()
+    known_as = next((name for name in config.hosts if name != host), "")
+    shown = f"{host} ({known_as})" if known_as else host
+    control.force = Force(control.db, storage.machines, shown, file.fingerprints)
+    control.watched.append(lambda: control.force.error)
+    await control.force.start()
+    return Keeping(control.db, config, file, control.force, lambda: storage.machines().vault)
+
+
+async def _watch_force(control: Control) -> None:
+    """Never returns while there is storage to ask."""
+    while not control.force.is_alone:
+        await _part(control, "in force", control.force.watch())
+        await asyncio.sleep(FORCE_S)
+
+
+async def _keep_state(control: Control, keeping: Keeping | None) -> None:
+    """Never returns while there is where to keep it."""
+    if keeping is None:
+        return
+    control.watched.append(lambda: keeping.error)
+    while True:
+        await _part(control, "control state", keeping.look())
+        await asyncio.sleep(KEEP_S)
 
 
 async def _recorded(file: FileVault, storage: Storage, control: Control) -> RecordedVault:
@@ -286,14 +330,15 @@ async def _sweep(control: Control, sides: Sides, own: OwnCertificate, stop: asyn
 
 async def _drive_jobs(control: Control, name: str, stop: asyncio.Event) -> None:
     kinds = Kinds([resync.kind(control)])
-    runner = Runner(control.db, kinds, name, control.now_ns)
+    runner = Runner(control.db, kinds, name, control.now_ns, hindrance=control.force.hindrance)
     janitor = Janitor(control.db, kinds, control.now_ns)
     tidied_ns = 0
     while not stop.is_set():
         rung = control.bell.listen(DRIVEN)
         await _part(control, "jobs", runner.look())
         if control.mono_ns() - tidied_ns > _TIDY_S * SECOND_NS:
-            await _part(control, "what jobs undid", janitor.look())
+            if not await control.force.hindrance():
+                await _part(control, "what jobs undid", janitor.look())
             tidied_ns = control.mono_ns()
         await wait_for(rung, _BEAT_S)
     await runner.stop()
@@ -321,6 +366,9 @@ async def _ask_whose(control: Control, stop: asyncio.Event) -> None:
 async def _make_up_for_revocations(control: Control, revoking: Revoking) -> None:
     while True:
         await revoking.due()
+        if control.force.by is not None:  # what it has to say, the other has heard, or will never
+            await asyncio.sleep(_AGAIN_S)
+            continue
         await _part(control, "revocations", revoking.make_up())
 
 

@@ -46,8 +46,13 @@ LEASE_S: Final = 30.0
 _MARGIN_S: Final = 5.0
 """A step's call has ended so long before the lease does."""
 _PASSING: Final = (TransientError, PeerError, DeadlineError)
+_HINDERED_S: Final = 5.0
 _MOST: Final = 32
 """Jobs of one config server at a time."""
+
+
+async def _nothing() -> str:
+    return ""
 
 
 class Runner:
@@ -59,8 +64,11 @@ class Runner:
         now_ns: Callable[[], int],
         *,
         lease_s: float = LEASE_S,
+        hindrance: Callable[[], Awaitable[str]] = _nothing,
     ) -> None:
-        """`owner`: this config server's name. `now_ns`: for what people read."""
+        """`owner`: this config server's name. `now_ns`: for what people read. `hindrance`: why this config server may not act now
+        (recovery/generation.py); "": it may."""
+        self._hindrance = hindrance
         self._db = db
         self._kinds = kinds
         self._owner = owner
@@ -77,7 +85,10 @@ class Runner:
         room = _MOST - len(self._driven)
         if room <= 0:
             return
-        for id_ in await self._db.run(lambda db: journal.due(db, self._kinds, room)):
+        due = await self._db.run(lambda db: journal.due(db, self._kinds, room))
+        if not due or await self._hindrance():
+            return
+        for id_ in due:
             held = await self._db.run(lambda db, id_=id_: journal.claim(db, id_, self._owner, self._lease_ns))  # type: ignore[misc]
             if held is not None:
                 crashpoints.reach("job.after-claim")
@@ -132,6 +143,8 @@ class Runner:
 
     async def _step(self, held: Held, look: Look, kind: Kind, name: str, begun: StepState) -> bool:
         """Do or undo it. Whether the job goes on at once."""
+        if why := await self._hindrance():
+            return await self._db.run(lambda db: self._pause(db, held, look.job.direction, why, _HINDERED_S))
         before = look.journal.get(name, Entry(state=begun, tries=0))
         entry = Entry(state=begun, tries=before.tries if before.state is begun else 0, result=before.result)
         leased_s = asyncio.get_running_loop().time()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from config_server.identity.ca import CertificateAuthority
+from config_server.recovery.generation import Force
 from config_server.rules.facts import SELF, Facts, facts_of
 from config_server.rules.lasting import Lasting
 from config_server.rules.machine import Machine
@@ -59,6 +60,8 @@ class Control:
     hindered: dict[str, UnhealthyError] = field(default_factory=dict)
     """By deletion of a machine: why it is not done."""
 
+    force: Force = field(init=False)
+    """Whether this server is the one in force. Unless told otherwise, it is alone."""
     serving: Serving = field(init=False)
     troubles: dict[str, UnderstudyError] = field(default_factory=dict)
     """What else is wrong with this server itself: by the part of it that said so last."""
@@ -68,6 +71,7 @@ class Control:
 
     def __post_init__(self) -> None:
         self.serving = Serving(self.storage)
+        self.force = Force(self.db, None, "")
 
     def note(self, part: str, error: UnderstudyError | None) -> None:
         """Something of this server's own fails, or works again. Each change is a line in the log."""

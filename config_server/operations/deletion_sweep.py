@@ -128,6 +128,8 @@ class DeletionSweep:
         hindered: dict[str, UnhealthyError] = {}
         failed: list[Exception] = []
         for machine, deletion in found:
+            if await self._control.force.hindrance():
+                return
             try:
                 wrong = await self._go_on(machine, deletion)
             except DatabaseError:

@@ -71,7 +71,7 @@ class Reporting:
         role = Role(call.role)  # one of the route's
         received_ns = now_ns = self._control.now_ns()
         began_ns = self._control.mono_ns()
-        if role == Role.AGENT:
+        if role == Role.AGENT and self._control.force.error is None:
             said = decode(role, call.body)
             assert isinstance(said, AgentReport)
             name = check_name(call.name, role)
@@ -90,6 +90,8 @@ class Reporting:
         is_saved = is_news or began_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS
 
         def told(db: Connection) -> _Told:
+            if self._control.force.error is not None:
+                return _Told([])  # that is another server's to say
             asked = commands.pending(db, call.who, now_ns)
             answer = self._answer(db, seen, now_ns, began_ns)
             if answer is None:
@@ -116,7 +118,7 @@ class Reporting:
             answer = told(db)
             return finished, changed, answer
 
-        kept = taken  # what it says of commands is said again
+        kept = taken and self._control.force.error is None  # what it says of commands is said again
         try:
             finished, changed, answer = await self._control.db.run(work)
             if taken:

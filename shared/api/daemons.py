@@ -56,6 +56,7 @@ STATUS = Route(
     StatusReply,
     "Report status, fetch commands",
     (Role.AGENT, Role.PROCESS_SERVER, Role.MASTER_TARGET),
+    only_tells=True,
 )
 DAEMONS = Route(
     "daemons",
