@@ -4,6 +4,7 @@ seconds."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -42,6 +43,7 @@ from config_server.recovery.generation import LOOK_S as FORCE_S
 from config_server.recovery.generation import Force
 from config_server.recovery.keeping import LOOK_S as KEEP_S
 from config_server.recovery.keeping import Keeping
+from config_server.recovery.pointing import Pointing
 from config_server.rules import wrong
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.facts import SELF, facts_of, replicates, reported_ns
@@ -147,6 +149,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             await revoking.recover()
             await known.recover()
             keeping = await _begin_in_force(control, config, file)
+            pointing = Pointing(config, ca, control.force)
         vault = None if file is None else await _recorded(file, storage, control)
         listener = Listener.open(config.listen, config.port, own.context)
         protecting = Protecting(control, sides)
@@ -182,7 +185,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
                 _Part("listener", listener.run(runner.server)),
                 _Part("sweeper", _sweep(control, sides, own, stop), ends_itself=True),
                 _Part("jobs", _drive_jobs(control, config.name, stop), ends_itself=True),
-                _Part("in force", _watch_force(control)),
+                _Part("in force", _watch_force(control, pointing)),
                 _Part("control state", _keep_state(control, keeping)),
                 _Part("gaps", _watch_for_gaps(control)),
                 _Part("vault", _watch_vault(control, vault)),
@@ -274,11 +277,17 @@ async def _begin_in_force(
     return Keeping(control.db, config, file, control.force, lambda: storage.machines().vault)
 
 
-async def _watch_force(control: Control) -> None:
+async def _watch_force(control: Control, pointing: Pointing) -> None:
     """Never returns while there is storage to ask."""
     while not control.force.is_alone:
         await _part(control, "in force", control.force.watch())
+        await _part(control, "pointer", _point(control, pointing))
         await asyncio.sleep(FORCE_S)
+
+
+async def _point(control: Control, pointing: Pointing) -> None:
+    with contextlib.suppress(TransientError):  # who reads storage all the time says so
+        await pointing.look(control.storage.machines().vault)
 
 
 async def _keep_state(control: Control, keeping: Keeping | None) -> None:

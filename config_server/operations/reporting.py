@@ -153,6 +153,7 @@ class Reporting:
             desired=answer.desired,
             kept=kept,
             deleted=deleted,
+            superseded=self._control.force.error is not None,
         )
 
     def _answer(self, db: Connection, seen: Seen, now_ns: int, mono_ns: int) -> desired_state.Answer | None:
