@@ -128,7 +128,7 @@ class DeletionSweep:
         hindered: dict[str, UnhealthyError] = {}
         failed: list[Exception] = []
         for machine, deletion in found:
-            if await self._control.force.hindrance():
+            if await self._control.force.is_superseded():
                 return
             try:
                 wrong = await self._go_on(machine, deletion)

@@ -159,7 +159,7 @@ class Granting:
             return
         failed: list[Exception] = []
         for container, machine in (await self._control.storage.machines().containers()).items():
-            if await self._control.force.hindrance():
+            if await self._control.force.is_superseded():
                 return  # another server's grants would be strays to this one
             try:
                 await self._sweep_one(container, machine)

@@ -186,11 +186,10 @@ class Force:
         error = self.error
         return "" if error is None else f"{error.what}: {error.cause}"
 
-    async def require(self) -> None:
-        """Raises ServerSupersededError; TransientError where it is not known."""
-        if hindrance := await self.hindrance():
-            self.check()
-            raise TransientError("Nothing was changed", cause=hindrance)
+    async def is_superseded(self) -> bool:
+        """As `hindrance`, for what goes on where nobody knows: it needs storage anyway."""
+        await self.hindrance()
+        return self.by is not None
 
     async def look(self) -> None:
         """Asks storage, and takes over where that is this one's to do. Raises StorageError, IntegrityError, DatabaseError."""

@@ -117,7 +117,9 @@ def check_the_old_one_changes_nothing(installation: Installation, old: Container
     if ServerSupersededError.code not in {error["code"] for error in machine["errors"]}:
         raise AssertionError(f"the old one does not say that it was superseded: {machine['errors']}")
     data = "/var/lib/understudy/config-server"
-    words = f"{program.PLACE}/bin/understudy machine unprotect {MACHINE} --server https://{CONFIG_SERVER}"
+    words = (
+        f"{program.PLACE}/bin/understudy machine unprotect {MACHINE} --yes --server https://{CONFIG_SERVER}"
+    )
     way_in = f"--token-file {data}/operator.token --ca-file {data}/ca.pem"
     done = old.run("bash", "-c", f"{words} {way_in}", check=False)
     if done.returncode != ServerSupersededError.exit_code or ServerSupersededError.code not in done.stderr:

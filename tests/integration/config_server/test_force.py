@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from config_server.config import ConfigServerConfig
 from config_server.data_folder import backup, restoring
+from config_server.jobs.kinds import Kind, Kinds
+from config_server.jobs.runner import Runner
 from config_server.recovery import generation
 from config_server.recovery.generation import BLOB, Force
 from config_server.rules.force import Generation
-from config_server.store import force, settings
+from config_server.store import force, jobs, journal, settings
 from config_server.store.database import Database
 from config_server.store.files import DATABASE_FILE
+from config_server.store.journal import Job
 from shared import api, identity
 from shared.api.certificates import RenewRequest, RevokeRequest
 from shared.api.events import EventQuery
@@ -269,3 +274,48 @@ async def test_what_a_database_remembers_of_it_goes_with_a_restore(db: Database)
     assert await db.run(force.superseded) is None
     assert await db.run(force.recovered_from) == "state 3"
     assert await db.run(lambda opened: settings.get(opened, "control takes over")) == "1"
+
+
+class Noted:
+    """A step that writes down that it was done."""
+
+    def __init__(self, name: str, done: list[str], then: Callable[[], None] = lambda: None) -> None:
+        self.name = name
+        self._done = done
+        self._then = then
+
+    async def do(self, job: Job, results: Mapping[str, Any]) -> Any:
+        self._done.append(self.name)
+        self._then()
+
+    async def undo(self, job: Job) -> bool:
+        self._done.append(f"not {self.name}")
+        return True
+
+
+async def test_while_it_may_not_act_no_job_is_claimed_and_of_one_that_was_no_step_begins(
+    db: Database,
+) -> None:
+    said = ["storage does not say it"]
+    done: list[str] = []
+
+    async def hindrance() -> str:
+        return said[-1]
+
+    steps = [Noted("one", done, lambda: said.append("another is in force")), Noted("two", done)]
+    kinds = Kinds([Kind(name="k", version=1, steps=steps, lasting_s=0.0)])
+    runner = Runner(db, kinds, "cs1", time.time_ns, hindrance=hindrance)
+    id_ = await db.run(
+        lambda opened: journal.create(
+            opened, kind="k", version=1, machine="m", lane="l", who="w", args={}, now_ns=1
+        )
+    )
+    await runner.look()
+    await runner.settled()
+    assert done == []
+    said.append("")
+    await runner.look()
+    await runner.settled()
+    assert done == ["one"], "and not the second step"
+    job = await db.run(lambda opened: jobs.get(opened, id_))
+    assert (job.waits, [step.name for step in job.steps]) == ("another is in force", ["one"])
