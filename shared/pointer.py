@@ -96,7 +96,7 @@ class Whereabouts:
     def __init__(
         self, configured: str, cert: Path, ca: Path, on_news: Callable[[bytes], None] = lambda _signed: None
     ) -> None:
-        """`on_news` is called with each that is taken."""
+        """`on_news` is called with each that is taken, if `url` is another one by it."""
         self._on_news: Final = on_news
         self._configured: Final = configured
         self._file: Final = cert.with_name(FILE)
@@ -136,9 +136,11 @@ class Whereabouts:
         before = self.pointer
         if pointer is None or (before is not None and _order(pointer) <= _order(before)):
             return False
+        was = self.url
         self.pointer, self.signed, self._at = pointer, data, 0
-        _log.info("the config server is elsewhere now", url=self.url, generation=pointer.generation)
-        self._on_news(data)
+        if self.url != was:
+            _log.info("the config server is elsewhere now", url=self.url, generation=pointer.generation)
+            self._on_news(data)
         try:
             kept = _Kept(over=self._configured, signed=data.decode())
             await asyncio.to_thread(durable.replace_file, self._file, msgspec.json.encode(kept), mode=0o600)

@@ -154,7 +154,11 @@ class Site:
 
 async def test_only_what_the_ca_signed_counts_and_only_what_is_later(tmp_path: Path) -> None:
     site, other = Site(tmp_path / "site"), Site(tmp_path / "other")
-    where = site.where()
+    news: list[bytes] = []
+    folder = tmp_path / "site"
+    where = Whereabouts("https://old.example.com/", folder / "cert.pem", folder / "ca.pem", news.append)
+    assert await where.take(site.signed(1, "https://old.example.com"))
+    assert news == [], "it is where it was"
     good = site.signed(3, "https://new.example.com", "https://192.0.2.1")
     altered = good.replace(b"new", b"bad")
     no_url = site.signed(4, "http://plain.example.com")
@@ -168,6 +172,7 @@ async def test_only_what_the_ca_signed_counts_and_only_what_is_later(tmp_path: P
     assert await where.take(site.signed(3, "https://newer.example.com", made_ns=2))
     where.next()
     assert where.url == "https://newer.example.com"
+    assert len(news) == 2
 
 
 async def test_what_was_kept_is_of_one_ca_and_a_file_that_is_none_is_as_if_it_were_not_there(
