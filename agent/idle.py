@@ -19,6 +19,7 @@ from agent.status import with_wish
 from shared.api.commands import Command, CommandKind
 from shared.control_client import ControlClient
 from shared.errors import NothingProtectedError
+from shared.pointer import Whereabouts
 from shared.revocation import REVOKED_FILE, RevokedFile
 from shared.service import notify, watchdog_interval_s
 from shared.status import MAX_TEXT, AgentReport, BoundDisk, Problem
@@ -56,12 +57,15 @@ async def serve(
     over = asyncio.Event()
     revoked = RevokedFile(config.tls.cert.with_name(REVOKED_FILE), config.tls.ca, lambda _: None)
     revoked.load()
+    where = Whereabouts(config.control_url, config.tls.cert, config.tls.ca)
+    where.load()
     control = ControlClient(
         config.control_url,
         config.tls,
         on_revoked=revoked.take,
         on_desired=wishes.take,
         machine=(identity_of(config.identity), boots[0]),
+        where=where,
     )
 
     def report() -> AgentReport:

@@ -41,6 +41,7 @@ from shared.errors import (
     StateFileError,
     UnderstudyError,
 )
+from shared.pointer import Whereabouts
 from shared.service import notify, watchdog_interval_s
 from shared.status import BoundDisk, Problem
 from shared.threads import in_thread
@@ -231,6 +232,8 @@ async def _serve(agent: Agent, stop: asyncio.Event, wanted: _Wanted, boot_before
     config = agent.config
     rates = Rates()
     agent.revoked.load()
+    where = agent.sender.where = Whereabouts(config.control_url, config.tls.cert, config.tls.ca)
+    where.load()
     control = ControlClient(
         config.control_url,
         config.tls,
@@ -238,6 +241,7 @@ async def _serve(agent: Agent, stop: asyncio.Event, wanted: _Wanted, boot_before
         on_revoked=agent.revoked.take,
         on_desired=wanted.wishes.take,
         machine=(agent.identity, agent.boot),
+        where=where,
     )
     over = asyncio.Event()
     notify("READY=1")

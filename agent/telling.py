@@ -15,6 +15,7 @@ from agent.machine_identity import identity_of
 from shared import logging
 from shared.control_client import ControlClient
 from shared.errors import CopyRefusedError, UnderstudyError
+from shared.pointer import Whereabouts
 from shared.status import MAX_TEXT, AgentReport, AvailableDisk, BoundDisk, Problem
 from shared.vocabulary import Severity
 
@@ -54,7 +55,9 @@ async def tell_why(
     )
     try:
         hears = wishes.take if bound is not None else None
-        control = ControlClient(config.control_url, config.tls, on_desired=hears)
+        where = Whereabouts(config.control_url, config.tls.cert, config.tls.ca)
+        where.load()
+        control = ControlClient(config.control_url, config.tls, on_desired=hears, where=where)
         try:
             async with asyncio.timeout(_TELL_S):
                 while not await _taken(control, last):  # noqa: ASYNC110 - another process decides

@@ -13,6 +13,7 @@ from shared.service import run_daemon
 
 _TOOLS: Final = """tools:
   python -m config_server setup …                             begin an installation (understudy init; --help)
+  python -m config_server recover …                           take the place of one that is gone (understudy server recover; --help)
   python -m config_server backup --config FILE --to FILE      the data folder as one file, while the server runs
   python -m config_server restore --config FILE --from FILE   and back, while it does not
                              (--new-operator-token: the backup's serves no more; on a host that has no
@@ -27,6 +28,10 @@ def main(argv: list[str]) -> int:
             from config_server.setup import command
 
             return command.main(argv[1:])
+        case ["recover"]:
+            from config_server.setup import recover_command
+
+            return recover_command.main(argv[1:])
         case ["backup" | "restore" as verb]:
             from config_server.data_folder import tools
 

@@ -4,7 +4,9 @@ seconds."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
+import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -39,6 +41,11 @@ from config_server.operations.reporting import Reporting, log_changes
 from config_server.operations.restores import Restores, note_ended
 from config_server.operations.revoking import Revoking
 from config_server.operations.sides import Sides
+from config_server.recovery.generation import LOOK_S as FORCE_S
+from config_server.recovery.generation import Force
+from config_server.recovery.keeping import LOOK_S as KEEP_S
+from config_server.recovery.keeping import Keeping
+from config_server.recovery.pointing import Pointing
 from config_server.rules import wrong
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.facts import SELF, facts_of, replicates, reported_ns
@@ -147,6 +154,8 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             await known.recover()
             if others is not None:
                 await others.join()
+            keeping = await _begin_in_force(control, config, file)
+            pointing = Pointing(config, ca, control.force)
         vault = None if file is None else await _recorded(file, storage, control)
         listener = Listener.open(config.listen, config.port, own.context)
         protecting = Protecting(control, sides)
@@ -184,7 +193,13 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
         )
         # Of a file no other process has the lock.
         driver = Runner(
-            db, kinds, config.name, control.now_ns, alone=config.database.is_file, ended=control.bell.ring
+            db,
+            kinds,
+            config.name,
+            control.now_ns,
+            alone=config.database.is_file,
+            ended=control.bell.ring,
+            hindrance=control.force.hindrance,
         )
         janitor = Janitor(db, kinds, control.now_ns)
         await runner.setup()
@@ -196,6 +211,8 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
                 _Part("sweeper", _sweep(control, sides, own, stop), ends_itself=True),
                 _Part("jobs", _drive_jobs(control, driver, stop), ends_itself=True),
                 _Part("what jobs undid", _tidy_jobs(control, driver, janitor, stop)),
+                _Part("in force", _watch_force(control, pointing)),
+                _Part("control state", _keep_state(control, keeping)),
                 _Part("gaps", _watch_for_gaps(control)),
                 _Part("vault", _watch_vault(control, vault)),
                 _Part("serving", _ask_whose(control, stop)),
@@ -241,6 +258,7 @@ def _application(
         operator_of,
         lambda *certificate: control.revoked.covers(*certificate),
         listener.asked,
+        lambda: control.force.error,
     )
     routes.bind(binder, config.name, handlers)
     return binder.application()
@@ -280,6 +298,47 @@ async def _recover(control: Control, folder: Path) -> None:
     kept = await control.db.run(lasting_record.load)
     control.lasting.recover({name: kept[name] for name in kept if name in known}, control.mono_ns())
     await first_operator.ensure(control.db, folder, control.now_ns())
+
+
+async def _begin_in_force(
+    control: Control, config: ConfigServerConfig, file: FileVault | None
+) -> Keeping | None:
+    """Whether this server is the one, before anybody is answered; and what keeps its state, where there are storage and vault."""
+    storage = control.storage
+    if file is None or not storage.place:
+        lacks = "no storage ([blob])" if file is not None else "no vault (vault_file)"
+        _log.info("the control state is not kept in storage: the configuration names " + lacks)
+        return None
+    host = socket.gethostname()
+    known_as = next((name for name in config.hosts if name != host), "")
+    shown = f"{host} ({known_as})" if known_as else host
+    control.force = Force(control.db, storage.machines, shown, file.fingerprints)
+    control.watched.append(lambda: control.force.error)
+    await control.force.start()
+    return Keeping(control.db, config, file, control.force, lambda: storage.machines().vault)
+
+
+async def _watch_force(control: Control, pointing: Pointing) -> None:
+    """Never returns while there is storage to ask."""
+    while not control.force.is_alone:
+        await _part(control, "in force", control.force.watch())
+        await _part(control, "pointer", _point(control, pointing))
+        await asyncio.sleep(FORCE_S)
+
+
+async def _point(control: Control, pointing: Pointing) -> None:
+    with contextlib.suppress(TransientError):  # who reads storage all the time says so
+        await pointing.look(control.storage.machines().vault)
+
+
+async def _keep_state(control: Control, keeping: Keeping | None) -> None:
+    """Never returns while there is where to keep it."""
+    if keeping is None:
+        return
+    control.watched.append(lambda: keeping.error)
+    while True:
+        await _part(control, "control state", keeping.look())
+        await asyncio.sleep(KEEP_S)
 
 
 async def _recorded(file: FileVault, storage: Storage, control: Control) -> RecordedVault:
@@ -331,7 +390,8 @@ async def _tidy_jobs(control: Control, driver: Runner, janitor: Janitor, stop: a
     """Apart, since it waits for clouds, and a cancel does not wait for that."""
     while not stop.is_set():
         await _part(control, "jobs that nobody drives", driver.tidy())
-        await _part(control, "what jobs undid", _if_its(control, "janitor", 3 * _TIDY_S, janitor.look))
+        if not await control.force.hindrance():
+            await _part(control, "what jobs undid", _if_its(control, "janitor", 3 * _TIDY_S, janitor.look))
         await wait_for(stop, _TIDY_S)
 
 
@@ -383,6 +443,9 @@ async def _ask_whose(control: Control, stop: asyncio.Event) -> None:
 async def _make_up_for_revocations(control: Control, revoking: Revoking) -> None:
     while True:
         await revoking.due()
+        if control.force.by is not None:  # what it has to say, the other has heard, or will never
+            await asyncio.sleep(_AGAIN_S)
+            continue
         await _part(control, "revocations", revoking.make_up())
 
 

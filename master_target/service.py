@@ -46,6 +46,7 @@ from shared.errors import (
     UsageError,
 )
 from shared.machine_storage import MachineStorage
+from shared.pointer import Whereabouts
 from shared.recovery.parallel import parallel
 from shared.service import notify, watchdog_interval_s
 from shared.status import MasterTargetReport, Problem
@@ -73,8 +74,14 @@ async def run(config: MasterTargetConfig, stop: asyncio.Event) -> None:
         if config.image_dir is not None:
             note = config.tls.cert.with_name(mounts.NOTE)
             mounts.check(config.image_dir, note, "The master target was not started")
+    where = None
+    if config.tls is not None:
+        where = Whereabouts(config.control_url, config.tls.cert, config.tls.ca)
+        where.load()
     async with (
-        remote_vault.opened(config.vault_file, config.control_url, config.tls, config.state_dir) as vault,
+        remote_vault.opened(
+            config.vault_file, config.control_url, config.tls, config.state_dir, where
+        ) as vault,
         MachineStorage.connect(config.blob) as storage,
         contextlib.AsyncExitStack() as stack,
     ):
@@ -86,6 +93,8 @@ async def run(config: MasterTargetConfig, stop: asyncio.Event) -> None:
                 config.tls,
                 on_renewed=partial(remote_vault.renewed, vault),
                 on_deleted=service.tell,
+                where=where,
+                find=storage.pointer,
             )
             stack.push_async_callback(client.close)
             stages.append(partial(client.serve, service.report, service.handle, stop))

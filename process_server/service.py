@@ -38,6 +38,7 @@ from shared.errors import (
     cause_of,
 )
 from shared.machine_storage import MachineStorage
+from shared.pointer import Whereabouts
 from shared.revocation import REVOKED_FILE, RevokedFile
 from shared.service import notify, watchdog_interval_s
 from shared.trouble import Trouble
@@ -73,8 +74,13 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
     settings = LogSettings(
         owner=config.name, limits=SegmentLimits(size_b=config.segment_bytes, age_s=config.segment_seconds)
     )
+    moved: asyncio.Queue[bytes] = asyncio.Queue()
+    where = Whereabouts(config.control_url, config.tls.cert, config.tls.ca, moved.put_nowait)
+    where.load()
     async with (
-        remote_vault.opened(config.vault_file, config.control_url, config.tls, config.spool_dir) as opened,
+        remote_vault.opened(
+            config.vault_file, config.control_url, config.tls, config.spool_dir, where
+        ) as opened,
         MachineStorage.connect(config.blob) as machines,
         asyncio.TaskGroup() as tasks,
     ):
@@ -97,6 +103,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
             files = (sides.files, boots.files)
             troubles = (*(kind.trouble for kind in files), revoked.trouble)
             board = StatusBoard(admission, spool, storage, CacheLevel(config.credit), vault, troubles)
+            admission.control = where.signed
             revoked.load()  # before anybody is admitted, and whether or not a config server will tell it again
             await receiver.start()
             beside: list[asyncio.Task[None]] = []
@@ -106,12 +113,23 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
                     tasks.create_task(_store_again(files), name="machine files"),
                     tasks.create_task(_tell_service_manager(board), name="service manager"),
                     tasks.create_task(deletions.run(), name="deletions"),
+                    tasks.create_task(_tell_agents(receiver, moved), name="where the config server is"),
                     tasks.create_task(spool.adapt_compression(), name="compression level"),
                 ]
                 notify("READY=1")
                 if config.control_url:
                     await _serve_control(
-                        config, context, admission, board, spool, vault, revoked, deletions, stop
+                        config,
+                        context,
+                        admission,
+                        board,
+                        spool,
+                        vault,
+                        revoked,
+                        deletions,
+                        where,
+                        machines,
+                        stop,
                     )
                 await stop.wait()
             finally:
@@ -193,6 +211,8 @@ async def _serve_control(
     vault: Vault,
     revoked: RevokedFile,
     deletions: Deletions,
+    where: Whereabouts,
+    machines: MachineStorage,
     stop: asyncio.Event,
 ) -> None:
     """Reports and takes commands until `stop` is set. The renewed certificate is used from the next session
@@ -216,11 +236,19 @@ async def _serve_control(
         on_renewed=renewed,
         on_revoked=revoked.take,
         on_deleted=deletions.tell,
+        where=where,
+        find=machines.pointer,
     )
     try:
         await control.serve(board.report, handle, stop)
     finally:
         await control.close()
+
+
+async def _tell_agents(receiver: Receiver, moved: asyncio.Queue[bytes]) -> None:
+    """Never returns."""
+    while True:
+        await receiver.tell(await moved.get())
 
 
 async def flush(spool: Spool, machine: str) -> dict[str, Any]:

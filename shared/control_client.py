@@ -32,6 +32,7 @@ from shared.errors import (
     UnreachableError,
     cause_of,
 )
+from shared.pointer import Whereabouts
 from shared.rest import RestClient
 from shared.status import Problem, Report
 from shared.threads import no_room
@@ -42,6 +43,10 @@ _log = logging.get()
 
 REPORT_INTERVAL_S: Final = 2.0
 _RETRY_LIMIT_S: Final = 3.0
+_SILENT_S: Final = 60.0
+"""So long it may be away before it is looked for elsewhere, ..."""
+_SUPERSEDED_S: Final = 5.0
+"""... and where it says itself that it is not the one any more."""
 _RENEWAL_CHECK_S: Final = 60.0
 _RENEWAL_RETRY_S: Final = 15.0
 """While something hinders it."""
@@ -58,7 +63,8 @@ class ControlClient:
     as a warning; in the last ninth of the certificate's life it is critical. `on_revoked` gets the certificates that are not to be
     admitted, with every answer that tells them; `on_desired` what an agent is to do, likewise: should it fail, the answer counts all the
     same. `on_deleted` gets, with every answer, which containers that the report named were deleted; it must not raise. `machine`: of an
-    agent, the identity and boot that it reports, too.
+    agent, the identity and boot that it reports, too. `where`: where the config server is, if that may change (`url` else). `find`
+    reads what storage says of it: it is called when the config server is silent for a minute, or says that it is not the one any more.
     """
 
     def __init__(
@@ -71,13 +77,21 @@ class ControlClient:
         on_desired: Callable[[Desired], Awaitable[None]] | None = None,
         on_deleted: Callable[[Collection[str]], None] = lambda _containers: None,
         machine: tuple[str, str] = ("", ""),
+        where: Whereabouts | None = None,
+        find: Callable[[], Awaitable[bytes]] | None = None,
     ) -> None:
         self._files = files
         self._name = identity.loaded_name(files)
         self._loaded = _stamp(files.cert)
         """The certificate that the contexts present, or the one before it: then it is loaded once more."""
         self._context = tls.client_context(files, tls.CONFIG_SERVER)
-        self._client = RestClient(url, self._context)
+        self._where = where or Whereabouts(url, files.cert, files.ca)
+        self._url = self._where.url
+        self._client = RestClient(self._url, self._context)
+        self._find = find
+        self._sought_s = time.monotonic()
+        """When it was sought last, or found."""
+        self._superseded = False
         self._on_renewed = on_renewed
         self._round_trip_ns = 0
         self._kept = True
@@ -106,6 +120,8 @@ class ControlClient:
         UnderstudyError.
         """
         self._number += 1
+        if self._where.url != self._url:
+            self._client.url = self._url = self._where.url
         body = {
             **_plain(status),
             "sent_ns": time.time_ns(),
@@ -133,6 +149,7 @@ class ControlClient:
         if reply.desired is not None:
             await self._tell(reply.desired)
         self._kept = reply.kept
+        self._superseded = reply.superseded
         return reply.commands
 
     def _note_lost(self, lost: list[newer.Lost]) -> None:
@@ -180,6 +197,7 @@ class ControlClient:
                     pause_s = _RENEWAL_CHECK_S if self.problem is None else _RENEWAL_RETRY_S
                     renew_at = time.monotonic() + pause_s
                 began = time.monotonic()
+                await self._seek(link)
                 try:
                     news = await self._exchange(desk, stop, status, interval_s, link)
                 except UnderstudyError as exc:
@@ -214,9 +232,27 @@ class ControlClient:
         if commands is None:
             return True
         link.works()
+        if not self._superseded:
+            self._sought_s = time.monotonic()
         if self._kept:
             desk.reported(sent)
         return desk.take(commands)
+
+    async def _seek(self, link: _Link) -> None:
+        """The config server that is in force, where this one says nothing, or that it is not. Whoever cannot ask storage is told by a
+        process server, if he has one (`where`)."""
+        pause_s = _SUPERSEDED_S if self._superseded else _SILENT_S
+        if time.monotonic() - self._sought_s < pause_s:
+            return
+        self._sought_s = time.monotonic()
+        try:
+            is_news = self._find is not None and await self._where.take(await self._find())
+        except UnderstudyError as exc:  # who works with storage says so
+            _log.info("not found out where the config server is", **exc.as_dict())
+            is_news = False
+        if not is_news and not self._superseded:
+            self._where.next()
+        link.url = self._where.url
 
     async def renew_if_due(self) -> bool:
         """Get a new certificate when less than a third of this one's life is left; whether there was one. The key stays the same, so that
@@ -380,26 +416,26 @@ class _Link:
     """Whether the config server can be reached: logs the changes only, and says how long to wait."""
 
     def __init__(self, url: str) -> None:
-        self._url = url
+        self.url = url
         self._failures = 0
         self._cause: tuple[str, str] | None = None
 
     def works(self) -> None:
         if self._failures:
-            _log.info("config server reached again", url=self._url)
+            _log.info("config server reached again", url=self.url)
         self._failures, self._cause = 0, None
 
     def failed(self, exc: UnderstudyError) -> float:
         """Each cause once: behind "connection refused" of a restart may follow a certificate that is not accepted."""
         if self._cause != (exc.code, exc.cause):
             self._cause = exc.code, exc.cause
-            _log.warning("config server not reached; work goes on", url=self._url, **exc.as_dict())
+            _log.warning("config server not reached; work goes on", url=self.url, **exc.as_dict())
         return self._pause_s()
 
     def failed_by_bug(self, exc: Exception) -> float:
         if self._cause != (UnderstudyError.code, repr(exc)):
             self._cause = UnderstudyError.code, repr(exc)
-            _log.error("report failed: this is a bug; work goes on", url=self._url, exc_info=exc)
+            _log.error("report failed: this is a bug; work goes on", url=self.url, exc_info=exc)
         return self._pause_s()
 
     def _pause_s(self) -> float:

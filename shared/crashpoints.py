@@ -66,6 +66,10 @@ CONTROL_POINTS: Final = (
 """The points of a config server between its database and storage; a crash test visits each."""
 
 
+FORCE_POINTS: Final = ("generation.before-put", "generation.put", "state.before-put", "state.put")
+"""The points of a config server that takes over, and puts its state into storage, in its order; a crash test visits each."""
+
+
 DELETION_POINTS: Final = (
     "deletion.closing",
     "deletion.revoked",

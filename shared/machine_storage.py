@@ -36,7 +36,7 @@ from typing import Annotated, Final, Self
 
 import msgspec
 
-from shared import decoding, logging
+from shared import decoding, logging, pointer
 from shared.blob import BlobConfig, BlobStore, Missing, Retried, Retry
 from shared.errors import (
     UNDECODABLE,
@@ -56,6 +56,7 @@ _SUFFIX: Final = ".json"
 _ID_B: Final = 8
 _MOST_B: Final = 1 << 16
 """Of an entry."""
+_SOON: Final = Retry(deadline_s=8.0, attempt_s=4.0)
 _DELETE: Final = "Delete it: it is made anew from the metadata of the machine's container."
 
 _log = logging.get()
@@ -132,6 +133,11 @@ class MachineStorage(Retried):
             await self.check(machine, container)
             self._known[machine] = container
         return self.at(machine, container)
+
+    async def pointer(self) -> bytes:
+        """Where the config server is, as the vault container has it (pointer.py); empty: it says nothing. Raises StorageError, soon."""
+        found = await self.vault.with_retry(_SOON).read_versioned(pointer.BLOB, pointer.MOST_B)
+        return b"" if found is None else found[0]
 
     async def named(self, machine: str) -> str | None:
         """The container that the registry names, asked now; where it has no entry, the one whose metadata name the machine. None where

@@ -36,6 +36,7 @@ from shared.errors import (
     WrongKeyError,
 )
 from shared.key_cache import FOLDER, CachedKey, KeyCache
+from shared.pointer import Whereabouts
 from shared.rest import RestClient
 from shared.sealing import MachineKey
 from shared.single_writer import SingleWriter
@@ -66,7 +67,8 @@ class _Id(NamedTuple):
 class RemoteVault:
     """An async context manager. `files`: who this daemon is."""
 
-    def __init__(self, url: str, files: TlsFiles, cache: KeyCache) -> None:
+    def __init__(self, url: str, files: TlsFiles, cache: KeyCache, where: Whereabouts | None = None) -> None:
+        self._where: Final = where or Whereabouts(url, files.cert, files.ca)
         self._context: Final = tls.client_context(files, tls.CONFIG_SERVER)
         self._client: Final = RestClient(url, self._context, timeout_s=_ASK_S)
         self._cache: Final = cache
@@ -151,6 +153,7 @@ class RemoteVault:
             raise KeyCacheError(f"The key cache {min(left)} cannot be removed", cause=cause)
 
     async def _ask(self, route: Route[_Q, MachineKeyGrant], request: _Q, machine: str) -> MachineKey:
+        self._client.url = self._where.url
         try:
             grant = await self._client.call(route, request, machine=machine)
             return MachineKey(
@@ -270,14 +273,18 @@ def _unavailable(machine: str, exc: UnderstudyError) -> KeyUnavailableError:
 
 @contextlib.asynccontextmanager
 async def opened(
-    vault_file: Path | None, control_url: str, files: TlsFiles | None, state_dir: Path
+    vault_file: Path | None,
+    control_url: str,
+    files: TlsFiles | None,
+    state_dir: Path,
+    where: Whereabouts | None = None,
 ) -> AsyncIterator[Vault]:
     """The vault that a daemon's configuration names. Raises UsageError for a vault file that cannot be used."""
     if vault_file is not None:
         yield FileVault(vault_file)
         return
     assert files is not None, "a configuration with control_url has tls"
-    async with RemoteVault(control_url, files, KeyCache(state_dir / FOLDER, files)) as vault:
+    async with RemoteVault(control_url, files, KeyCache(state_dir / FOLDER, files), where) as vault:
         yield vault
 
 

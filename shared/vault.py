@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import os
 import secrets
 import stat
@@ -195,6 +196,34 @@ class FileVault:
                 cause=f"vault key {wrapped.key_id} of {self.path} does not open it, or it was altered",
             ) from exc
 
+    def wrapped_under_all(self, key: bytes, purpose: str) -> dict[str, bytes]:
+        """Vault key id → `key`, which is for `purpose` alone, wrapped under that: any copy of this file opens it, also one from before
+        the newest of its keys."""
+        found = {}
+        for id_, vault_key in self._keys.items():
+            nonce = os.urandom(_NONCE_B)
+            found[id_] = nonce + vault_key.encrypt(nonce, key, _associated_with(purpose, id_))
+        return found
+
+    def unwrapped_under_any(self, wrapped: Mapping[str, bytes], purpose: str) -> bytes:
+        """Raises WrongKeyError."""
+        what = f"What is sealed as {purpose} cannot be opened"
+        known = [id_ for id_ in wrapped if id_ in self._keys]
+        if not known:
+            raise WrongKeyError(
+                what,
+                cause=f"it was sealed under vault keys {', '.join(wrapped)}, and {self.path} holds {', '.join(self._keys)}",
+            )
+        for id_ in known:
+            data = wrapped[id_]
+            with contextlib.suppress(InvalidTag, ValueError):
+                return self._keys[id_].decrypt(
+                    data[:_NONCE_B], data[_NONCE_B:], _associated_with(purpose, id_)
+                )
+        raise WrongKeyError(
+            what, cause=f"vault key {known[0]} of {self.path} does not open it, or it was altered"
+        )
+
 
 def _fingerprint(key: _VaultKey) -> str:
     """From the key by HKDF: a key of 256 random bits cannot be found by trying."""
@@ -204,6 +233,10 @@ def _fingerprint(key: _VaultKey) -> str:
 
 def _associated(key_id: str, machine: str) -> bytes:
     return f"understudy wrap 1\0{key_id}\0{machine}".encode()
+
+
+def _associated_with(purpose: str, key_id: str) -> bytes:
+    return f"understudy {purpose} 1\0{key_id}".encode()
 
 
 def check_choice(daemon: str, vault_file: Path | None, control_url: str) -> None:

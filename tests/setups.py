@@ -13,11 +13,11 @@ from shared.blob import BlobConfig
 from tests.cli import ROOT, Done, ended
 
 
-async def set_up(role: str, *arguments: str | Path, **env: str) -> Done:
-    """`python -m ROLE setup …`; nobody sits at a terminal."""
+async def set_up(role: str, *arguments: str | Path, verb: str = "setup", **env: str) -> Done:
+    """`python -m ROLE setup …`, or another `verb`; nobody sits at a terminal."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("UNDERSTUDY_")}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", role.replace("-", "_"), "setup", *map(str, arguments)),
+        *(sys.executable, "-m", role.replace("-", "_"), verb, *map(str, arguments)),
         env={**clean, "PYTHONPATH": str(ROOT), **env},
         cwd="/",
         stdin=asyncio.subprocess.DEVNULL,

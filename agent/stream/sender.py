@@ -49,6 +49,7 @@ from shared.errors import (
     UnderstudyError,
     UnreachableError,
 )
+from shared.pointer import Whereabouts
 from shared.waiting import wait_for
 from shared.wire.messages import Ack, DiskInfo, Hello, Welcome
 
@@ -130,6 +131,8 @@ class Sender:
         self._retry_after_s = 0.0
         self._revoked = Revocations()
         self._link: Link | None = None
+        self.where: Whereabouts | None = None
+        """Of the config server: what a process server says of it is taken there."""
         self._is_moving = False
         """The stream goes to another process server as soon as this session is over: nothing more of the ring is freed by it."""
 
@@ -364,6 +367,8 @@ class Sender:
         self._opened_at, self._welcomed = time.monotonic(), welcome.spooled
         if not isinstance(self.problem, RefusedError):
             self.problem, self._told = None, ("", "")
+        if self.where is not None and welcome.control:
+            await self.where.take(welcome.control)
         _log.info("session opened", epoch=welcome.epoch, spooled=welcome.spooled, uploaded=welcome.uploaded)
 
     def _want_epoch(self, reason: Reason) -> None:

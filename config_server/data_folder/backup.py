@@ -14,7 +14,7 @@ import contextlib
 import io
 import sqlite3
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -29,8 +29,6 @@ from shared.errors import ConfigError
 from shared.owner import as_owner
 
 _ELSEWHERE: Final = "Give the name of a file, new or an older backup, outside of the data folder."
-_JOURNAL_MODE: Final = slice(18, 20)
-"""In the header of a database: 2, 2 while it has a write-ahead log, which a backup has not."""
 
 
 def backup(config: ConfigServerConfig, target: Path) -> int:
@@ -39,12 +37,8 @@ def backup(config: ConfigServerConfig, target: Path) -> int:
     folder = config.data_dir
     refuse_elsewhere(config, "Nothing was backed up")
     target = _place(target, folder)
-    with durable.named(f"The data folder {folder} could not be read"), as_owner(folder), lock.still(folder):
-        check_folder(
-            folder
-        )  # a half restored one may have its database, and not the log with the last commits
-        parts = {name: (folder / name).read_bytes() for name in PARTS if name != DATABASE_FILE}
-        parts[DATABASE_FILE] = snapshot(folder / DATABASE_FILE)
+    with durable.named(f"The data folder {folder} could not be read"), as_owner(folder):
+        parts = parts_of(folder)
     check(parts, f"The data folder {folder} was not backed up")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
@@ -55,6 +49,19 @@ def backup(config: ConfigServerConfig, target: Path) -> int:
     with durable.named(f"The backup {target} could not be written"):
         durable.replace_file(target, packed.getbuffer(), mode=0o600)
     return packed.tell()
+
+
+def parts_of(
+    folder: Path, database: Callable[[Path], bytes] | None = None, *, has_database: bool = True
+) -> dict[str, bytes]:
+    """What belongs together of the data folder, by name, while no restore moves it. `database` gives the database in place of the file that
+    it is (`has_database`: it is one of this folder). Raises StateFileError, DatabaseError, ConfigError, DataFolderInUseError."""
+    with durable.named(f"The data folder {folder} could not be read"), lock.still(folder):
+        # A half restored one may have its database, and not the log with the last commits.
+        check_folder(folder, has_database=has_database)
+        parts = {name: (folder / name).read_bytes() for name in PARTS if name != DATABASE_FILE}
+        parts[DATABASE_FILE] = (database or snapshot)(folder / DATABASE_FILE)
+    return parts
 
 
 def refuse_elsewhere(config: ConfigServerConfig, what: str) -> None:
@@ -88,16 +95,10 @@ def _place(target: Path, folder: Path) -> Path:
 def snapshot(path: Path) -> bytes:
     """The database as it is at one moment, whoever writes to it."""
     try:
-        with (
-            contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as source,
-            contextlib.closing(sqlite3.connect(":memory:")) as copy,
-        ):
-            source.backup(copy)
-            found = bytearray(copy.serialize())
+        with contextlib.closing(sqlite.copied(path)) as copy:
+            return sqlite.serialised(copy)
     except sqlite3.Error as exc:
         raise sqlite.translated(exc, path) from exc
-    found[_JOURNAL_MODE] = b"\x01\x01"
-    return bytes(found)
 
 
 def check(parts: Mapping[str, bytes], what: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from config_server.data_folder.belonging import OPERATOR, TOKEN_FILE
 from config_server.rules.facts import SELF
-from config_server.store import audit, tokens
+from config_server.store import audit, force, tokens
 from config_server.store.database import Connection, Database
 from shared import identity, logging
 
@@ -22,6 +22,8 @@ async def ensure(db: Database, folder: Path, now_ns: int) -> bool:
     token = tokens.new_operator_token()
 
     def work(db: Connection) -> None:
+        if not tokens.has_operators(db):
+            force.take_over(db)  # it is made just now, as somebody wanted
         tokens.set_operator(db, OPERATOR, token, now_ns)
         audit.add(db, SELF, "operator.token", OPERATOR, {}, now_ns)
 

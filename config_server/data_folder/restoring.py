@@ -24,7 +24,7 @@ import itertools
 import os
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -82,17 +82,30 @@ def restore(config: ConfigServerConfig, source: Path, *, new_operator_token: boo
     DataFolderInUseError."""
     refuse_elsewhere(config, f"Nothing was restored from {source}")
     parts = _read(source)
-    check(parts, f"Nothing was restored from {source}")
+    return restore_parts(
+        config, parts, f"Nothing was restored from {source}", new_operator_token=new_operator_token
+    )
+
+
+def restore_parts(
+    config: ConfigServerConfig,
+    given: Mapping[str, bytes],
+    what: str,
+    *,
+    new_operator_token: bool = False,
+    recovered_from: str = "",
+) -> Done:
+    """As `restore`, of these parts. `what` is said where it fails. `recovered_from`: which state in storage they are, if they are one."""
+    parts = dict(given)
+    check(parts, what)
     if new_operator_token:
         parts[TOKEN_FILE] = tokens.new_operator_token().encode() + b"\n"
     try:
         parts[DATABASE_FILE], found = _prepared(
-            parts[DATABASE_FILE], parts[TOKEN_FILE] if new_operator_token else None
+            parts[DATABASE_FILE], parts[TOKEN_FILE] if new_operator_token else None, recovered_from
         )
     except sqlite.ERRORS as exc:  # whole, and not what a config server of any version wrote
-        raise ConfigError(
-            f"Nothing was restored from {source}", cause=str(exc), action="Take another backup."
-        ) from exc
+        raise ConfigError(what, cause=str(exc), action="Take another backup.") from exc
     was_there = config.data_dir.is_dir()
     kept = put(config.data_dir, parts)
     # It was asked for: the backup's CA is this installation's from now on.
@@ -178,14 +191,14 @@ def remove_new(folder: Path) -> None:
             durable.remove_file(left)
 
 
-def _prepared(data: bytes, new_token: bytes | None) -> tuple[bytes, Restored]:
+def _prepared(data: bytes, new_token: bytes | None, recovered_from: str) -> tuple[bytes, Restored]:
     """The database as it shall be put in place: of this version, without what must end, and with that operator token, if there is a new
     one. Raises ConfigError."""
     now_ns = time.time_ns()
     with sqlite.of_bytes(data) as db:
         sqlite.migrate(db, "of the backup")
         with db.begin():
-            found = restored.prepare(db, now_ns)
+            found = restored.prepare(db, now_ns, recovered_from)
             if new_token is not None:
                 tokens.set_operator(db, OPERATOR, new_token.decode().strip(), now_ns)
                 audit.add(db, SELF, "operator.token", OPERATOR, {}, now_ns)

@@ -47,6 +47,7 @@ LEASE_S: Final = 30.0
 _MARGIN_S: Final = 5.0
 """A step's call has ended so long before the lease does."""
 _PASSING: Final = (TransientError, PeerError, DeadlineError)
+_HINDERED_S: Final = 5.0
 _MOST: Final = 32
 """Jobs of one config server at a time."""
 
@@ -73,6 +74,10 @@ class _AtWork:
             self.until.reschedule(asyncio.get_running_loop().time())
 
 
+async def _nothing() -> str:
+    return ""
+
+
 class Runner:
     def __init__(
         self,
@@ -84,9 +89,12 @@ class Runner:
         lease_s: float = LEASE_S,
         alone: bool = False,
         ended: Callable[[str], None] = lambda _id: None,
+        hindrance: Callable[[], Awaitable[str]] = _nothing,
     ) -> None:
         """`owner`: this config server's name. `now_ns`: for what people read. `alone`: no other process has this database, so what is
-        leased before the first look is nobody's. `ended` is told the id of each job that has ended here."""
+        leased before the first look is nobody's. `ended` is told the id of each job that has ended here. `hindrance`: why this config
+        server may not act now (recovery/generation.py); "": it may."""
+        self._hindrance = hindrance
         self._db = db
         self._kinds = kinds
         self._owner = owner
@@ -116,7 +124,10 @@ class Runner:
         room = _MOST - len(self._driven)
         if room <= 0:
             return
-        for id_ in await self._db.run(lambda db: journal.due(db, self._kinds.known, room)):
+        due = await self._db.run(lambda db: journal.due(db, self._kinds.known, room))
+        if not due or await self._hindrance():
+            return
+        for id_ in due:
             held = await self._db.run(lambda db, id_=id_: journal.claim(db, id_, self._owner, self._lease_ns))  # type: ignore[misc]
             if held is not None:
                 crashpoints.reach("job.after-claim")
@@ -194,6 +205,8 @@ class Runner:
 
     async def _step(self, held: Held, look: Look, kind: Kind, name: str, begun: StepState) -> bool:
         """Do or undo it. Whether the job goes on at once."""
+        if why := await self._hindrance():
+            return await self._db.run(lambda db: self._hinder(db, held, look.job.direction, why))
         before = look.journal.get(name, Entry(state=begun, tries=0))
         entry = Entry(state=begun, tries=before.tries if before.state is begun else 0, result=before.result)
         leased_s = asyncio.get_running_loop().time()
@@ -304,6 +317,14 @@ class Runner:
             return False
         self._ended(held.id)
         return True
+
+    def _hinder(self, db: Connection, held: Held, direction: Direction, why: str) -> bool:
+        """As `_let_go`, before a step is begun."""
+        if journal.renew(db, held, self._lease_ns).direction is not direction:
+            return True
+        pause_ns = int(_HINDERED_S * SECOND_NS)
+        journal.pause(db, held, waits=why, pause_ns=pause_ns, now_ns=self._now_ns())
+        return False
 
     def _let_go(
         self,

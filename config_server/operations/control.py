@@ -13,6 +13,7 @@ import msgspec
 
 from config_server.identity.ca import CertificateAuthority
 from config_server.operations.turns import Turns
+from config_server.recovery.generation import Force
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.facts import SELF, Facts, facts_of
 from config_server.rules.lasting import Lasting
@@ -97,6 +98,8 @@ class Control:
     hindered: dict[str, UnhealthyError] = field(default_factory=dict)
     """By deletion of a machine: why it is not done."""
 
+    force: Force = field(init=False)
+    """Whether this server is the one in force. Unless told otherwise, it is alone."""
     serving: Serving = field(init=False)
     troubles: dict[str, UnderstudyError] = field(default_factory=dict)
     """What else is wrong with this server itself: by the part of it that said so last."""
@@ -112,6 +115,7 @@ class Control:
 
     def __post_init__(self) -> None:
         self.serving = Serving(self.storage)
+        self.force = Force(self.db, None, "")
         self.turns = Turns(self.db, lambda: self.others)
 
     def holds(self, db: Connection, what: str, for_s: float) -> bool:

@@ -140,6 +140,8 @@ class DeletionSweep:
         hindered: dict[str, UnhealthyError] = {}
         failed: list[Exception] = []
         for machine, deletion in found:
+            if await self._control.force.is_superseded():
+                return
             try:
                 wrong = await self._go_on(machine, deletion)
             except DatabaseError:

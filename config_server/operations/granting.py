@@ -174,6 +174,8 @@ class Granting:
             return
         failed: list[Exception] = []
         for container, machine in (await self._control.storage.machines().containers()).items():
+            if await self._control.force.is_superseded():
+                return  # another server's grants would be strays to this one
             try:
                 await self._sweep_one(container, machine)
             except _GONE:

@@ -74,7 +74,7 @@ class Reporting:
         role = Role(call.role)  # one of the route's
         received_ns = now_ns = self._control.now_ns()
         began_ns = self._control.mono_ns()
-        if role == Role.AGENT:
+        if role == Role.AGENT and self._control.force.error is None:
             said = decode(role, call.body)
             assert isinstance(said, AgentReport)
             name = check_name(call.name, role)
@@ -105,6 +105,8 @@ class Reporting:
         is_saved = is_news or is_due or call.who not in self._saved_ns
 
         def told(db: Connection) -> _Told:
+            if self._control.force.error is not None:
+                return _Told([])  # that is another server's to say
             asked = commands.pending(db, call.who, now_ns)
             answer = self._answer(db, seen, now_ns, began_ns)
             if answer is None:
@@ -131,7 +133,7 @@ class Reporting:
             answer = told(db)
             return finished, changed, answer, change
 
-        kept = taken  # what it says of commands is said again
+        kept = taken and self._control.force.error is None  # what it says of commands is said again
         try:
             finished, changed, answer, old = await self._control.db.run(work)
             if taken:
@@ -171,6 +173,7 @@ class Reporting:
             desired=answer.desired,
             kept=kept,
             deleted=deleted,
+            superseded=self._control.force.error is not None,
         )
 
     def _answer(self, db: Connection, seen: Seen, now_ns: int, mono_ns: int) -> desired_state.Answer | None:

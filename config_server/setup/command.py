@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import shlex
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from config_server.cli.profile import FILE, Profile
 from config_server.config import ConfigServerConfig
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     add_storage(made)
     options = made.parse_args(argv)
     return run(
-        Role.CONFIG_SERVER, options, lambda show: _begin(options, show), lambda done: _after(options, done)
+        Role.CONFIG_SERVER, options, lambda show: _begin(options, show), lambda done: after(options, done)
     )
 
 
@@ -93,26 +93,32 @@ def _begin(options: argparse.Namespace, show: Show) -> Iterable[Step]:
         host.folder / NOTE,
     )
     recovery.check()
-    return _steps(host, storage, hosts, listen, vault_file, recovery, options.new_ca, show)
+    return steps_of(Plan(host, storage, hosts, listen, vault_file, recovery, options.new_ca), show)
 
 
-def _steps(
-    host: Host,
-    storage: Storage,
-    hosts: Sequence[str],
-    listen: dict[str, Any],
-    vault_file: Path,
-    recovery: RecoveryKey,
-    begins_anew: bool,
-    show: Show,
-) -> Iterator[Step]:
+class Plan(NamedTuple):
+    """Of a config server on this host."""
+
+    host: Host
+    storage: Storage
+    hosts: Sequence[str]
+    config: Mapping[str, Any]
+    """Of its configuration, what somebody has said."""
+    vault_file: Path
+    recovery: Step
+    """What is done about the recovery key."""
+    begins_anew: bool = False
+
+
+def steps_of(plan: Plan, show: Show) -> Iterator[Step]:
+    host, storage, hosts, config_, vault_file, recovery, begins_anew = plan
     data_dir = host.state_dir
-    number = listen["port"] or PORT
+    number = config_.get("port") or PORT
     url = f"https://{shown(hosts[0])}{'' if number == PORT else f':{number}'}"
     yield StorageFit(storage.check, show)
     yield Unused(storage.check, vault_file)
     yield DataThere(data_dir, vault_file, host.etc / FILE, host.config, storage.check, begins_anew)
-    yield PortFree(listen["listen"] or "0.0.0.0", number, host.role, host.config)
+    yield PortFree(config_.get("listen") or "0.0.0.0", number, host.role, host.config)
     yield from host.prepared(is_restored=True)
     yield from storage.files
     yield Vault(vault_file, data_dir, host.user)
@@ -123,7 +129,7 @@ def _steps(
     config = Configuration(
         host.config,
         ConfigServerConfig,
-        {"data_dir": data_dir, **listen, "hosts": hosts, "blob": storage.daemon, "vault_file": vault_file},
+        {"data_dir": data_dir, **config_, "hosts": hosts, "blob": storage.daemon, "vault_file": vault_file},
         reader=host.user,
     )
     yield config
@@ -147,7 +153,7 @@ def _as_root(storage: Storage, host: Host) -> dict[str, Any]:
     return storage.daemon
 
 
-def _after(options: argparse.Namespace, done: Sequence[Done]) -> Sequence[str]:
+def after(options: argparse.Namespace, done: Sequence[Done]) -> Sequence[str]:
     etc = options.etc.absolute()
     is_answering = any((step.step, step.outcome) == ("answers", Outcome.CHECKED) for step in done)
     return (

@@ -1,6 +1,9 @@
-"""`understudy init`: a verb of the command line (entry point in pyproject.toml), whose own package knows nothing of the server."""
+"""`understudy init` and `understudy server …`: verbs of the command line (entry points in pyproject.toml), whose own package knows nothing
+of the server."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import click
 
@@ -16,6 +19,27 @@ def init(arguments: tuple[str, ...]) -> int:
     """Begin an installation: set up the config server on this host. Its options are `python -m config_server setup`'s."""
     from config_server.setup.command import main
 
+    return _run(main, arguments)
+
+
+@click.group(short_help="The config server on this host.")
+def server() -> None:
+    """The config server on this host."""
+
+
+@server.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    short_help="Take the place of one that is gone, from storage and the recovery key.",
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def recover(arguments: tuple[str, ...]) -> int:
+    """Take the place of a config server that is gone. The options are `python -m config_server recover`'s."""
+    from config_server.setup.recover_command import main
+
+    return _run(main, arguments)
+
+
+def _run(main: Callable[[Sequence[str]], int], arguments: tuple[str, ...]) -> int:
     form = ["--output", "json"] if value("output") == "json" else []
     try:
         return main([*form, *arguments])

@@ -1,7 +1,8 @@
 """What the config server reads from blob storage: points for display, and the keys that a restore is granted.
 
 It never writes there but which machine is the active side (`machine rebind`), the policies of grants (granting.py), who was revoked
-(revoking.py), and once which vault keys this installation has (shared/vault_record.py); and it deletes machines there (removal.py).
+(revoking.py), once which vault keys this installation has (shared/vault_record.py), and its own state (recovery/); and it deletes
+machines there (removal.py).
 Storage that is away makes these calls fail, and nothing else: state and health come from reports.
 """
 

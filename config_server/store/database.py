@@ -19,7 +19,7 @@ from sqlalchemy import (
 from config_server.store.config import DatabaseConfig
 from config_server.store.sqlite import Sqlite
 from shared.errors import ConfigError, DatabaseError
-from shared.threads import Threads
+from shared.threads import Threads, in_thread
 
 _T = TypeVar("_T")
 
@@ -44,6 +44,9 @@ class Engine(Protocol):
 
     def transact(self, work: Callable[[Connection], _T], *, vital: bool) -> _T:
         """See Database.run."""
+
+    def aside(self, work: Callable[[Connection], _T]) -> _T:
+        """See Database.aside. For a thread of its own."""
 
 
 class Database:
@@ -106,6 +109,11 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(
             self._threads, lambda: transact(work, vital=vital)
         )
+
+    async def aside(self, work: Callable[[Connection], _T]) -> _T:
+        """The result of `work`, which reads one state of the whole database, however long that takes: no transaction waits for it. Raises
+        what it raises, and DatabaseError. A caller that is cancelled goes on when it is done."""
+        return await in_thread(self._engine.aside, work)
 
     async def close(self) -> None:
         # What runs still ends first: it would leave its connection open, or make another one.

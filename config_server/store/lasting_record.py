@@ -14,7 +14,7 @@ from shared.errors import UNDECODABLE
 
 _log = logging.get()
 
-_SETTING: Final = "lasting"
+SETTING: Final = "lasting"
 _FORMAT: Final = 1
 """Another one when a condition's words about its work (sights.py) mean something else: then everybody begins anew."""
 
@@ -39,14 +39,14 @@ def decode(text: str) -> Kept:
 
 
 def save(db: Connection, kept: Kept) -> None:
-    settings.put(db, _SETTING, encode(kept))
+    settings.put(db, SETTING, encode(kept))
 
 
 def forget(db: Connection) -> None:
     """The database is from a backup: what lasted then says nothing of today."""
-    settings.forget(db, _SETTING)
+    settings.forget(db, SETTING)
 
 
 def load(db: Connection) -> Kept:
-    value = settings.get(db, _SETTING)
+    value = settings.get(db, SETTING)
     return {} if value is None else decode(value)

@@ -36,7 +36,6 @@ _WAIT_S: Final = 3
 """For a server that was ended just now: PostgreSQL learns of it a moment later."""
 _LONGEST: Final = 63
 """Of a session's name."""
-_SETTING: Final = "used-by"
 _SETTINGS: Final = {
     # It says nothing for as long as all is well.
     "idle_session_timeout": "0",
@@ -105,8 +104,8 @@ class OlderServers:
 
     def sign(self, db: Connection) -> None:
         """No older one uses it. In the transaction that opens it, behind `begin`."""
-        if settings.get(db, _SETTING) != _TOGETHER:
-            settings.put(db, _SETTING, _TOGETHER)
+        if settings.get(db, settings.USED_BY) != _TOGETHER:
+            settings.put(db, settings.USED_BY, _TOGETHER)
 
     def check(self) -> None:
         """Before each transaction: the lock is held, or taken again. Raises DataFolderInUseError, from then on always, if an older one has
@@ -171,7 +170,9 @@ class OlderServers:
 
     def _is_signed(self) -> bool:
         assert self._session is not None
-        found = self._session.execute("SELECT value FROM settings WHERE name = %s", [_SETTING]).fetchone()
+        found = self._session.execute(
+            "SELECT value FROM settings WHERE name = %s", [settings.USED_BY]
+        ).fetchone()
         return found is not None and found[0] == _TOGETHER
 
     def _let_go(self) -> None:

@@ -28,6 +28,7 @@ refused at once, and once a second somebody tries it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import threading
@@ -38,7 +39,7 @@ from typing import Any, Final, Self, TypeVar, cast
 import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.types.string import StrDumperUnknown
-from sqlalchemy import Connection, Engine, QueuePool, create_engine, text
+from sqlalchemy import Connection, Engine, NullPool, QueuePool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from config_server.store import migrations
@@ -173,6 +174,25 @@ class Postgresql:
             pause_s = min(_PAUSE_S * 2**attempt, _LONGEST_S)
             time.sleep(pause_s * random.random())
         raise AssertionError("it counts for ever")
+
+    def aside(self, work: Callable[[Connection], _T]) -> _T:
+        """See database.py. Read-only and deferrable, it sees what no other transaction makes untrue, and none fails for it."""
+        try:
+            with contextlib.closing(self._connect()) as raw:
+                raw.read_only, raw.deferrable = True, True
+                with self._aside(raw).connect() as db:
+                    return work(db)
+        except (DBAPIError, psycopg.Error) as exc:
+            raise self._translated(exc) from exc
+
+    def _aside(self, raw: psycopg.Connection[Any]) -> Engine:
+        return create_engine(
+            "postgresql+psycopg://",
+            creator=lambda: raw,
+            poolclass=NullPool,
+            isolation_level=_ISOLATION,
+            use_native_hstore=False,
+        )
 
     def _once(self, work: Callable[[Connection], _T]) -> _T:
         with self._connected() as db:

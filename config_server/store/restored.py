@@ -7,7 +7,8 @@ that had not ended (journal.py); a restore among them goes on by itself when its
 may be older than what their agents go by: a new incarnation begins, by which the two are told apart (wishes.py). One event says from when
 the database is, and a mark stays until revocations were compared with storage (revoking.py): what is done while it is there is later than
 all that the backup lacks, whatever the clocks of the two hosts say (taking_in.py). For how long something was not well then says nothing of
-now. The rest is made again by those who know it: revocations and readmissions from storage, grants (granting.py), reports and sides.
+now. The rest is made again by those who know it: revocations and readmissions from storage, grants (granting.py), reports and sides. The
+server takes over when it begins, whichever was in force (rules/force.py).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from config_server.store import (
     commands,
     deletions,
     events,
+    force,
     incarnations,
     inventory,
     journal,
@@ -82,8 +84,9 @@ class Restored(NamedTuple):
     """That had not ended: they need attention."""
 
 
-def prepare(db: Connection, now_ns: int) -> Restored:
-    """Ends what must end, and leaves the event and the mark. In the transaction of the caller."""
+def prepare(db: Connection, now_ns: int, recovered_from: str = "") -> Restored:
+    """Ends what must end, and leaves the event and the mark; the server takes over when it begins. `recovered_from`: which state in storage
+    the database is of, if it is of one. In the transaction of the caller."""
     newest_ns = max(db.scalar(newest) or 0 for newest in _NEWEST)
     void = tokens.make_void(db)
     for role, name in void:
@@ -100,6 +103,7 @@ def prepare(db: Connection, now_ns: int) -> Restored:
     restored = Restored(newest_ns, len(void), len(withdrawn), len(waiting), len(held))
     inventory.forget_unheard(db)
     lasting_record.forget(db)
+    force.take_over(db, recovered_from)
     detail = {
         "newest": rfc3339(restored.newest_ns),
         "incarnation": incarnations.begin(db),

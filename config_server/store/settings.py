@@ -9,6 +9,9 @@ from sqlalchemy import Connection, bindparam, delete, select
 from config_server.store.schema import settings
 from config_server.store.statements import replacing
 
+USED_BY: Final = "used-by"
+"""Which server has the database in PostgreSQL (sole_server.py)."""
+
 _GET: Final = select(settings.c.value).where(settings.c.name == bindparam("wanted"))
 _PUT: Final = replacing(settings)
 _FORGET: Final = delete(settings).where(settings.c.name == bindparam("wanted"))

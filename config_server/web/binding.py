@@ -81,9 +81,11 @@ class Binder:
         operator_of: Callable[[str], Awaitable[Operator | None]],
         is_revoked: Callable[[int, str, int], bool],
         asked: Asked,
+        superseded: Callable[[], UnderstudyError | None] = lambda: None,
     ) -> None:
         """`is_revoked`: whether the certificate with this serial number, ROLE:NAME and begin is. `asked` is told of each request that
-        has come whole."""
+        has come whole. `superseded`: why nothing is changed here any more, where that is so."""
+        self._superseded = superseded
         self._operator_of = operator_of
         self._is_revoked = is_revoked
         self._asked = asked
@@ -96,6 +98,8 @@ class Binder:
         async def endpoint(request: web.Request) -> web.StreamResponse:
             try:
                 call, body = await self._receive(request, route)
+                if route.changes and (error := self._superseded()) is not None:
+                    raise error
                 answer = await handler(call, body)
                 # Once more: an answer that was held may have outlived the right to it.
                 self._refuse_revoked(request, route)

@@ -102,6 +102,7 @@ class Admission:
         self._boot_files = boots
         self._started_s = self.clock()
         self.revoked = Revocations()
+        self.control = b""
         self._open_log = open_log
         self._policy = policy
         self._check_side = check_side

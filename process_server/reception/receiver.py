@@ -92,6 +92,12 @@ class Receiver:
             if self._admission.is_revoked(session):
                 session.fail(certificate_refused(session))
 
+    async def tell(self, control: bytes) -> None:
+        """Where the config server is now: agents are told where their sessions begin, so these are begun anew, one after the other."""
+        self._admission.control = control
+        for session in list(self._sessions):
+            await session.stop()
+
     # ---- inside ----
 
     def _visit(self, door: Door, peer: Peer) -> Visit:

@@ -97,6 +97,8 @@ class Host(Protocol):
 
     refusals: Refusals
     """Those that ended before they were open, in the log."""
+    control: bytes
+    """Where the config server is (shared/pointer.py)."""
 
     async def claim(self, session: Session, hello: Hello) -> StreamLog:
         """The machine's log, when this is its only session and no batch of an earlier one is in flight."""
@@ -286,6 +288,7 @@ class Session:
             uploaded_seq=position.uploaded_seq,
             credit_b=self._host.credit_b(self),
             session=self.id,
+            control=self._host.control,
         )
         self.channel.send(self.channel.wire.send_welcome(welcome))
         self._acked = Ack(

@@ -38,6 +38,7 @@ RESTORE_KEY = Route(
     MachineKeyGrant,
     "A key that a segment of the machine names, to restore it",
     needs=Permission.RESTORE_RUN,
+    only_tells=True,
 )
 KEY_UNWRAP = Route(
     "key_unwrap",
@@ -48,6 +49,7 @@ KEY_UNWRAP = Route(
     MachineKeyGrant,
     "A machine's data key, for its wrapped form",
     (Role.PROCESS_SERVER, Role.MASTER_TARGET),
+    only_tells=True,
 )
 KEY_CREATE = Route(
     "key_create",

@@ -110,6 +110,12 @@ class Route(Generic[Q, R]):
     (If-Match), or that there is none (If-None-Match: *)."""
     keyed: bool = False
     """It begins something. The same request with the same Idempotency-Key begins it once."""
+    only_tells: bool = False
+    """It is no GET, and changes nothing that anybody else should know: a config server that has been superseded answers it still."""
+
+    @property
+    def changes(self) -> bool:
+        return self.method != "GET" and not self.only_tells
 
     @property
     def paged(self) -> bool:

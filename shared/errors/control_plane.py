@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.errors.base import UnhealthyError
+from shared.errors.base import NotFoundError, UnhealthyError
 
 
 class DaemonError(UnhealthyError):
@@ -374,3 +374,33 @@ class StorageUnfitError(UnhealthyError):
 
     code = "US618"
     default_action = "Mend the first of them (the others may follow from it), and check again."
+
+
+class ControlStateUnstoredError(UnhealthyError):
+    """What a config server on another host would begin with is not in storage."""
+
+    code = "US650"
+    default_action = (
+        "See that this server reaches storage and may write there; it is tried again within seconds. Until then a backup (python -m"
+        " config_server backup) is worth more."
+    )
+
+
+class ServerSupersededError(UnhealthyError):
+    """Another config server has taken the place of this one, which is read-only since."""
+
+    code = "US651"
+    default_action = (
+        "Call that one. Stop this one (systemctl disable --now understudy-config-server). Shall this one be in force after all: stop the"
+        " other, take a backup here, restore it here (python -m config_server backup, restore), and start."
+    )
+
+
+class ControlStateMissingError(NotFoundError):
+    """Nothing in storage that a config server could begin with."""
+
+    code = "US207"
+    default_action = (
+        "See that --blob-url and --blob-container are those of the installation. One that ran an older version left no control state: put"
+        " a backup back, as docs/install.md has it (The config server is gone, too)."
+    )

@@ -180,7 +180,7 @@ def check_policy(installation: Installation) -> None:
 
 def on_the_day_itself(installation: Installation, disk: str) -> None:
     """By the page's commands. The machine is gone, what is written last is in each restore; then all servers are, of which another host has
-    nothing; then a host with nothing of it becomes the config server, and all is as before."""
+    nothing; then a host with nothing of it becomes the config server, by storage's state and by a backup, and all is as before."""
     machine, config_server = installation.machine, installation.config_server.container
     other = installation.master_target.container
     machine.container.write_random(disk, WRITE_B)
@@ -188,28 +188,36 @@ def on_the_day_itself(installation: Installation, disk: str) -> None:
     machine.container.run("systemctl", "stop", machine.unit)
     wanted = machine.container.read("sha256sum", disk).split()[0]
     found = blocks(installation, disk, _THE_DAY)
-    assert {role for role, _ in found} == {"config-server", "other-host", "new-config-server"} | _LOOKS
+    roles = {"config-server", "other-host", "new-config-server", "from-backup"} | _LOOKS
+    assert {role for role, _ in found} == roles
     for role, block in found:
         if role == "config-server":
             shell(config_server, block)
     kept = {"recovery.key": config_server.get(_RECOVERY_KEY), "understudy.tar": config_server.get(_BACKUP)}
     for host in installation.hosts:
         host.container.run("systemctl", "stop", host.unit)
-    config_server.run("rm", "-r", "/etc/understudy", "/var/lib/understudy")
-    for role, container in (("other-host", other), ("new-config-server", config_server)):
+    hosts = (("other-host", other), ("new-config-server", config_server), ("from-backup", config_server))
+    for role, container in hosts:
+        if container is config_server:
+            config_server.run("systemctl", "stop", installation.config_server.unit)
+            config_server.run("rm", "-r", "/etc/understudy", "/var/lib/understudy")
         for name, data in kept.items():
             container.put(data, f"/root/{name}", mode=0o600)
         for at, block in found:
             if at == role:
                 shell(container, block)
         container.run("rm", *(f"/root/{name}" for name in kept))
+    check_restored_images(config_server, other, disk, wanted)
+    for host in installation.hosts:
+        host.start()
+    wait_ordered(installation)
+
+
+def check_restored_images(config_server: Container, other: Container, disk: str, wanted: str) -> None:
     for container, folder in ((config_server, f"/var/tmp/{MACHINE}"), (other, "/var/tmp/rescued")):
         if container.read("sha256sum", f"{folder}/{Path(disk).name}.raw").split()[0] != wanted:
             raise AssertionError(f"what was restored in {folder} is not what is on the disk")
         container.run("rm", "-r", folder)
-    for host in installation.hosts:
-        host.start()
-    wait_ordered(installation)
 
 
 def check_restored(installation: Installation, disk: str) -> None:

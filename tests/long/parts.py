@@ -27,6 +27,7 @@ from tests.long.moved import moved
 from tests.long.outage import outage
 from tests.long.reboot import reboot
 from tests.long.replicas import replicas
+from tests.long.site_lost import site_lost
 from tests.long.storage_faults import storage_faults
 from tests.long.story import Result, Story, scratch, two_disks
 
@@ -210,6 +211,7 @@ PARTS: Final[dict[str, Callable[[], Result]]] = {
     "identity-xfs": lambda: identity_of("xfs"),
     "identity-btrfs": lambda: identity_of("btrfs"),
     "identity-md": identity_over_md,
+    "site-lost": site_lost,
     "storage-faults": storage_faults,
     "stream-model": stream_model,
     "audit-missed": missed_writes_are_found,

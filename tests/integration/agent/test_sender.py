@@ -29,6 +29,7 @@ from shared.errors import (
     RefusedError,
     UnreachableError,
 )
+from shared.pointer import Whereabouts
 from shared.recovery.position import Position
 from shared.threads import Threads
 from shared.wire import transport
@@ -77,6 +78,26 @@ async def test_a_process_server_whose_name_no_thread_can_be_had_to_look_up_is_tr
     site.sender.hurry()
     async with asyncio.timeout(30):
         await site.hellos.get()
+
+
+async def test_where_the_config_server_is_is_taken_from_whoever_welcomes(site: Site, tmp_path: Path) -> None:
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+
+    class Where(Whereabouts):
+        async def take(self, data: bytes) -> bool:
+            heard.put_nowait(data)
+            return False
+
+    site.sender.where = Where("https://old.example.com", tmp_path / "cert.pem", tmp_path / "ca.pem")
+
+    async def welcome_with(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        said = replace(welcome(hello.epoch or 1), control=b"signed")
+        writer.write(b"".join(bytes(part) for part in wire.send_welcome(said)))
+        await writer.drain()
+
+    site.script = welcome_with
+    async with asyncio.timeout(30):
+        assert await heard.get() == b"signed"
 
 
 async def test_a_fault_right_behind_welcome_ends_the_session_and_nothing_else(site: Site) -> None:

@@ -34,7 +34,7 @@ from shared.errors import (
 from shared.wire import frames
 from shared.wire import transport as channels
 from shared.wire.frames import FrameType
-from shared.wire.protocol import Connection
+from shared.wire.protocol import Connection, Faulted
 from tests.receiver_site import Site
 from tests.wire_parts import DISKS, Agent, Chain, hello, until
 
@@ -60,6 +60,18 @@ async def test_batches_reach_the_log_unchanged_and_are_acknowledged(site: Site) 
         ack = await agent.acked(19)
         assert ack.spooled_seq == 19
     assert site.log().durable == {b.number: b"".join(b.parts) for b in sent}
+
+
+async def test_where_the_config_server_is_is_told_where_a_session_begins_and_sessions_begin_anew_for_it(
+    site: Site,
+) -> None:
+    async with site.agent() as agent:
+        assert (await agent.open(hello())).control == b""
+        telling = asyncio.create_task(site.receiver.tell(b"signed"))
+        assert (await agent.expect(Faulted)).fault.code == StoppingError.code
+    await telling
+    async with site.agent() as agent:
+        assert (await agent.open(hello())).control == b"signed"
 
 
 async def test_an_ack_is_not_sent_before_append_has_returned(site: Site) -> None:

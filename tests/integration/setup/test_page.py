@@ -32,6 +32,13 @@ async def test_every_option_on_the_page_is_one(role: str) -> None:
     assert used <= known
 
 
+async def test_every_option_of_a_recovery_is_one() -> None:
+    known = set(HELP.findall((await set_up("config-server", "--help", verb="recover")).stdout))
+    found = re.findall(r"server recover (?:.*\\\n)*.*$", "".join(text for _, text in BLOCKS), re.MULTILINE)
+    assert len(found) == 1
+    assert set(HELP.findall(found[0])) <= known
+
+
 def test_every_code_on_the_page_is_one() -> None:
     known = {cls.code for cls in vars(errors).values() if isinstance(cls, type) and hasattr(cls, "code")}
     found = set(re.findall(r"US\d{3}", PAGE))

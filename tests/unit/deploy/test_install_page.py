@@ -108,7 +108,7 @@ def test_the_account_that_the_page_makes_is_one_that_the_check_calls_fit() -> No
 def test_without_the_key_the_commands_are_those_without_its_option() -> None:
     assert "`--blob-key-file /root/account.key` of `init` and of both set-ups" in PARTS["What it takes"]
     with_key = [line for line in PAGE.splitlines() if line.lstrip().startswith("--blob-url")]
-    assert len(with_key) == 4, "of `init` twice, and of both set-ups"
+    assert len(with_key) == 5, "of `init` twice, of `server recover`, and of both set-ups"
     assert all(line.count(" --blob-key-file /root/account.key") == 1 for line in with_key)
 
 

@@ -95,6 +95,14 @@ def test_only_three_things_can_be_done_without_proof_of_identity() -> None:
     assert {route.name for route in ROUTES if route.access is Access.PUBLIC} == {"health", "ca", "enrol"}
 
 
+def test_a_config_server_that_was_superseded_answers_reports_and_gives_keys_that_are_and_changes_nothing_else() -> (
+    None
+):
+    told = {route.name for route in ROUTES if not route.changes and route.method != "GET"}
+    assert told == {"status", "key_unwrap", "restore_key"}
+    assert not any(route.changes for route in ROUTES if route.method == "GET")
+
+
 def test_bodies_survive_json() -> None:
     for type_ in (Nothing, AgentReport, ProcessServerReport, MasterTargetReport):
         assert msgspec.json.decode(msgspec.json.encode(type_()), type=type_) == type_()

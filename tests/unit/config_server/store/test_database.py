@@ -155,6 +155,9 @@ async def test_what_runs_still_ends_before_the_database_is_closed() -> None:
         def transact(self, work: Callable[[Any], Any], *, vital: bool) -> Any:
             return work(None)
 
+        def aside(self, work: Callable[[Any], Any]) -> Any:
+            return work(None)
+
     def work(_: Connection) -> None:
         is_running.set()
         threading.Event().wait(0.2)  # as long as a database that closes too early would need

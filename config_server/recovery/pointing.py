@@ -1,0 +1,51 @@
+"""Tells daemons where the config server is that is in force (shared/pointer.py): when it takes over, and at each start, since its names may
+be others."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from config_server.config import ConfigServerConfig
+from config_server.identity.ca import CertificateAuthority
+from config_server.recovery.generation import Force
+from shared import listening
+from shared.api.route import PORT
+from shared.blob import BlobStore
+from shared.errors import BlobExistsError, BlobNotFoundError, PreconditionError
+from shared.pointer import BLOB, MOST_B, Pointer, encoded, opened, statement
+
+_MOST: Final = 8
+
+
+class Pointing:
+    def __init__(self, config: ConfigServerConfig, ca: CertificateAuthority, force: Force) -> None:
+        port = "" if config.port == PORT else f":{config.port}"
+        self._urls: Final = tuple(f"https://{listening.shown(host)}{port}" for host in config.hosts[:_MOST])
+        self._ca: Final = ca
+        self._ca_file: Final = config.data_dir / "ca.pem"
+        self._force: Final = force
+        self._said = 0
+        """The generation for which it was written."""
+
+    async def look(self, vault: BlobStore) -> None:
+        """Raises StorageError. A server without names, or that is not known to be in force, says nothing."""
+        generation = self._force.generation
+        if not generation or generation == self._said or not self._urls:
+            return
+        found = await vault.read_versioned(BLOB, MOST_B)
+        there = None if found is None else opened(found[0], self._ca_file)
+        if there is not None and there.generation > generation:
+            return  # it has been superseded, and will know soon
+        if there is None or (there.generation, there.urls) != (generation, self._urls):
+            made_ns = max(time.time_ns(), 0 if there is None else there.made_ns + 1)
+            pointer = Pointer(generation=generation, urls=self._urls, made_ns=made_ns)
+            data = encoded(pointer, self._ca.sign(statement(pointer)))
+            try:
+                if found is None:
+                    await vault.create(BLOB, data)
+                else:
+                    await vault.replace(BLOB, data, if_match=found[1])
+            except (BlobExistsError, BlobNotFoundError, PreconditionError):
+                return  # somebody else wrote it: at the next look
+        self._said = generation
