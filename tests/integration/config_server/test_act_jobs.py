@@ -259,6 +259,7 @@ async def test_something_else_takes_its_place_and_is_not_taken_back_with_it(
 async def test_to_end_protection_takes_the_place_of_a_resync_too(
     operator: RestClient, web1: ObedientAgent
 ) -> None:
+    web1.epoch = 1
     await ended(operator, await taken(operator, web1, "sda"))
     asked = await operator.call(api.RESYNC, Nothing(), machine="web1")
     said = await unprotect(operator)
@@ -271,6 +272,7 @@ async def test_to_end_protection_takes_the_place_of_a_resync_too(
 async def test_a_resync_that_copies_ends_with_the_protection_and_asks_nobody(
     operator: RestClient, web1: ObedientAgent
 ) -> None:
+    web1.epoch = 1
     await ended(operator, await taken(operator, web1, "sda"))
     asked = await operator.call(api.RESYNC, Nothing(), machine="web1")
     await web1.report(state="resync", epoch=2, results={asked.id: {}})
