@@ -137,7 +137,6 @@ async def test_an_agent_that_does_something_else_or_comes_back_wakes_the_job_tha
             await takes(agent, state="catching-up")
             await waits_for(operator, said.job, "web1 is catching-up")
     async with running(config_for(tmp_path)) as second, second.operator() as operator:
-        await operator.call(api.JOB_RETRY, Nothing(), id=said.job)
         await waits_for(operator, said.job, "the agent of web1, not heard since 20")
         async with obedient_agent(second, files) as again:
             again.wish = agent.wish
