@@ -43,9 +43,9 @@ from shared.errors import (
 LIMIT_S: Final = 3600.0
 _NAME_IT: Final = (
     "Was the machine built anew, or is that disk gone for good: name all disks that it has now (machine protect NAME --disk PATH). Else"
-    " put disks.json of the agent's state_dir back from a backup; or find out which disk it is (understudy machine disks NAME), and name"
-    " it by its path: machine protect NAME --disk. Where it bears nothing that lasts, or is to keep its id, say which it is in agent.toml,"
-    " by a [[disk]] of this id with its device, and start the agent again."
+    " stop the agent, put disks.json of its state_dir back from a backup, and start it; or find out which disk it is (understudy"
+    " machine disks NAME), and name it by its path: machine protect NAME --disk. Where it bears nothing that lasts, or is to keep its id,"
+    " say which it is in agent.toml, by a [[disk]] of this id with its device, and start the agent again."
 )
 _EXCHANGED: Final = Answer(cause="it was exchanged for another disk just now")
 

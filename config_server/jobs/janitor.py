@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from config_server.jobs.kinds import Kind, Kinds, Waits
+from config_server.jobs.kinds import Kind, Kinds, Stands, Waits
 from config_server.rules.clock import SECOND_NS
 from config_server.store import journal
 from config_server.store.database import Database
@@ -62,7 +62,7 @@ class Janitor:
         except UnderstudyError as exc:
             _log.warning("not looked for what came late", job=job.id, step=name, **exc.as_dict())
             return
-        if isinstance(found, Waits):
+        if isinstance(found, (Waits, Stands)):
             return
         if found:
             _log.warning(

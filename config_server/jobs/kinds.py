@@ -43,7 +43,7 @@ class Step(Protocol):
     async def do(self, job: Job, results: Mapping[str, Any]) -> Any | Waits | Stands:
         """The result (JSON), for later steps and for people. `results`: of the steps before, by name. Raises UnderstudyError."""
 
-    async def undo(self, job: Job) -> bool | Waits:
+    async def undo(self, job: Job) -> bool | Waits | Stands:
         """Nothing of this step is there when it returns, as far as can be seen. Whether something was. Raises UnderstudyError."""
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from config_server.jobs.kinds import Kind, Waits
+from config_server.jobs.kinds import Kind, Stands, Waits
 from config_server.operations import act_jobs
 from config_server.operations.act_jobs import SET, VERSION
 from config_server.operations.control import Control
@@ -34,7 +34,7 @@ from config_server.rules.machine import Machine
 from config_server.store import inventory, journal
 from config_server.store.database import Connection
 from config_server.store.journal import Job
-from shared.errors import MachineNotFoundError
+from shared.errors import MachineNotFoundError, RequestError
 
 LOOK_S: Final = 10.0
 """Between two looks at what its agent does. (What it does otherwise than before wakes the job, and so does an agent that comes back:
@@ -76,8 +76,9 @@ class _Set:
         await self._control.db.run(lambda db: check(db, job))
         return None
 
-    async def undo(self, job: Job) -> bool | Waits:
-        """Whoever does it a second time finds another act than this job's."""
+    async def undo(self, job: Job) -> bool | Waits | Stands:
+        """Whoever does it a second time finds another act than this job's. What only a person can say is asked of one at once: no time
+        mends that."""
         now_ns = self._control.now_ns()
 
         def work(db: Connection) -> bool:
@@ -85,7 +86,10 @@ class _Set:
             agent = self._control.presence.agent(job.machine)
             return act_jobs.take_back(db, job, agent[1] if agent is not None else None, now_ns)
 
-        is_done = await self._control.db.run(work)
+        try:
+            is_done = await self._control.db.run(work)
+        except RequestError as exc:
+            return Stands(f"{SET}: {exc.what}", exc)
         if is_done:
             self._control.bell.ring(f"agent:{job.machine}")
         return is_done

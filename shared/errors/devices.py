@@ -85,8 +85,9 @@ class PutBackError(DeviceError):
 
     code = "US647"
     default_action = (
-        "If what is captured is right, remove the file that is named. If that file is: stop the agent, `python -m agent detach`, move it to"
-        " its place (disks.json), start the agent; all disks are replicated anew. Which disk is which says understudy machine disks NAME."
+        "Which disk is which says understudy machine disks NAME. If what is captured is right, remove disks.json.put-back. If that file is:"
+        " stop the agent first (a running one writes over what is put there), `python -m agent detach`, copy it to disks.json, start the"
+        " agent; all disks are replicated anew."
     )
 
 

@@ -11,7 +11,7 @@ from config_server.config import ConfigServerConfig
 from config_server.operations import restore_job
 from shared import api, crashpoints
 from shared.api.certificates import RevokeRequest
-from shared.api.jobs import StepState
+from shared.api.jobs import JobState, StepState
 from shared.api.protection import Protection
 from shared.api.restores import GrantEnd, RestoreRequest
 from shared.api.route import Limit, Nothing
@@ -46,7 +46,15 @@ async def _run(work: Work) -> None:
     if work.crash_at and work.call is Call.NOTHING:
         crashpoints.arm(work.crash_at)
     async with running(work.config) as server, server.operator() as client:
-        await client.call(api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="web1")
+        body = Protection(disks=["/dev/loop0"], offline=True)
+        protected = await client.call(api.PROTECT, body, machine="web1")
+
+        async def waits() -> bool:
+            """For an agent that never comes; so it is looked at no more meanwhile."""
+            return (await client.call(api.JOB, Nothing(), id=protected.job)).state is JobState.WAITING
+
+        if work.call is Call.CANCEL:
+            await until(waits)
         if work.call in (Call.RENEW, Call.END):
             await client.call(api.RESTORE, RestoreRequest(dry_run=True), machine="web1")
         if work.crash_at:

@@ -137,7 +137,6 @@ async def test_an_agent_that_does_something_else_or_comes_back_wakes_the_job_tha
             await takes(agent, state="catching-up")
             await waits_for(operator, said.job, "web1 is catching-up")
     async with running(config_for(tmp_path)) as second, second.operator() as operator:
-        await operator.call(api.JOB_RETRY, Nothing(), id=said.job)
         await waits_for(operator, said.job, "the agent of web1, not heard since 20")
         async with obedient_agent(second, files) as again:
             again.wish = agent.wish
@@ -259,6 +258,7 @@ async def test_something_else_takes_its_place_and_is_not_taken_back_with_it(
 async def test_to_end_protection_takes_the_place_of_a_resync_too(
     operator: RestClient, web1: ObedientAgent
 ) -> None:
+    web1.epoch = 1
     await ended(operator, await taken(operator, web1, "sda"))
     asked = await operator.call(api.RESYNC, Nothing(), machine="web1")
     said = await unprotect(operator)
@@ -271,6 +271,7 @@ async def test_to_end_protection_takes_the_place_of_a_resync_too(
 async def test_a_resync_that_copies_ends_with_the_protection_and_asks_nobody(
     operator: RestClient, web1: ObedientAgent
 ) -> None:
+    web1.epoch = 1
     await ended(operator, await taken(operator, web1, "sda"))
     asked = await operator.call(api.RESYNC, Nothing(), machine="web1")
     await web1.report(state="resync", epoch=2, results={asked.id: {}})

@@ -18,13 +18,14 @@ import pytest
 from config_server import service
 from shared import api, enrol
 from shared.api.events import EventQuery
-from shared.api.jobs import JobQuery
+from shared.api.jobs import JobQuery, JobView
 from shared.api.protection import Protection
 from shared.api.route import Page
 from shared.blob import BlobConfig, BlobStore
 from shared.control_client import ControlClient
 from shared.errors import PointNotFoundError
 from shared.machine_storage import MachineStorage
+from shared.rest import RestClient
 from shared.status import AgentDisk, AgentReport, ProcessServerReport, StreamReport
 from shared.vault import FileVault
 from tests.cli import Done, begun, ended, understudy
@@ -87,6 +88,11 @@ async def agent(site: Site, tmp_path: Path) -> AsyncIterator[ControlClient]:
 def report(state: str = "ordered", **fields: Any) -> AgentReport:
     disks = [AgentDisk(name="loop0", sectors=512, mode="ordered"), AgentDisk(name="loop1", sectors=193)]
     return AgentReport(machine="web1", state=state, epoch=1, disks=disks, ring_b=64 << 20, **fields)
+
+
+async def restores(operator: RestClient) -> list[JobView]:
+    """Their jobs."""
+    return [job for job in (await operator.call(api.JOBS, JobQuery())).jobs if job.kind == "restore"]
 
 
 def images(folder: Path) -> list[str]:
@@ -387,7 +393,7 @@ async def test_restore_writes_the_images_a_manifest_and_a_job(site: Site, tmp_pa
     assert images(to) == site.machine.digests[position]
     assert [disk["sha256"] for disk in done.json["disks"]] == site.machine.digests[position]
     async with site.server.operator() as operator:
-        jobs = (await operator.call(api.JOBS, JobQuery())).jobs
+        jobs = await restores(operator)
         log = (await operator.call(api.AUDIT, Page())).entries
         events = (await operator.call(api.EVENTS, EventQuery(object="web1"))).events
     # The model's points are years old: a sweep may have found that, too.
@@ -423,7 +429,7 @@ async def test_a_dry_run_writes_nothing_and_opens_no_job(site: Site, tmp_path: P
     assert plan["at_most_b"] == sum(disk["size_b"] for disk in plan["disks"])
     assert not to.exists()
     async with site.server.operator() as operator:
-        assert (await operator.call(api.JOBS, JobQuery())).jobs == []
+        assert await restores(operator) == []
 
 
 async def test_a_dry_run_refuses_the_folder_that_the_restore_would_refuse(site: Site, tmp_path: Path) -> None:
@@ -445,7 +451,7 @@ async def test_a_mistyped_restore_is_refused_before_there_is_a_job(
     done = await site.run("restore", machine, "--point", point, "--to", str(tmp_path / "out"))
     assert done.exit_code != 0
     async with site.server.operator() as operator:
-        assert (await operator.call(api.JOBS, JobQuery())).jobs == []
+        assert await restores(operator) == []
 
 
 @pytest.mark.parametrize("point", ["yesterday", "1-99999"])
@@ -533,7 +539,7 @@ async def test_a_restore_that_is_ended_by_a_signal_is_a_cancelled_job_and_leaves
         kept = [path for path in private_files() if has(path, key)]
         process.send_signal(number)
         done = await ended(process)
-        (job,) = (await operator.call(api.JOBS, JobQuery())).jobs
+        (job,) = await restores(operator)
     assert (done.exit_code, number.name in done.stderr) == (128 + number, True)
     assert job.state == "cancelled"
     assert kept == []

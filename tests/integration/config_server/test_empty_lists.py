@@ -31,7 +31,10 @@ async def check(line: Line, command: str, says: str) -> None:
         ("event list", "No event. How machines do: understudy machine list"),
         ("event list --open", "No open problem. How machines do"),
         ("event list --object config-server --open", "No open problem of config-server. Of all"),
-        ("job list", "No restore was made yet. To try one: understudy restore MACHINE --to FOLDER"),
+        (
+            "job list",
+            "No job was begun yet. A restore is one, for example: understudy restore MACHINE --to FOLDER",
+        ),
         ("certificate list", "No certificate was issued yet. Next, for each host"),
     ],
 )

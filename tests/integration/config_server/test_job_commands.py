@@ -18,6 +18,7 @@ from tests.obedient_agent import ObedientAgent, obedient_agent
 @pytest.fixture
 async def web1(server: ConfigServer, files: TlsFiles, operator: RestClient) -> AsyncIterator[ObedientAgent]:
     async with obedient_agent(server, files) as agent:
+        agent.epoch = 1
         await agent.report()
         await operator.call(api.PROTECT, Protection(disks=["/dev/sda"]), machine="web1")
         await agent.report()
@@ -34,7 +35,7 @@ async def job(line: Line) -> str:
 
 async def test_a_job_is_listed_and_shown_with_what_can_be_said_of_it(line: Line, job: str) -> None:
     active = await line.run("job", "list", "--active", "--machine", "web1", "--output", "json")
-    assert [(found["id"], found["kind"]) for found in active.json] == [(job, "resync")]
+    assert [found["id"] for found in active.json if found["kind"] == "resync"] == [job]
     assert (await line.run("job", "list", "--machine", "web2", "--output", "json")).json == []
     shown = await line.run("job", "show", job, "--output", "table")
     assert "the agent to take it" in shown.stdout

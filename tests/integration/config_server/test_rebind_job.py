@@ -193,6 +193,7 @@ async def test_of_a_database_that_was_put_back_it_is_only_looked_at_again(
 
 
 async def test_a_deletion_takes_the_place_of_all(operator: RestClient, former: ObedientAgent) -> None:
+    former.epoch = 1
     said = await protect(operator, "sda")
     for _ in range(2):
         await former.report(**OLD)
