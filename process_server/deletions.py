@@ -158,7 +158,8 @@ class Deletions:
 
     async def _forget_keys(self, machine: str) -> None:
         """They are the name's: where a machine bears it, wherever it lives, they may be that one's."""
-        if await self._storage.named(machine) is None:
+        # Behind the wait: somebody may have come, who goes on with what is here.
+        if await self._storage.named(machine) is None and self._admission.is_free(machine):
             await remote_vault.forgotten(self._vault, machine)
 
     async def _gone(self, machine: str, containers: Set[str]) -> set[str]:

@@ -10,6 +10,8 @@ fitting             the bringing about: what is pinned becomes the chosen disks;
 watch               disks that are left out, looked for while the agent runs
 available           all disks of the host, for people who choose           looked at in a thread
 binding, bindings   which disk is which: pure; the file that remembers it
+pinned_lines        which counts where the file and what is pinned differ: pure
+put_back            … where the file is of an earlier boot: pure; put_back_file keeps it
 identify            what identifies the disks of this machine
 answer              whether a disk answers, and what it says: everything that may hang, in a program that is left behind (device_program)
 calibrate           how a program finds a page's data, proved before it is used

@@ -257,10 +257,10 @@ def _noted(
     if disk.noted not in slots or any(other.noted == disk.noted for other in known if other is not disk):
         return None
     there = next((one for one in standing if (one.dev, one.diskseq) == disk.noted), None)
-    return None if there is None or contradicts(there, disk.identity, standing) else there
+    return None if there is None or _contradicts(there, disk.identity, standing) else there
 
 
-def contradicts(disk: Standing, kept: Identity | None, standing: Sequence[Standing]) -> bool:
+def _contradicts(disk: Standing, kept: Identity | None, standing: Sequence[Standing]) -> bool:
     """Whether what cannot change says that a disk is not the one that `kept` was taken of: another is, or it is another. That a name is
     gone from it says nothing if it is nowhere, or the disk has no such name at all: a driver may cease to tell them."""
     if kept is None or not is_ruled_out(disk, kept):

@@ -121,7 +121,8 @@ class Disk:
     block_b: int = 512
     """A logical block, the least that can be read or written."""
     is_empty: bool = False
-    """Sysfs says, beside the rest that it says, that it has no sectors: a drive without a medium."""
+    """Sysfs says, beside the rest that it says, that it has no sectors: a drive without a medium. (A fixed disk says that, too, when its
+    size could not be read: it is there, and does not answer.)"""
     id: str = ""
     """The stable id, once it is bound (agent/capture/binding.py); else the name, as blob names have it."""
 
@@ -215,7 +216,7 @@ def describe(
         multipath_holder=multipath_holder(folder),
         hidden_by=hider(folder, attributes_of, sysfs=sysfs),
         block_b=queue.block_b,
-        is_empty=size == "0" and attributes is not UNKNOWN,
+        is_empty=size == "0" and attributes is not UNKNOWN and _may_lack_medium(folder),
         id=folder.name,
     )
 
@@ -331,6 +332,10 @@ def entries(folder: Path) -> list[Path]:
         if exc.errno in GONE:
             return []
         raise
+
+
+def _may_lack_medium(folder: Path) -> bool:
+    return _text(folder / "removable") == "1" or folder.name.startswith(("loop", "nbd"))
 
 
 def _is_bio_based(folder: Path) -> bool:

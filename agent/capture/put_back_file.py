@@ -44,9 +44,7 @@ class PutBackFile:
         if not self._is_due:
             return
         try:
-            content = self._file.read_bytes()
-            if not self.path.exists() or self.path.read_bytes() != content:
-                durable.create_file(self.path, content)
+            self._keep()
         except OSError as exc:
             raise StateFileError(
                 "Which disk is which could not be noted",
@@ -55,8 +53,18 @@ class PutBackFile:
             ) from exc
         self._is_due = False
 
+    def _keep(self) -> None:
+        """Raises OSError."""
+        try:
+            content = self._file.read_bytes()
+        except FileNotFoundError:
+            return  # somebody took it away: nothing is written over
+        if not self.path.exists() or self.path.read_bytes() != content:
+            durable.create_file(self.path, content)
+
     def _said(self, what: str) -> PutBackError:
         return PutBackError(
             f"{self._file} was put back; what is captured goes on as what it was captured for",
-            cause=f"{what} other disks than are captured, and not all of it could be proved; it is kept as {self.path}",
+            cause=f"{what} other disks than are captured, and not all of it could be proved; it is kept as {self.path} before it is"
+            " written over",
         )

@@ -82,7 +82,7 @@ class Protecting:
                 _refuse_said_since(what, body.over, before)
             if before is not None:
                 if is_other and not self._control.storage.place:
-                    self._refuse_other(what, before)
+                    self._refuse_other(what, before, now_ns=self._control.mono_ns())
                 before = self._as_bound(db, before, now_ns)
                 if agent is not None and before.identity in (UNKNOWN, agent[1].identity):
                     before = desired_state.settle(db, before, offer, said)
@@ -194,10 +194,13 @@ class Protecting:
         each copy would hear of it."""
         return self._sides.bound(name) or (agent[1].identity if agent is not None else UNKNOWN)
 
-    def _refuse_other(self, what: str, machine: Machine) -> None:
-        """Without storage the database alone says who the machine is, and only that one is told. Raises RequestError."""
+    def _refuse_other(self, what: str, machine: Machine, *, now_ns: int) -> None:
+        """Without storage the database alone says who the machine is, and only that one is told. One that has fallen silent, as a drill
+        that has ended, hinders nobody. Raises RequestError."""
         found = self._control.presence.agent(machine.name)
-        here = shown(found[1].identity) if found is not None else "nobody"
+        if found is None or found[0].is_silent(now_ns):
+            return
+        here = shown(found[1].identity)
         raise RequestError(
             what,
             cause=f"the machine is {shown(machine.identity)}, and what reports under its name is {here}: this config server has no storage"

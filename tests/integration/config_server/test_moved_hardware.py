@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from config_server.operations import desired_state, sides
-from config_server.rules import wish_view
+from config_server.rules import presence, wish_view
 from shared import active_side, api
 from shared.api.copies import RebindRequest
 from shared.api.events import EventQuery, EventView
@@ -336,6 +336,30 @@ async def test_without_storage_a_drill_is_not_taken_for_the_machine(tmp_path: Pa
             assert agent.wish is not None
             assert agent.wish.verb is Verb.STOP
             assert not await moves(operator)
+
+
+async def test_without_storage_a_drill_that_has_ended_hinders_no_act(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reported last, and the machine itself is off."""
+    async with running(config_for(tmp_path / "bare")) as server, server.operator() as operator:
+        files = await server.enrolled("agent", "web1", tmp_path / "bare-agent")
+        async with obedient_agent(server, files) as agent, obedient_agent(server, files) as drill:
+            await agent.report(**OLD)
+            await protect(operator, "sda", "sdb")
+            for one, hardware in ((agent, OLD), (drill, NEW)):
+                await one.report(**hardware)
+            await operator.call(api.UNPROTECT, Nothing(), machine="web1")
+            with pytest.raises(RequestError, match="what reports under its name is new"):
+                await protect(operator, "sda", "sdb")
+            with monkeypatch.context() as later:
+                later.setattr(presence, "SILENT_S", -1.0)
+                await protect(operator, "sda", "sdb")
+            for one, hardware in ((drill, NEW), (agent, OLD)):
+                await one.report(**hardware)
+            assert agent.wish is not None
+            assert agent.wish.verb is Verb.PROTECT
+            assert drill.wish != agent.wish, "a drill hears of a stop alone"
 
 
 @pytest.mark.parametrize("identity", ["new", "", "by name"])

@@ -586,6 +586,36 @@ async def test_who_comes_while_the_keys_of_a_deleted_machine_are_removed_keeps_w
         assert list(made.admission._boots) == [MACHINE]
 
 
+async def test_who_comes_while_storage_is_asked_whose_the_keys_are_keeps_them(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He goes on with them while the config server is away."""
+    dropped = []
+
+    async def forgotten(_vault: Vault, machine: str) -> None:
+        dropped.append(machine)
+
+    monkeypatch.setattr(remote_vault, "forgotten", forgotten)
+    async with parts(tmp_path / "spool", own(machine_storage), 3600.0) as made:
+        await append_all(await made.begun(), make_chain(3))
+        container = await remove(machine_storage)
+        storage = made.deletions._storage
+        ask = storage.named
+
+        async def named(machine: str) -> str | None:
+            found = await ask(machine)
+            if not any(
+                name.endswith(".seg") for name in made.here()
+            ):  # the files have gone: it is for the keys
+                is_coming(made)
+            return found
+
+        monkeypatch.setattr(storage, "named", named)
+        await made.hears(container)
+        assert not made.admission.is_free(MACHINE)
+        assert dropped == []
+
+
 async def test_who_comes_with_the_boot_that_is_known_while_its_file_goes_has_it_on_the_disk_again(
     machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,8 +36,12 @@ def test_an_ordinary_disk_is_described_and_accepted(tmp_path: Path) -> None:
 
 
 def test_a_drive_is_empty_where_sysfs_says_so_and_not_where_it_says_nothing(tmp_path: Path) -> None:
-    for name, size, is_empty in (("sda", "0", True), ("sdb", "", False), ("sdc", "2048", False)):
-        assert make_disk(tmp_path, name, {"size": size}).is_empty is is_empty
+    """A fixed disk has a medium: where its size could not be read sysfs says 0, too."""
+    for name, size, removable, is_empty in (
+        ("sda", "0", "1", True), ("sdb", "", "1", False), ("sdc", "2048", "1", False),
+        ("sdd", "0", "0", False), ("loop0", "0", "0", True), ("nbd0", "0", "0", True),
+    ):  # fmt: skip
+        assert make_disk(tmp_path, name, {"size": size, "removable": removable}).is_empty is is_empty
     silent = describe(Path("/dev/sda"), tmp_path / "block/sda", 8, 0, lambda _: disks.UNKNOWN, sysfs=tmp_path)
     assert (silent.sectors, silent.is_empty) == (0, False)
 

@@ -61,6 +61,15 @@ def test_where_it_cannot_be_kept_it_is_not_written_over(
     assert file.put_back.path.exists()
 
 
+def test_where_somebody_took_it_away_again_it_is_written_anew(file: BindingsFile) -> None:
+    file.put_back.is_not_gone_by(["p"])
+    file.path.unlink()
+    file.write([NOW])
+    assert (read(file.path.parent), file.put_back.path.exists()) == ([NOW], False)
+    file.read()
+    assert file.put_back.trouble is None
+
+
 def test_another_one_that_is_kept_there_stays_and_the_same_one_is_enough(file: BindingsFile) -> None:
     kept = file.put_back.path
     kept.write_bytes(b"another")
