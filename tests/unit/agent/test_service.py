@@ -124,7 +124,7 @@ async def test_last_words_say_what_is_to_be_protected_unless_nobody_has_read_tha
 
 
 async def test_the_client_of_the_config_server_is_closed_also_when_a_part_of_the_agent_fails(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     failure, closed = BpfError("A BPF program could not be opened", number=2), asyncio.Event()
 
@@ -141,8 +141,9 @@ async def test_the_client_of_the_config_server_is_closed_also_when_a_part_of_the
     monkeypatch.setattr(service, "ControlClient", lambda *_, **__: control)
     for beside in ("_watchdog", "_keep_note", "_follow"):
         monkeypatch.setattr(service, beside, wait)
+    files = SimpleNamespace(cert=tmp_path / "cert.pem", ca=tmp_path / "ca.pem")
     agent: Any = SimpleNamespace(
-        config=SimpleNamespace(control_url="", tls=None), identity="", boot="", place_points=wait, handle=None,
+        config=SimpleNamespace(control_url="", tls=files), identity="", boot="", place_points=wait, handle=None,
         sender=SimpleNamespace(run=fail, present=None), revoked=SimpleNamespace(load=lambda: None, take=None),
         continuity=SimpleNamespace(run=wait, resized=asyncio.Event()),
     )  # fmt: skip

@@ -77,7 +77,7 @@ def test_every_command_can_be_loaded_and_has_a_line_in_the_list() -> None:
         assert result.exit_code == 0, result.output
     listed = runner.invoke(cli, ["--help"], terminal_width=120).output.partition("Commands:")[2].splitlines()
     lines = [line.split(None, 1) for line in listed if line]
-    assert [name for name, _ in lines][:3] == ["init", "lab", "machine"]
+    assert [name for name, _ in lines][:4] == ["init", "lab", "server", "machine"]
     assert all(help_.endswith(".") for _, help_ in lines)
 
 
