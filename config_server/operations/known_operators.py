@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from config_server.store import tokens
+from config_server.store import operators
 from config_server.store.database import Database
 from shared.errors import DatabaseError, DataFolderInUseError
 
@@ -24,7 +24,7 @@ class KnownOperators:
         """Raises DatabaseError for a token that was not used yet since this server began."""
         key = hashlib.sha256(token.encode(errors="surrogateescape")).digest()
         try:
-            name = await self._db.run(lambda db: tokens.operator_of(db, token))
+            name = await self._db.run(lambda db: operators.owner_of(db, token))
         except DataFolderInUseError:
             raise  # what this server remembers is not all that was said
         except DatabaseError:

@@ -1,4 +1,4 @@
-"""Who may call: the operator token, and one-time enrolment tokens. Only hashes are stored.
+"""One-time enrolment tokens. Only hashes are stored.
 
 An enrolment token is single use: `redeem` marks it in the transaction that checks it, so of two simultaneous
 uses one is refused. A token whose request was refused for another reason
@@ -8,28 +8,21 @@ answer.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import secrets
 from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from config_server.rules.clock import SECOND_NS
-from config_server.store.schema import operators, tokens
-from config_server.store.statements import replacing
+from config_server.store.schema import tokens
 from shared import decoding
 from shared.errors import TokenExpiredError, TokenUnknownError, TokenUsedError
 from shared.vocabulary import Role
 
-OPERATOR_PREFIX: Final = "uso1."
 _WHAT: Final = "The enrolment was refused"
 _KEPT: Final = 1000
 """As many tokens are kept, however old they are."""
 
-_SET_OPERATOR: Final = replacing(operators)
-_OPERATORS: Final = select(operators.c.name, operators.c.hash)
 _BY_HASH: Final = tokens.c.hash == bindparam("token_hash")
 _FIND: Final = select(tokens).where(_BY_HASH)
 _ADD: Final = insert(tokens)
@@ -51,28 +44,6 @@ class Grant(msgspec.Struct, frozen=True):
     role: Role
     name: str
     hosts: tuple[str, ...]
-
-
-def new_operator_token() -> str:
-    return OPERATOR_PREFIX + secrets.token_urlsafe(32)
-
-
-def set_operator(db: Connection, name: str, token: str, now_ns: int) -> None:
-    """From now on `token` is the only one of operator `name`."""
-    _SET_OPERATOR(db, {"name": name, "hash": _operator_hash(token), "created_ns": now_ns})
-
-
-def operator_of(db: Connection, token: str) -> str | None:
-    """The operator to whom `token` belongs."""
-    given = _operator_hash(token)
-    for name, known in db.execute(_OPERATORS):
-        if hmac.compare_digest(given, known):
-            return str(name)
-    return None
-
-
-def has_operators(db: Connection) -> bool:
-    return db.execute(_OPERATORS).first() is not None
 
 
 def add(db: Connection, token_hash: bytes, grant: Grant, now_ns: int, expires_ns: int) -> None:
@@ -145,7 +116,3 @@ def subject_of(db: Connection, token_hash: bytes) -> str:
     """ROLE:NAME that the token was made for, usable or not; "" when it is not known."""
     row = _found(db, token_hash)
     return "" if row is None else f"{row.role}:{row.name}"
-
-
-def _operator_hash(token: str) -> bytes:
-    return hashlib.sha256(b"understudy operator\0" + token.encode(errors="surrogateescape")).digest()

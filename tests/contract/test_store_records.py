@@ -15,6 +15,7 @@ from config_server.store import (
     incarnations,
     inventory,
     jobs,
+    operators,
     policies,
     restored,
     revocation,
@@ -72,12 +73,12 @@ def test_an_unknown_token_is_unknown(db: Connection) -> None:
 
 
 def test_a_new_operator_token_ends_the_old_one(db: Connection) -> None:
-    first, second = tokens.new_operator_token(), tokens.new_operator_token()
-    tokens.set_operator(db, "admin", first, NOW)
-    assert tokens.operator_of(db, first) == "admin"
-    tokens.set_operator(db, "admin", second, NOW)
-    assert tokens.operator_of(db, first) is None
-    assert tokens.operator_of(db, second) == "admin"
+    first, second = operators.new_token(), operators.new_token()
+    operators.set_first(db, "admin", first, NOW)
+    assert operators.owner_of(db, first) == "admin"
+    operators.set_first(db, "admin", second, NOW)
+    assert operators.owner_of(db, first) is None
+    assert operators.owner_of(db, second) == "admin"
 
 
 # ---- commands

@@ -17,10 +17,10 @@ from config_server.store import (
     incarnations,
     inventory,
     lasting_record,
+    operators,
     schema,
     settings,
     sqlite,
-    tokens,
     whole,
 )
 from config_server.store.database import Engine
@@ -33,7 +33,7 @@ DELETION = Deletion(
 
 
 def fill(db: Connection) -> None:
-    tokens.set_operator(db, "admin", "token", 1)
+    operators.set_first(db, "admin", "token", 1)
     inventory.ensure_machine(db, "web1", 1)
     inventory.ensure_machine(db, "web2", 1)
     deletions.put(db, "web2", DELETION)
@@ -80,7 +80,7 @@ CHANGES: dict[str, Callable[[Connection], object]] = {
     "a deletion's stage": lambda db: deletions.put(
         db, "web2", msgspec.structs.replace(DELETION, is_enrolled=True)
     ),
-    "an operator": lambda db: tokens.set_operator(db, "admin", "other token", 2),
+    "an operator": lambda db: operators.set_first(db, "admin", "other token", 2),
 }
 NONE: dict[str, Callable[[Connection], object]] = {
     "a report": lambda db: inventory.save_report(db, inventory.StoredReport(Role.AGENT, "web1", 2, b"[]")),

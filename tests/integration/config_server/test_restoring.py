@@ -34,6 +34,7 @@ from config_server.store import (
     events,
     incarnations,
     lasting_record,
+    operators,
     restored,
     sqlite,
     tokens,
@@ -467,8 +468,8 @@ def installation(config: ConfigServerConfig) -> Connection:
     config.data_dir.mkdir()
     CertificateAuthority.open(config.data_dir)
     db = sqlite.connect(config.data_dir / "state.db")
-    token = tokens.new_operator_token()
-    tokens.set_operator(db, "admin", token, 10**9)
+    token = operators.new_token()
+    operators.set_first(db, "admin", token, 10**9)
     db.commit()
     (config.data_dir / "operator.token").write_text(token)
     return db
@@ -509,11 +510,11 @@ def test_what_a_backup_held_ready_is_void_in_the_restored_database_and_an_event_
         assert "1970-01-01T00:00:01" in event.what
         assert restored.mark(db)
         assert incarnations.history(db)[:-1] == was, "what is said from now on is later"
-        assert tokens.operator_of(db, before) == "admin"
+        assert operators.owner_of(db, before) == "admin"
     restoring.restore(config, target, new_operator_token=True)
     after = (config.data_dir / "operator.token").read_text().strip()
     with contextlib.closing(sqlite.connect(config.data_dir / "state.db")) as db:
-        assert (tokens.operator_of(db, before), tokens.operator_of(db, after)) == (None, "admin")
+        assert (operators.owner_of(db, before), operators.owner_of(db, after)) == (None, "admin")
 
 
 def test_a_backup_has_the_last_commits_or_is_refused_wherever_a_restore_was_killed(
@@ -524,7 +525,7 @@ def test_a_backup_has_the_last_commits_or_is_refused_wherever_a_restore_was_kill
     config, target = config_for(tmp_path), tmp_path / "backup.tar"
     with contextlib.closing(installation(config)) as db:
         shutil.copytree(config.data_dir, tmp_path / "killed")
-        assert tokens.has_operators(db)
+        assert operators.has_any(db)
     assert (tmp_path / "killed" / "state.db-wal").stat().st_size
     ends = set[bool]()
     for line in itertools.count(step=3):
