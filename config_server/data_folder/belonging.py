@@ -128,7 +128,7 @@ def check_parts(db: Connection, ca: CertificateAuthority, token: bytes | None) -
             cause="the last certificate in state.db was issued by another CA than ca.pem",
             action=f"Restore a backup, which has both: {RESTORE}.",
         )
-    if token is None or operators.owner_of(db, token.decode(errors="replace").strip()) is not None:
+    if token is None or operators.is_first(db, token.decode(errors="replace").strip()):
         return
     if not operators.has_any(db):
         raise ConfigError(

@@ -8,15 +8,18 @@ answer.
 
 from __future__ import annotations
 
+import string
 from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
-from config_server.rules.clock import SECOND_NS
+from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.store.schema import tokens
+from config_server.store.statements import BEHIND_ALL
 from shared import decoding
-from shared.errors import TokenExpiredError, TokenUnknownError, TokenUsedError
+from shared.api.certificates import TokenView
+from shared.errors import NotFoundError, RequestError, TokenExpiredError, TokenUnknownError, TokenUsedError
 from shared.vocabulary import Role
 
 _WHAT: Final = "The enrolment was refused"
@@ -36,6 +39,17 @@ _UNUSED: Final = (
 _FORGET_UNUSED: Final = delete(tokens).where(tokens.c.used_ns.is_(None))
 _USE: Final = update(tokens).where(_BY_HASH).values(used_ns=bindparam("now_ns"))
 _ANSWER: Final = update(tokens).where(_BY_HASH)
+_NEWEST: Final = (
+    select(tokens)
+    .where(tokens.c.rowid < bindparam("before"))
+    .order_by(tokens.c.rowid.desc())
+    .limit(bindparam("most"))
+)
+_OF_ID: Final = select(tokens).where(tokens.c.hash >= bindparam("first"), tokens.c.hash <= bindparam("last"))
+_END: Final = delete(tokens).where(_BY_HASH)
+_ID_B: Final = 8
+"""So much of a token's hash is its id."""
+_HASH_B: Final = 32
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -112,7 +126,51 @@ def _grant(row: Row[Any]) -> Grant:
     return Grant(Role(row.role), row.name, decoding.decode(row.hosts, type=tuple[str, ...]))
 
 
+def newest(db: Connection, limit: int, before: str = "") -> list[TokenView]:
+    """`before`: the id of the last one of the page before. Raises NotFoundError."""
+    last = BEHIND_ALL if not before else _of_id(db, before).rowid
+    return [_view(row) for row in db.execute(_NEWEST, {"most": limit, "before": last})]
+
+
+def end(db: Connection, id_: str) -> TokenView:
+    """What it was. Raises NotFoundError, RequestError for one that was used."""
+    row = _of_id(db, id_)
+    if row.used_ns is not None:
+        raise RequestError(
+            f"The enrolment token {id_} was not ended",
+            cause=f"{row.role}:{row.name} has enrolled with it, so nobody can any more",
+            action=f"To refuse what it got: understudy certificate revoke {row.role}:{row.name}.",
+        )
+    db.execute(_END, {"token_hash": row.hash})
+    return _view(row)
+
+
 def subject_of(db: Connection, token_hash: bytes) -> str:
     """ROLE:NAME that the token was made for, usable or not; "" when it is not known."""
     row = _found(db, token_hash)
     return "" if row is None else f"{row.role}:{row.name}"
+
+
+def _of_id(db: Connection, id_: str) -> Row[Any]:
+    row = None
+    if len(id_) == 2 * _ID_B and set(id_) <= set(string.hexdigits.lower()):
+        begins = bytes.fromhex(id_)
+        rest = _HASH_B - _ID_B
+        row = db.execute(_OF_ID, {"first": begins + b"\0" * rest, "last": begins + b"\xff" * rest}).first()
+    if row is None:
+        raise NotFoundError(
+            f"There is no enrolment token {id_!r}", action="See which there are: understudy token list."
+        )
+    return row
+
+
+def _view(row: Row[Any]) -> TokenView:
+    return TokenView(
+        id=row.hash[:_ID_B].hex(),
+        role=Role(row.role),
+        name=row.name,
+        hosts=decoding.decode(row.hosts, type=list[str]),
+        created=rfc3339(row.created_ns),
+        expires=rfc3339(row.expires_ns),
+        used=None if row.used_ns is None else rfc3339(row.used_ns),
+    )

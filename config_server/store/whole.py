@@ -28,6 +28,7 @@ _BY_ITSELF: Final[Mapping[Table, Iterable[Column[Any]]]] = {
     schema.jobs: [
         schema.jobs.c[name] for name in ("progress", "detail", "updated_ns", "lease_ns", "wake_ns", "waits")
     ],
+    schema.operator_tokens: [schema.operator_tokens.c.used_ns],
     schema.steps: [schema.steps.c[name] for name in ("tries", "changed_ns")],
     schema.certificates: [schema.certificates.c.pem],  # never another one of a serial number
 }

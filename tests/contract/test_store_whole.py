@@ -24,6 +24,7 @@ from config_server.store import (
     whole,
 )
 from config_server.store.database import Engine
+from shared.api.operators import OperatorTokenView
 from shared.vocabulary import Role
 
 DELETION = Deletion(
@@ -41,6 +42,7 @@ def fill(db: Connection) -> None:
     inventory.save_report(db, inventory.StoredReport(Role.AGENT, "web1", 1, b"{}"))
     settings.put(db, settings.USED_BY, "this server")
     settings.put(db, "other", "word")
+    operators.give(db, "t", OperatorTokenView(id="first", created=""), "anna", 1, 9)
 
 
 def rows(db: Connection) -> dict[str, list[Any]]:
@@ -80,6 +82,9 @@ CHANGES: dict[str, Callable[[Connection], object]] = {
     "a deletion's stage": lambda db: deletions.put(
         db, "web2", msgspec.structs.replace(DELETION, is_enrolled=True)
     ),
+    "an operator's token": lambda db: operators.give(
+        db, "u", OperatorTokenView(id="u", created=""), "anna", 1, 9
+    ),
     "an operator": lambda db: operators.set_first(db, "admin", "other token", 2),
 }
 NONE: dict[str, Callable[[Connection], object]] = {
@@ -87,6 +92,7 @@ NONE: dict[str, Callable[[Connection], object]] = {
     "a deletion's delay": lambda db: deletions.put(
         db, "web2", msgspec.structs.replace(DELETION, passed_ns=5, counted_ns=7)
     ),
+    "that a token was used": lambda db: operators.owner_of(db, "t", 2),
     "what lasts": lambda db: lasting_record.save(db, {}),
     "which server uses it": lambda db: settings.put(db, settings.USED_BY, "another"),
 }
