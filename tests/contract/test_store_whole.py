@@ -18,6 +18,7 @@ from config_server.store import (
     inventory,
     lasting_record,
     operators,
+    replicas,
     schema,
     settings,
     sqlite,
@@ -54,14 +55,16 @@ def rows(db: Connection) -> dict[str, list[Any]]:
 
 def test_a_copy_has_all_but_what_is_said_again(engine: Engine) -> None:
     engine.transact(fill, vital=False)
+    engine.transact(servers, vital=False)
     data = engine.aside(whole.as_sqlite)
     assert data[18:20] == b"\1\1", "it has no log beside it"
     with contextlib.closing(sqlite.of_bytes(data)) as copy:
         sqlite.check(sqlite.raw_of(copy), thoroughly=True)
         found, there = rows(copy), engine.transact(rows, vital=False)
         copied = incarnations.history(copy)
-    assert found.pop("reports") == []
-    assert len(there.pop("reports")) == 1
+    for again in ("reports", "replicas", "rings", "leases"):
+        assert found.pop(again) == []
+        assert len(there.pop(again)) == 1
     assert (settings.USED_BY, "this server") not in found.pop("settings")
     there.pop("settings")
     assert copied == engine.transact(incarnations.history, vital=False)
@@ -87,12 +90,21 @@ CHANGES: dict[str, Callable[[Connection], object]] = {
     ),
     "an operator": lambda db: operators.set_first(db, "admin", "other token", 2),
 }
+
+
+def servers(db: Connection) -> None:
+    replicas.join(db, "a", "config1")
+    replicas.write(db, "a", "", [], ["a bell"])
+    replicas.hold(db, "sweep", "a", 1)
+
+
 NONE: dict[str, Callable[[Connection], object]] = {
     "a report": lambda db: inventory.save_report(db, inventory.StoredReport(Role.AGENT, "web1", 2, b"[]")),
     "a deletion's delay": lambda db: deletions.put(
         db, "web2", msgspec.structs.replace(DELETION, passed_ns=5, counted_ns=7)
     ),
     "that a token was used": lambda db: operators.owner_of(db, "t", 2),
+    "what config servers say to one another": servers,
     "what lasts": lambda db: lasting_record.save(db, {}),
     "which server uses it": lambda db: settings.put(db, settings.USED_BY, "another"),
 }
