@@ -33,6 +33,7 @@ from config_server.operations.jobs import DRIVEN, Jobs, problem_of
 from config_server.operations.keys import Keys
 from config_server.operations.known_operators import KnownOperators
 from config_server.operations.machines import Machines
+from config_server.operations.operators import Operators
 from config_server.operations.points import Points
 from config_server.operations.policies import PolicyOperations
 from config_server.operations.protecting import Protecting
@@ -173,6 +174,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             policies=PolicyOperations(control),
             granting=granting,
             keys=Keys(control, vault),
+            operators=Operators(control),
             sides=sides,
         )
         runner = web.AppRunner(
@@ -248,7 +250,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
 def _application(
     control: Control, handlers: Handlers, config: ConfigServerConfig, listener: Listener
 ) -> web.Application:
-    known = KnownOperators(control.db)
+    known = KnownOperators(control.db, control.now_ns)
 
     async def operator_of(token: str) -> Operator | None:
         name = await known.name(token)

@@ -108,6 +108,11 @@ class RecordedVault:
         self._checking: Final = asyncio.Lock()
         self._judge()
 
+    @property
+    def recorded(self) -> Records:
+        """As storage had them when it answered last."""
+        return self._recorded
+
     async def unwrap(self, wrapped: WrappedKey, machine: str) -> bytes:
         return await self.file.unwrap(wrapped, machine)
 

@@ -38,7 +38,9 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "storage_commands:storage",
         "The storage account: is it fit for an installation, and why not.",
     ),
-    "token": ("record_commands:token", "Enrolment tokens for new hosts."),
+    "token": ("token_commands:token", "Enrolment tokens for new hosts: list, create, end."),
+    "operator": ("token_commands:operator", "Who may call, with which tokens: list, add, end."),
+    "vault": ("token_commands:vault", "The vault's keys: show."),
     "completion": ("completion_command:completion", "Tab completion for a shell."),
 }
 

@@ -1,21 +1,18 @@
-"""`understudy event|daemon|audit|token …`: what the config server has on record."""
+"""`understudy event|daemon|audit …`: what the config server has on record."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
 
 from config_server.cli.machine_pages import HEALTH_STYLES
-from config_server.cli.names import checked_name, optional_name_argument
+from config_server.cli.names import optional_name_argument
 from config_server.cli.options import COMMON, add_options, find_target
-from config_server.cli.output import compact, emit, grid, line, plain_fields, run, seconds, told
+from config_server.cli.output import compact, emit, grid, line, run, seconds, told
 from config_server.cli.pages import collected, limit_option
-from shared import durable
-from shared.errors import UsageError
-from shared.vocabulary import ENROLLED, Role, Severity
+from shared.vocabulary import Role, Severity
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -186,50 +183,3 @@ def _audit_page(found: list[AuditView]) -> RenderableType:
         if entry.detail:
             parts.append(Padding(line((compact(entry.detail), "dim")), (0, 0, 0, 2), expand=False))
     return Group(*parts)
-
-
-@click.group()
-@add_options(*COMMON)
-def token() -> None:
-    """Enrolment tokens for new hosts."""
-
-
-@token.command("create")
-@click.argument("role", type=click.Choice([role.value for role in ENROLLED]))
-@click.argument("name", callback=checked_name)
-@click.option("--host", "hosts", multiple=True, help="DNS name or address under which a server is reached.")
-@click.option(
-    "--ttl", "ttl_s", default=3600, show_default=True, type=click.IntRange(1, 2_592_000), metavar="S"
-)
-@click.option(
-    "--to",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write it into a new file, and do not show it.",
-)
-@add_options(*COMMON)
-def token_create(role: str, name: str, hosts: tuple[str, ...], ttl_s: int, to: Path | None) -> None:
-    """A one-time token with which ROLE NAME enrols: python -m ROLE setup --token-file FILE …"""
-    from shared import api
-    from shared.api.certificates import TokenRequest
-
-    if to is not None:
-        _check_new(to)
-    made = run(_call(api.TOKEN_CREATE, TokenRequest(role=role, name=name, hosts=list(hosts), ttl_s=ttl_s)))
-    if to is not None:
-        with durable.named(
-            f"The token was not written to {to}", action="Make another one: this one is lost."
-        ):
-            durable.create_file(to, made.token.encode() + b"\n", mode=0o600)
-        made = msgspec.structs.replace(made, token=f"in {to}")
-    emit(made, lambda: plain_fields(made))
-
-
-def _check_new(file: Path) -> None:
-    """Before a token is made that would be lost. Raises UsageError."""
-    if file.exists() or not file.parent.is_dir():
-        raise UsageError(
-            f"No token was made for {file}",
-            cause="it is there already" if file.exists() else f"there is no folder {file.parent}",
-            action="Give the name of a file that is not there yet, in a folder that is; or delete the one that was copied to its host.",
-        )

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from config_server.identity.ca import CertificateAuthority
-from config_server.store import certificates, replicas, tokens
+from config_server.store import certificates, operators, replicas
 from config_server.store.database import Connection
 from config_server.store.files import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
 from shared import decoding
@@ -128,9 +128,9 @@ def check_parts(db: Connection, ca: CertificateAuthority, token: bytes | None) -
             cause="the last certificate in state.db was issued by another CA than ca.pem",
             action=f"Restore a backup, which has both: {RESTORE}.",
         )
-    if token is None or tokens.operator_of(db, token.decode(errors="replace").strip()) is not None:
+    if token is None or operators.is_first(db, token.decode(errors="replace").strip()):
         return
-    if not tokens.has_operators(db):
+    if not operators.has_any(db):
         raise ConfigError(
             "The database is empty",
             cause=f"the installation is not new ({TOKEN_FILE} is there); it would know no machine, and would admit every certificate that"

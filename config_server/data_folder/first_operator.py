@@ -6,7 +6,7 @@ from pathlib import Path
 
 from config_server.data_folder.belonging import OPERATOR, TOKEN_FILE
 from config_server.rules.facts import SELF
-from config_server.store import audit, force, tokens
+from config_server.store import audit, force, operators
 from config_server.store.database import Connection, Database
 from shared import identity, logging
 
@@ -19,12 +19,12 @@ async def ensure(db: Database, folder: Path, now_ns: int) -> bool:
     if token_file.exists():
         return False
     # No file: the first start, or an administrator deleted it to have a new token. The old one ends with it.
-    token = tokens.new_operator_token()
+    token = operators.new_token()
 
     def work(db: Connection) -> None:
-        if not tokens.has_operators(db):
+        if not operators.has_any(db):
             force.take_over(db)  # it is made just now, as somebody wanted
-        tokens.set_operator(db, OPERATOR, token, now_ns)
+        operators.set_first(db, OPERATOR, token, now_ns)
         audit.add(db, SELF, "operator.token", OPERATOR, {}, now_ns)
 
     # First the database: a file whose token does not work would never be replaced.

@@ -48,7 +48,7 @@ from config_server.data_folder.belonging import (
 from config_server.identity import ca_note
 from config_server.identity.ca import CertificateAuthority
 from config_server.rules.facts import SELF
-from config_server.store import audit, restored, sqlite, tokens
+from config_server.store import audit, operators, restored, sqlite
 from config_server.store.files import DATABASE_FILE
 from config_server.store.restored import Restored
 from shared import durable
@@ -99,7 +99,7 @@ def restore_parts(
     parts = dict(given)
     check(parts, what)
     if new_operator_token:
-        parts[TOKEN_FILE] = tokens.new_operator_token().encode() + b"\n"
+        parts[TOKEN_FILE] = operators.new_token().encode() + b"\n"
     try:
         parts[DATABASE_FILE], found = _prepared(
             parts[DATABASE_FILE], parts[TOKEN_FILE] if new_operator_token else None, recovered_from
@@ -200,7 +200,7 @@ def _prepared(data: bytes, new_token: bytes | None, recovered_from: str) -> tupl
         with db.begin():
             found = restored.prepare(db, now_ns, recovered_from)
             if new_token is not None:
-                tokens.set_operator(db, OPERATOR, new_token.decode().strip(), now_ns)
+                operators.set_first(db, OPERATOR, new_token.decode().strip(), now_ns)
                 audit.add(db, SELF, "operator.token", OPERATOR, {}, now_ns)
         return sqlite.raw_of(db).serialize(), found
 

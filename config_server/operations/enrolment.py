@@ -28,7 +28,9 @@ from shared.api.certificates import (
     EnrolRequest,
     RenewRequest,
     Token,
+    TokenList,
     TokenRequest,
+    TokenView,
 )
 from shared.api.events import EventKind
 from shared.api.route import Nothing, Page
@@ -96,6 +98,22 @@ class Identity:
 
         await self._control.db.run(work)
         return Token(token=token, role=grant.role, name=grant.name, expires=rfc3339(expires_ns))
+
+    async def list_tokens(self, _call: Call, body: Page) -> TokenList:
+        found = await self._control.db.run(lambda db: tokens.newest(db, body.limit + 1, body.before))
+        shown, next_ = page(found, body, lambda view: view.id)
+        return TokenList(tokens=shown, next=next_)
+
+    async def end_token(self, call: Call, _body: Nothing) -> TokenView:
+        """Raises NotFoundError, RequestError for one that was used."""
+        id_, now_ns = call.path["id"], self._control.now_ns()
+
+        def work(db: Connection) -> TokenView:
+            ended = tokens.end(db, id_)
+            audit.add(db, call.who, "token.end", f"{ended.role}:{ended.name}", {"id": id_}, now_ns)
+            return ended
+
+        return await self._control.db.run(work)
 
     async def enrol(self, call: Call, body: EnrolRequest) -> Certificate:
         hash_ = b""

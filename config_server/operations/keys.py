@@ -19,7 +19,7 @@ from config_server.operations.control import Control, check_name
 from config_server.store import audit, settings
 from config_server.store.database import Connection
 from shared import decoding
-from shared.api.keys import KeyRequest, MachineKeyGrant
+from shared.api.keys import KeyRequest, MachineKeyGrant, VaultKeyView, VaultView
 from shared.api.route import Nothing
 from shared.errors import ConfigError
 from shared.sealing import MachineKey
@@ -41,6 +41,27 @@ class Keys:
         """Nothing is kept of it here: it is the machine's from the moment that its process server has put it, wrapped, into storage."""
         machine = check_name(call.path["machine"], "machine")
         return await self._hand_out(call, "key.create", machine, await self._open().new_key(machine))
+
+    async def vault(self, _call: Call, _body: Nothing) -> VaultView:
+        """Of what storage knew when it answered last. Raises ConfigError."""
+        vault = self._open()
+        ours, recorded = vault.file.fingerprints, vault.recorded
+        keys = [
+            VaultKeyView(
+                id=id_,
+                fingerprint=ours[id_],
+                is_current=id_ == vault.file.current,
+                is_recorded=recorded.get(id_) == ours[id_],
+            )
+            for id_ in ours
+        ]
+        problem = vault.problem
+        return VaultView(
+            file=str(vault.file.path),
+            keys=keys,
+            missing=sorted(recorded.keys() - ours.keys()),
+            problem=None if problem is None else f"{problem.what}: {problem.cause}",
+        )
 
     def _open(self) -> RecordedVault:
         if self._vault is None:

@@ -5,35 +5,49 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Final
 
-from config_server.store import tokens
+from config_server.rules.clock import rfc3339
+from config_server.store import operators
 from config_server.store.database import Database
-from shared.errors import DatabaseError, DataFolderInUseError
+from config_server.store.operators import Owner
+from shared.errors import AccessError, DatabaseError, DataFolderInUseError
 
 _MOST: Final = 1000
 
 
 class KnownOperators:
-    def __init__(self, db: Database) -> None:
-        self._db = db
-        self._names = dict[bytes, str]()
+    def __init__(self, db: Database, now_ns: Callable[[], int]) -> None:
+        self._db: Final = db
+        self._now_ns: Final = now_ns
+        self._owners: Final = dict[bytes, Owner]()
         """By the token's hash, the last used one last."""
 
     async def name(self, token: str) -> str | None:
-        """Raises DatabaseError for a token that was not used yet since this server began."""
-        key = hashlib.sha256(token.encode(errors="surrogateescape")).digest()
+        """Raises AccessError for a token that has expired, DatabaseError for one that was not used yet since this server began."""
+        owner, now_ns = await self._owner(token), self._now_ns()
+        if owner is not None and owner.expires_ns is not None and owner.expires_ns <= now_ns:
+            raise AccessError(
+                "The call was refused",
+                cause=f"this token of operator '{owner.name}' expired at {rfc3339(owner.expires_ns)}",
+                action=f"Have another one made by somebody who may: understudy operator add {owner.name}.",
+            )
+        return None if owner is None else owner.name
+
+    async def _owner(self, token: str) -> Owner | None:
+        key, now_ns = hashlib.sha256(token.encode(errors="surrogateescape")).digest(), self._now_ns()
         try:
-            name = await self._db.run(lambda db: tokens.operator_of(db, token))
+            owner = await self._db.run(lambda db: operators.owner_of(db, token, now_ns))
         except DataFolderInUseError:
             raise  # what this server remembers is not all that was said
         except DatabaseError:
-            if (remembered := self._names.get(key)) is None:
+            if (remembered := self._owners.get(key)) is None:
                 raise
             return remembered
-        self._names.pop(key, None)
-        if name is not None:
-            self._names[key] = name
-            if len(self._names) > _MOST:
-                del self._names[next(iter(self._names))]
-        return name
+        self._owners.pop(key, None)
+        if owner is not None:
+            self._owners[key] = owner
+            if len(self._owners) > _MOST:
+                del self._owners[next(iter(self._owners))]
+        return owner

@@ -8,7 +8,7 @@ impatient               a connection to it that does not wait for ever
 statements, settings    what the statements share; what there is one of
 inventory, policies     machines, what is wanted of them, the last report of every daemon; replication policies
 deletions               machines that are to be deleted
-tokens                  who may call, and enrol
+operators · tokens      who may call, and who may enrol
 certificates, revocation, taking_in   which there are, which of them are refused, what storage tells of that
 grants                  who was given to read a machine's container
 commands, jobs          one-time acts for daemons; restores that somebody runs

@@ -1,5 +1,6 @@
 """What is done to the database of a backup before it is put in place: it is older than what the world knows.
 
+An operator's token may have been ended since; so they all end, but for the first operator's, which is a file of the backup.
 An enrolment token that it calls unused may have been used since, and lie in a file or a log: whoever finds it would get a certificate of
 his own. A command that it calls pending may have been done, and would be done again. So both end, with an entry in the audit log for each.
 A machine that was to be deleted may be kept since: a deletion of another incarnation waits for a person (deletion.py), and so does a job
@@ -30,6 +31,7 @@ from config_server.store import (
     inventory,
     journal,
     lasting_record,
+    operators,
     restores,
     schema,
     settings,
@@ -82,6 +84,8 @@ class Restored(NamedTuple):
     """Of machines: they wait until somebody says them again (deletion.py)."""
     jobs: int
     """That had not ended: they need attention."""
+    operator_tokens: int
+    """Ended now."""
 
 
 def prepare(db: Connection, now_ns: int, recovered_from: str = "") -> Restored:
@@ -89,6 +93,10 @@ def prepare(db: Connection, now_ns: int, recovered_from: str = "") -> Restored:
     the database is of, if it is of one. In the transaction of the caller."""
     newest_ns = max(db.scalar(newest) or 0 for newest in _NEWEST)
     void = tokens.make_void(db)
+    ended = operators.end_all(db)
+    for name, id_ in ended:
+        detail = {"id": id_, "cause": "the database was restored"}
+        audit.add(db, SELF, "operator.token.end", name, detail, now_ns)
     for role, name in void:
         audit.add(db, SELF, "token.void", f"{role}:{name}", {"cause": "the database was restored"}, now_ns)
     withdrawn = commands.withdraw_all(db, now_ns)
@@ -100,7 +108,7 @@ def prepare(db: Connection, now_ns: int, recovered_from: str = "") -> Restored:
     restores.doubt(db, _UNHEARD)
     for id_ in held:
         audit.add(db, SELF, "job.held", SELF, {"job": id_, "cause": "the database was restored"}, now_ns)
-    restored = Restored(newest_ns, len(void), len(withdrawn), len(waiting), len(held))
+    restored = Restored(newest_ns, len(void), len(withdrawn), len(waiting), len(held), len(ended))
     inventory.forget_unheard(db)
     lasting_record.forget(db)
     force.take_over(db, recovered_from)
@@ -135,11 +143,12 @@ def _happened(restored: Restored) -> Problem:
         what=f"This config server's database is from a backup: its newest entry is of {rfc3339(restored.newest_ns)}",
         cause="what was done since is missing: policies that were set, certificates that were issued, and the audit log. Protection that"
         " was asked for or ended comes back from the agents, with an event for each. Revocations come back from storage, if it has them."
-        f" Of what it had, {restored.tokens} unused enrolment tokens are void, {restored.commands} pending commands withdrawn;"
+        f" Of what it had, {restored.tokens} unused enrolment tokens are void, {restored.operator_tokens} of"
+        f" operators have ended, {restored.commands} pending commands withdrawn;"
         f" {restored.deletions} machines that were to be deleted wait for somebody to say it again, and {restored.jobs} jobs for somebody"
         " to say how they go on",
         action="Compare: understudy machine list, event list --open (it names machines that replicate and are not protected here),"
-        " certificate list. Make new tokens for whoever was to enrol.",
+        " certificate list. Make new tokens for whoever was to enrol, and for operators.",
         severity=Severity.WARNING,
         object=SELF,
     )

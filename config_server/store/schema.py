@@ -1,6 +1,6 @@
 """The data model: every table of the config server's database, on SQLite and on PostgreSQL.
 
-    who may call            operators · tokens · certificates · revocations · recorded_revocations
+    who may call            operators · operator_tokens · tokens · certificates · revocations · recorded_revocations
     what is to be           machines · policies · settings
     what is                 reports · events
     what is being done      commands · jobs, steps · grants
@@ -72,6 +72,19 @@ operators: Final = Table(
     Column("name", Text, primary_key=True),
     Column("hash", LargeBinary, nullable=False),  # of the token (tokens.py)
     Column("created_ns", NUMBER, nullable=False),
+)
+
+operator_tokens: Final = Table(  # beside the first operator's, which is a file
+    "operator_tokens",
+    METADATA,
+    Column("id", Text, primary_key=True),  # random
+    _word("operator", None),
+    Column("hash", LargeBinary, nullable=False, unique=True),  # of the token (operators.py)
+    _word("words", None),  # what it is for
+    _word("who", None),  # by whom it was made
+    Column("created_ns", NUMBER, nullable=False),
+    Column("expires_ns", NUMBER, nullable=False),
+    Column("used_ns", NUMBER),  # last, to the hour
 )
 
 tokens: Final = Table(  # with which daemons enrol, once each

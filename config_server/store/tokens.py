@@ -1,4 +1,4 @@
-"""Who may call: the operator token, and one-time enrolment tokens. Only hashes are stored.
+"""One-time enrolment tokens. Only hashes are stored.
 
 An enrolment token is single use: `redeem` marks it in the transaction that checks it, so of two simultaneous
 uses one is refused. A token whose request was refused for another reason
@@ -8,28 +8,24 @@ answer.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import secrets
+import string
 from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
-from config_server.rules.clock import SECOND_NS
-from config_server.store.schema import operators, tokens
-from config_server.store.statements import replacing
+from config_server.rules.clock import SECOND_NS, rfc3339
+from config_server.store.schema import tokens
+from config_server.store.statements import BEHIND_ALL
 from shared import decoding
-from shared.errors import TokenExpiredError, TokenUnknownError, TokenUsedError
+from shared.api.certificates import TokenView
+from shared.errors import NotFoundError, RequestError, TokenExpiredError, TokenUnknownError, TokenUsedError
 from shared.vocabulary import Role
 
-OPERATOR_PREFIX: Final = "uso1."
 _WHAT: Final = "The enrolment was refused"
 _KEPT: Final = 1000
 """As many tokens are kept, however old they are."""
 
-_SET_OPERATOR: Final = replacing(operators)
-_OPERATORS: Final = select(operators.c.name, operators.c.hash)
 _BY_HASH: Final = tokens.c.hash == bindparam("token_hash")
 _FIND: Final = select(tokens).where(_BY_HASH)
 _ADD: Final = insert(tokens)
@@ -43,6 +39,17 @@ _UNUSED: Final = (
 _FORGET_UNUSED: Final = delete(tokens).where(tokens.c.used_ns.is_(None))
 _USE: Final = update(tokens).where(_BY_HASH).values(used_ns=bindparam("now_ns"))
 _ANSWER: Final = update(tokens).where(_BY_HASH)
+_NEWEST: Final = (
+    select(tokens)
+    .where(tokens.c.rowid < bindparam("before"))
+    .order_by(tokens.c.rowid.desc())
+    .limit(bindparam("most"))
+)
+_OF_ID: Final = select(tokens).where(tokens.c.hash >= bindparam("first"), tokens.c.hash <= bindparam("last"))
+_END: Final = delete(tokens).where(_BY_HASH)
+_ID_B: Final = 8
+"""So much of a token's hash is its id."""
+_HASH_B: Final = 32
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -51,28 +58,6 @@ class Grant(msgspec.Struct, frozen=True):
     role: Role
     name: str
     hosts: tuple[str, ...]
-
-
-def new_operator_token() -> str:
-    return OPERATOR_PREFIX + secrets.token_urlsafe(32)
-
-
-def set_operator(db: Connection, name: str, token: str, now_ns: int) -> None:
-    """From now on `token` is the only one of operator `name`."""
-    _SET_OPERATOR(db, {"name": name, "hash": _operator_hash(token), "created_ns": now_ns})
-
-
-def operator_of(db: Connection, token: str) -> str | None:
-    """The operator to whom `token` belongs."""
-    given = _operator_hash(token)
-    for name, known in db.execute(_OPERATORS):
-        if hmac.compare_digest(given, known):
-            return str(name)
-    return None
-
-
-def has_operators(db: Connection) -> bool:
-    return db.execute(_OPERATORS).first() is not None
 
 
 def add(db: Connection, token_hash: bytes, grant: Grant, now_ns: int, expires_ns: int) -> None:
@@ -141,11 +126,51 @@ def _grant(row: Row[Any]) -> Grant:
     return Grant(Role(row.role), row.name, decoding.decode(row.hosts, type=tuple[str, ...]))
 
 
+def newest(db: Connection, limit: int, before: str = "") -> list[TokenView]:
+    """`before`: the id of the last one of the page before. Raises NotFoundError."""
+    last = BEHIND_ALL if not before else _of_id(db, before).rowid
+    return [_view(row) for row in db.execute(_NEWEST, {"most": limit, "before": last})]
+
+
+def end(db: Connection, id_: str) -> TokenView:
+    """What it was. Raises NotFoundError, RequestError for one that was used."""
+    row = _of_id(db, id_)
+    if row.used_ns is not None:
+        raise RequestError(
+            f"The enrolment token {id_} was not ended",
+            cause=f"{row.role}:{row.name} has enrolled with it, so nobody can any more",
+            action=f"To refuse what it got: understudy certificate revoke {row.role}:{row.name}.",
+        )
+    db.execute(_END, {"token_hash": row.hash})
+    return _view(row)
+
+
 def subject_of(db: Connection, token_hash: bytes) -> str:
     """ROLE:NAME that the token was made for, usable or not; "" when it is not known."""
     row = _found(db, token_hash)
     return "" if row is None else f"{row.role}:{row.name}"
 
 
-def _operator_hash(token: str) -> bytes:
-    return hashlib.sha256(b"understudy operator\0" + token.encode(errors="surrogateescape")).digest()
+def _of_id(db: Connection, id_: str) -> Row[Any]:
+    row = None
+    if len(id_) == 2 * _ID_B and set(id_) <= set(string.hexdigits.lower()):
+        begins = bytes.fromhex(id_)
+        rest = _HASH_B - _ID_B
+        row = db.execute(_OF_ID, {"first": begins + b"\0" * rest, "last": begins + b"\xff" * rest}).first()
+    if row is None:
+        raise NotFoundError(
+            f"There is no enrolment token {id_!r}", action="See which there are: understudy token list."
+        )
+    return row
+
+
+def _view(row: Row[Any]) -> TokenView:
+    return TokenView(
+        id=row.hash[:_ID_B].hex(),
+        role=Role(row.role),
+        name=row.name,
+        hosts=decoding.decode(row.hosts, type=list[str]),
+        created=rfc3339(row.created_ns),
+        expires=rfc3339(row.expires_ns),
+        used=None if row.used_ns is None else rfc3339(row.used_ns),
+    )

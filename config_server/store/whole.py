@@ -2,8 +2,9 @@
 whether it is another one than before.
 
 Not in the copy is what daemons say again within seconds, or what says nothing after a restore: their reports, and how long what they do not
-complain of has lasted. Nor does a change count that this server makes every few seconds by itself: an event that is told in other words,
-the progress of a job, how much of a deletion's delay has passed. With what counts they are in the copy.
+complain of has lasted; and what config servers of one database say to one another. Nor does a change count that this server makes every few
+seconds by itself: an event that is told in other words, the progress of a job, how much of a deletion's delay has passed. With what counts
+they are in the copy.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from sqlalchemy import Column, Connection, Table, delete, func, insert, select
 from config_server.store import lasting_record, schema, settings, sqlite
 from shared import decoding
 
-_REPORTS: Final = schema.reports
+_SAID_AGAIN: Final = (schema.reports, schema.replicas, schema.rings, schema.leases)
+"""By daemons, and by config servers that share the database to one another."""
 _OF_NOW: Final = (lasting_record.SETTING, settings.USED_BY)
 """Settings that say nothing of another time, or host."""
 _BY_ITSELF: Final[Mapping[Table, Iterable[Column[Any]]]] = {
@@ -28,6 +30,7 @@ _BY_ITSELF: Final[Mapping[Table, Iterable[Column[Any]]]] = {
     schema.jobs: [
         schema.jobs.c[name] for name in ("progress", "detail", "updated_ns", "lease_ns", "wake_ns", "waits")
     ],
+    schema.operator_tokens: [schema.operator_tokens.c.used_ns],
     schema.steps: [schema.steps.c[name] for name in ("tries", "changed_ns")],
     schema.certificates: [schema.certificates.c.pem],  # never another one of a serial number
 }
@@ -42,7 +45,7 @@ def digest(db: Connection) -> bytes:
     """Another one when something has changed that is worth keeping."""
     found = hashlib.blake2b(digest_size=16)
     for table in schema.METADATA.sorted_tables:
-        if table is _REPORTS:
+        if table in _SAID_AGAIN:
             continue
         found.update(table.name.encode())
         if table is _ONLY_MORE:
@@ -64,7 +67,7 @@ def as_sqlite(db: Connection) -> bytes:
         with copy.begin():
             for table in schema.METADATA.sorted_tables:
                 copy.execute(delete(table))  # what the migrations put there
-                if table is _REPORTS:
+                if table in _SAID_AGAIN:
                     continue
                 rows = (
                     row._asdict() for row in db.execution_options(yield_per=_AT_ONCE).execute(select(table))
@@ -79,7 +82,8 @@ def _without(db: Connection) -> bytes:
     raw = sqlite.raw_of(db)
     db.rollback()
     with db.begin():
-        db.execute(delete(_REPORTS))
+        for table in _SAID_AGAIN:
+            db.execute(delete(table))
         db.execute(delete(schema.settings).where(schema.settings.c.name.in_(_OF_NOW)))
     raw.execute("VACUUM")
     return sqlite.serialised(raw)

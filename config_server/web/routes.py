@@ -11,6 +11,7 @@ from config_server.operations.granting import Granting
 from config_server.operations.jobs import Jobs
 from config_server.operations.keys import Keys
 from config_server.operations.machines import Machines
+from config_server.operations.operators import Operators
 from config_server.operations.points import Points
 from config_server.operations.policies import PolicyOperations
 from config_server.operations.protecting import Protecting
@@ -38,6 +39,7 @@ class Handlers(NamedTuple):
     policies: PolicyOperations
     granting: Granting
     keys: Keys
+    operators: Operators
     sides: Sides
 
 
@@ -51,6 +53,12 @@ def bind(binder: Binder, name: str, handlers: Handlers) -> None:
     binder.on(api.CA, handlers.identity.ca)
     binder.on(api.ENROL, handlers.identity.enrol)
     binder.on(api.RENEW, handlers.identity.renew)
+    binder.on(api.OPERATORS, handlers.operators.all)
+    binder.on(api.OPERATOR_TOKEN_CREATE, handlers.operators.create_token)
+    binder.on(api.OPERATOR_TOKEN_END, handlers.operators.end_token)
+    binder.on(api.TOKENS, handlers.identity.list_tokens)
+    binder.on(api.TOKEN_END, handlers.identity.end_token)
+    binder.on(api.VAULT, handlers.keys.vault)
     binder.on(api.TOKEN_CREATE, handlers.identity.create_token)
     binder.on(api.CERTIFICATES, handlers.identity.certificates)
     binder.on(api.CERTIFICATE_REVOKE, handlers.revoking.revoke)

@@ -17,15 +17,25 @@ from __future__ import annotations
 from typing import Any, Final
 
 from shared.api.audit import AUDIT
-from shared.api.certificates import CA, CERTIFICATE_REVOKE, CERTIFICATES, ENROL, RENEW, TOKEN_CREATE
+from shared.api.certificates import (
+    CA,
+    CERTIFICATE_REVOKE,
+    CERTIFICATES,
+    ENROL,
+    RENEW,
+    TOKEN_CREATE,
+    TOKEN_END,
+    TOKENS,
+)
 from shared.api.commands import COMMAND
 from shared.api.copies import COPIES, REBIND
 from shared.api.daemons import DAEMONS, STATUS
 from shared.api.deletion import DELETE, DELETION, KEEP
 from shared.api.events import EVENTS
 from shared.api.jobs import JOB, JOB_ABANDON, JOB_CANCEL, JOB_RETRY, JOB_UPDATE, JOBS
-from shared.api.keys import KEY_CREATE, KEY_UNWRAP, RESTORE_KEY
+from shared.api.keys import KEY_CREATE, KEY_UNWRAP, RESTORE_KEY, VAULT
 from shared.api.machines import MACHINE, MACHINES, POLICY_ASSIGN
+from shared.api.operators import OPERATOR_TOKEN_CREATE, OPERATOR_TOKEN_END, OPERATORS
 from shared.api.points import FLUSH, POINT_CREATE, POINTS, RESYNC
 from shared.api.policies import POLICIES, POLICY, POLICY_DELETE, POLICY_GET, POLICY_PUT, POLICY_SET
 from shared.api.protection import DISKS, PROTECT, UNPROTECT
@@ -34,7 +44,8 @@ from shared.api.route import Access, Route
 from shared.api.server import HEALTH
 
 ROUTES: Final[tuple[Route[Any, Any], ...]] = (
-    HEALTH, CA, ENROL, RENEW, STATUS, TOKEN_CREATE, CERTIFICATES, CERTIFICATE_REVOKE, POLICY, POLICY_SET,
+    HEALTH, CA, ENROL, RENEW, STATUS, OPERATORS, OPERATOR_TOKEN_CREATE, OPERATOR_TOKEN_END, TOKENS, TOKEN_CREATE, TOKEN_END,
+    VAULT, CERTIFICATES, CERTIFICATE_REVOKE, POLICY, POLICY_SET,
     POLICIES, POLICY_GET, POLICY_PUT, POLICY_DELETE, POLICY_ASSIGN, MACHINES, MACHINE, PROTECT, UNPROTECT,
     DELETION, DELETE, KEEP, DISKS, COPIES, REBIND, RESYNC, POINTS, POINT_CREATE, FLUSH, RESTORE, RESTORE_KEY,
     GRANTS, GRANT_RENEW, GRANT_END, KEY_UNWRAP, KEY_CREATE, COMMAND, JOBS, JOB, JOB_UPDATE, JOB_CANCEL, JOB_RETRY,
@@ -44,8 +55,9 @@ ROUTES: Final[tuple[Route[Any, Any], ...]] = (
 __all__ = [
     "AUDIT", "CA", "CERTIFICATES", "CERTIFICATE_REVOKE", "COMMAND", "COPIES", "DAEMONS", "DELETE",
     "DELETION", "DISKS", "ENROL", "EVENTS", "FLUSH", "GRANTS", "GRANT_END", "GRANT_RENEW", "HEALTH", "JOB",
-    "JOBS", "JOB_ABANDON", "JOB_CANCEL", "JOB_RETRY", "JOB_UPDATE", "KEEP", "KEY_CREATE", "KEY_UNWRAP", "MACHINE", "MACHINES", "POINTS",
+    "JOBS", "JOB_ABANDON", "JOB_CANCEL", "JOB_RETRY", "JOB_UPDATE", "KEEP", "KEY_CREATE", "KEY_UNWRAP", "MACHINE", "MACHINES",
+    "OPERATORS", "OPERATOR_TOKEN_CREATE", "OPERATOR_TOKEN_END", "POINTS",
     "POINT_CREATE", "POLICIES", "POLICY", "POLICY_ASSIGN", "POLICY_DELETE", "POLICY_GET", "POLICY_PUT",
     "POLICY_SET", "PROTECT", "REBIND", "RENEW", "RESTORE", "RESTORE_KEY", "RESYNC", "ROUTES", "STATUS",
-    "TOKEN_CREATE", "UNPROTECT", "Access", "Route",
+    "TOKENS", "TOKEN_CREATE", "TOKEN_END", "UNPROTECT", "VAULT", "Access", "Route",
 ]  # fmt: skip

@@ -37,6 +37,23 @@ class Token(msgspec.Struct):
     expires: str
 
 
+class TokenView(msgspec.Struct, kw_only=True):
+    """An enrolment token, not the token itself."""
+
+    id: str
+    role: Role
+    name: str
+    hosts: list[str]
+    created: str
+    expires: str
+    used: str | None = None
+    """When it was; null: not yet. One that was not is void once it has expired, and once its daemon was revoked."""
+
+
+class TokenList(Paged):
+    tokens: list[TokenView]
+
+
 class EnrolRequest(msgspec.Struct, forbid_unknown_fields=True):
     """`csr` is a PEM certificate request; only its public key is used: names come from the token."""
 
@@ -125,6 +142,26 @@ TOKEN_CREATE = Route(
     "Create an enrolment token",
     needs=Permission.DAEMON_ENROL,
     status=HTTPStatus.CREATED,
+)
+TOKENS = Route(
+    "tokens",
+    "GET",
+    "/v1/tokens",
+    Access.OPERATOR,
+    Page,
+    TokenList,
+    "Enrolment tokens, newest first",
+    needs=Permission.DAEMON_READ,
+)
+TOKEN_END = Route(
+    "token_end",
+    "DELETE",
+    "/v1/tokens/{id}",
+    Access.OPERATOR,
+    Nothing,
+    TokenView,
+    "End an enrolment token that was not used",
+    needs=Permission.DAEMON_ENROL,
 )
 CERTIFICATES = Route(
     "certificates",

@@ -29,6 +29,38 @@ class MachineKeyGrant(msgspec.Struct, kw_only=True):
         return f"MachineKeyGrant(key_id={self.key_id!r})"
 
 
+class VaultKeyView(msgspec.Struct, kw_only=True):
+    id: str
+    fingerprint: str
+    """What only the same key gives, and what tells nothing of it."""
+    is_current: bool
+    """New machines' keys are wrapped under it."""
+    is_recorded: bool
+    """Storage knows it."""
+
+
+class VaultView(msgspec.Struct, kw_only=True):
+    """The keys under which machines' data keys are wrapped."""
+
+    file: str
+    """On the config server's host."""
+    keys: list[VaultKeyView]
+    missing: list[str]
+    """Ids of keys that storage knows, and this file lacks: what is sealed under them cannot be opened."""
+    problem: str | None = None
+    """What is wrong with it, and why; null: nothing."""
+
+
+VAULT = Route(
+    "vault",
+    "GET",
+    "/v1/vault",
+    Access.OPERATOR,
+    Nothing,
+    VaultView,
+    "Which keys the vault has",
+    needs=Permission.VAULT_READ,
+)
 RESTORE_KEY = Route(
     "restore_key",
     "POST",

@@ -30,6 +30,11 @@ class Permission(enum.StrEnum):
     DAEMON_READ = "daemon:read"
     DAEMON_ENROL = "daemon:enrol"
     DAEMON_REVOKE = "daemon:revoke"
+    OPERATOR_READ = "operator:read"
+    OPERATOR_CHANGE = "operator:change"
+    """To make and to end operators' tokens. Whoever has it can have what any operator has."""
+    VAULT_READ = "vault:read"
+    """Which keys there are, not the keys."""
 
 
 ALL: Final = frozenset(Permission)

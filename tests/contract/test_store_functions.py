@@ -23,6 +23,7 @@ from config_server.store import (
     inventory,
     jobs,
     lasting_record,
+    operators,
     policies,
     settings,
     tokens,
@@ -61,6 +62,7 @@ MODULES: Final = (
     "jobs",
     "journal",
     "lasting_record",
+    "operators",
     "policies",
     "restored",
     "restores",
@@ -122,9 +124,9 @@ def test_old_tokens_go_when_there_are_many(db: Connection) -> None:
 
 
 def test_there_is_an_operator_once_one_was_set(db: Connection) -> None:
-    assert not tokens.has_operators(db)
-    tokens.set_operator(db, "admin", "x", NOW)
-    assert tokens.has_operators(db)
+    assert not operators.has_any(db)
+    operators.set_first(db, "admin", "x", NOW)
+    assert operators.has_any(db)
 
 
 def test_a_setting_is_a_word_by_its_name(db: Connection) -> None:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from sqlalchemy import Connection
 
-from config_server.rules.clock import SECOND_NS
+from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.store import (
     audit,
     certificates,
@@ -15,20 +15,24 @@ from config_server.store import (
     incarnations,
     inventory,
     jobs,
+    operators,
     policies,
     restored,
     revocation,
     tokens,
 )
+from config_server.store.operators import Owner
 from shared.api.commands import CommandKind
 from shared.api.events import EventKind
 from shared.api.jobs import JobProgress, WorkerState
+from shared.api.operators import OperatorTokenView
 from shared.api.policies import Policy
 from shared.api.route import Failure
 from shared.desired import Mark, Settings, Verb, WantedDisk, Wish
 from shared.errors import (
     CommandExpiredError,
     JobNotFoundError,
+    NotFoundError,
     PolicyNotFoundError,
     RequestError,
     TokenExpiredError,
@@ -72,12 +76,82 @@ def test_an_unknown_token_is_unknown(db: Connection) -> None:
 
 
 def test_a_new_operator_token_ends_the_old_one(db: Connection) -> None:
-    first, second = tokens.new_operator_token(), tokens.new_operator_token()
-    tokens.set_operator(db, "admin", first, NOW)
-    assert tokens.operator_of(db, first) == "admin"
-    tokens.set_operator(db, "admin", second, NOW)
-    assert tokens.operator_of(db, first) is None
-    assert tokens.operator_of(db, second) == "admin"
+    first, second = operators.new_token(), operators.new_token()
+    operators.set_first(db, "admin", first, NOW)
+    assert operators.owner_of(db, first, NOW) == Owner("admin", None)
+    assert operators.is_first(db, first)
+    operators.set_first(db, "admin", second, NOW)
+    assert operators.owner_of(db, first, NOW) is None
+    assert not operators.is_first(db, first)
+    assert operators.owner_of(db, second, NOW) == Owner("admin", None)
+
+
+def given(db: Connection, operator: str, number: int) -> str:
+    token = operators.new_token()
+    new = OperatorTokenView(id=f"t{number}", words="a laptop", who="operator:admin", created="")
+    operators.give(db, token, new, operator, NOW + number, NOW + SECOND_NS)
+    return token
+
+
+def test_an_operator_has_as_many_tokens_as_were_given_and_each_ends_alone(db: Connection) -> None:
+    operators.set_first(db, "admin", "file", NOW)
+    first, second, own = given(db, "anna", 1), given(db, "anna", 2), given(db, "admin", 3)
+    owner = Owner("anna", NOW + SECOND_NS)
+    assert [operators.owner_of(db, token, NOW) for token in (first, second)] == [owner, owner]
+    assert not operators.is_first(db, own), "it is no file"
+    assert [(one.name, [token.id for token in one.tokens]) for one in operators.views(db)] == [
+        ("admin", [operators.FILE, "t3"]),
+        ("anna", ["t1", "t2"]),
+    ]
+    with pytest.raises(NotFoundError):
+        operators.end(db, "admin", "t1")  # it is anna's
+    ended = operators.end(db, "anna", "t1")
+    assert (ended.words, ended.who, ended.used) == ("a laptop", "operator:admin", rfc3339(NOW))
+    assert operators.owner_of(db, first, NOW) is None
+    assert operators.owner_of(db, second, NOW) == owner
+    assert operators.end_all(db) == [("admin", "t3"), ("anna", "t2")]
+    assert operators.owner_of(db, "file", NOW) == Owner("admin", None)
+
+
+def test_that_a_token_was_used_is_written_down_once_an_hour_and_not_once_it_expired(db: Connection) -> None:
+    token = given(db, "anna", 1)
+    hour_ns = 3600 * SECOND_NS
+
+    def used() -> str | None:
+        return operators.views(db)[0].tokens[0].used
+
+    assert used() is None
+    for at_ns, noted in ((NOW, NOW), (NOW + SECOND_NS - 1, NOW), (NOW + 2 * hour_ns, NOW)):
+        assert operators.owner_of(db, token, at_ns) is not None
+        assert used() == rfc3339(noted)
+
+
+def test_an_operator_has_no_end_of_tokens(db: Connection) -> None:
+    for number in range(operators.MOST):
+        given(db, "anna", number)
+    with pytest.raises(RequestError, match="he has 100"):
+        given(db, "anna", operators.MOST)
+    given(db, "bert", operators.MOST)
+
+
+def test_an_enrolment_token_is_listed_without_itself_and_ends_unless_it_was_used(db: Connection) -> None:
+    for number in range(3):
+        hash_ = bytes([number]) * 32
+        tokens.add(db, hash_, tokens.Grant(Role.AGENT, f"web{number}", ()), NOW, NOW + SECOND_NS)
+    tokens.redeem(db, b"\1" * 32, NOW)
+    assert [(one.id, one.name, one.used) for one in tokens.newest(db, 9)] == [
+        ("02" * 8, "web2", None),
+        ("01" * 8, "web1", rfc3339(NOW)),
+        ("00" * 8, "web0", None),
+    ]
+    assert [one.name for one in tokens.newest(db, 9, "01" * 8)] == ["web0"]
+    assert tokens.end(db, "02" * 8).name == "web2"
+    assert not tokens.exists(db, b"\2" * 32)
+    with pytest.raises(RequestError, match="was not ended"):
+        tokens.end(db, "01" * 8)
+    for unknown in ("02" * 8, "", "zz" * 8, "01" * 32, "AB" * 8):
+        with pytest.raises(NotFoundError):
+            tokens.end(db, unknown)
 
 
 # ---- commands

@@ -39,6 +39,7 @@ from config_server.store import (
     inventory,
     jobs,
     journal,
+    operators,
     policies,
     postgresql,
     replicas,
@@ -542,7 +543,7 @@ def was_revoked(db: Connection) -> None:
 
 
 def first_operator(token: str) -> Work:
-    return lambda db: tokens.set_operator(db, "admin", token, NOW)
+    return lambda db: operators.set_first(db, "admin", token, NOW)
 
 
 def setting(value: str) -> Work:

@@ -17,13 +17,15 @@ from config_server.store import (
     incarnations,
     inventory,
     lasting_record,
+    operators,
+    replicas,
     schema,
     settings,
     sqlite,
-    tokens,
     whole,
 )
 from config_server.store.database import Engine
+from shared.api.operators import OperatorTokenView
 from shared.vocabulary import Role
 
 DELETION = Deletion(
@@ -33,7 +35,7 @@ DELETION = Deletion(
 
 
 def fill(db: Connection) -> None:
-    tokens.set_operator(db, "admin", "token", 1)
+    operators.set_first(db, "admin", "token", 1)
     inventory.ensure_machine(db, "web1", 1)
     inventory.ensure_machine(db, "web2", 1)
     deletions.put(db, "web2", DELETION)
@@ -41,6 +43,7 @@ def fill(db: Connection) -> None:
     inventory.save_report(db, inventory.StoredReport(Role.AGENT, "web1", 1, b"{}"))
     settings.put(db, settings.USED_BY, "this server")
     settings.put(db, "other", "word")
+    operators.give(db, "t", OperatorTokenView(id="first", created=""), "anna", 1, 9)
 
 
 def rows(db: Connection) -> dict[str, list[Any]]:
@@ -52,14 +55,16 @@ def rows(db: Connection) -> dict[str, list[Any]]:
 
 def test_a_copy_has_all_but_what_is_said_again(engine: Engine) -> None:
     engine.transact(fill, vital=False)
+    engine.transact(servers, vital=False)
     data = engine.aside(whole.as_sqlite)
     assert data[18:20] == b"\1\1", "it has no log beside it"
     with contextlib.closing(sqlite.of_bytes(data)) as copy:
         sqlite.check(sqlite.raw_of(copy), thoroughly=True)
         found, there = rows(copy), engine.transact(rows, vital=False)
         copied = incarnations.history(copy)
-    assert found.pop("reports") == []
-    assert len(there.pop("reports")) == 1
+    for again in ("reports", "replicas", "rings", "leases"):
+        assert found.pop(again) == []
+        assert len(there.pop(again)) == 1
     assert (settings.USED_BY, "this server") not in found.pop("settings")
     there.pop("settings")
     assert copied == engine.transact(incarnations.history, vital=False)
@@ -80,13 +85,26 @@ CHANGES: dict[str, Callable[[Connection], object]] = {
     "a deletion's stage": lambda db: deletions.put(
         db, "web2", msgspec.structs.replace(DELETION, is_enrolled=True)
     ),
-    "an operator": lambda db: tokens.set_operator(db, "admin", "other token", 2),
+    "an operator's token": lambda db: operators.give(
+        db, "u", OperatorTokenView(id="u", created=""), "anna", 1, 9
+    ),
+    "an operator": lambda db: operators.set_first(db, "admin", "other token", 2),
 }
+
+
+def servers(db: Connection) -> None:
+    replicas.join(db, "a", "config1")
+    replicas.write(db, "a", "", [], ["a bell"])
+    replicas.hold(db, "sweep", "a", 1)
+
+
 NONE: dict[str, Callable[[Connection], object]] = {
     "a report": lambda db: inventory.save_report(db, inventory.StoredReport(Role.AGENT, "web1", 2, b"[]")),
     "a deletion's delay": lambda db: deletions.put(
         db, "web2", msgspec.structs.replace(DELETION, passed_ns=5, counted_ns=7)
     ),
+    "that a token was used": lambda db: operators.owner_of(db, "t", 2),
+    "what config servers say to one another": servers,
     "what lasts": lambda db: lasting_record.save(db, {}),
     "which server uses it": lambda db: settings.put(db, settings.USED_BY, "another"),
 }

@@ -34,6 +34,7 @@ from config_server.store import (
     events,
     incarnations,
     lasting_record,
+    operators,
     restored,
     sqlite,
     tokens,
@@ -42,6 +43,7 @@ from config_server.store.files import DATABASE_FILE
 from config_server.store.tokens import Grant
 from shared import durable, enrol
 from shared.api.commands import CommandKind, CommandState
+from shared.api.operators import OperatorTokenView
 from shared.errors import ConfigError, DataFolderInUseError, StateFileError, TokenUnknownError
 from shared.vocabulary import Role
 from tests.config_parts import config_for
@@ -467,8 +469,8 @@ def installation(config: ConfigServerConfig) -> Connection:
     config.data_dir.mkdir()
     CertificateAuthority.open(config.data_dir)
     db = sqlite.connect(config.data_dir / "state.db")
-    token = tokens.new_operator_token()
-    tokens.set_operator(db, "admin", token, 10**9)
+    token = operators.new_token()
+    operators.set_first(db, "admin", token, 10**9)
     db.commit()
     (config.data_dir / "operator.token").write_text(token)
     return db
@@ -486,12 +488,14 @@ def test_what_a_backup_held_ready_is_void_in_the_restored_database_and_an_event_
         tokens.redeem(db, enrol.token_hash(b"used"), now_ns)
         commands.add(db, "c1", "agent:web1", CommandKind.RESYNC, {}, now_ns)
         was = incarnations.history(db)
+        operators.give(db, "since ended", OperatorTokenView(id="a", created=""), "anna", now_ns, 2 * now_ns)
         lasting_record.save(db, {"web1": {"without-session": Lasted((), 280 * SECOND_NS, 0)}})
         db.commit()
         backup.backup(config, target)
         # Since then:
         tokens.redeem(db, enrol.token_hash(b"unused"), now_ns)
         commands.finish(db, "agent:web1", {"c1": {}}, now_ns)
+        operators.end(db, "anna", "a")
         db.commit()
     before = (config.data_dir / "operator.token").read_text()
     done = restoring.restore(config, target)
@@ -503,17 +507,19 @@ def test_what_a_backup_held_ready_is_void_in_the_restored_database_and_an_event_
         assert commands.pending(db, "agent:web1", now_ns) == []
         assert commands.get(db, "c1").state is CommandState.WITHDRAWN
         said = {entry.action: entry.object for entry in audit.newest(db, 10)}
-        assert said | {"token.void": "agent:web-unused", "command.withdrawn": "agent:web1"} == said
+        ended = {"operator.token.end": "anna"}
+        assert said | ended | {"token.void": "agent:web-unused", "command.withdrawn": "agent:web1"} == said
+        assert operators.owner_of(db, "since ended", now_ns) is None
         assert lasting_record.load(db) == {}, "what was not well then was then"
         [event] = events.find(db, "", False, 10)
         assert "1970-01-01T00:00:01" in event.what
         assert restored.mark(db)
         assert incarnations.history(db)[:-1] == was, "what is said from now on is later"
-        assert tokens.operator_of(db, before) == "admin"
+        assert operators.is_first(db, before)
     restoring.restore(config, target, new_operator_token=True)
     after = (config.data_dir / "operator.token").read_text().strip()
     with contextlib.closing(sqlite.connect(config.data_dir / "state.db")) as db:
-        assert (tokens.operator_of(db, before), tokens.operator_of(db, after)) == (None, "admin")
+        assert (operators.is_first(db, before), operators.is_first(db, after)) == (False, True)
 
 
 def test_a_backup_has_the_last_commits_or_is_refused_wherever_a_restore_was_killed(
@@ -524,7 +530,7 @@ def test_a_backup_has_the_last_commits_or_is_refused_wherever_a_restore_was_kill
     config, target = config_for(tmp_path), tmp_path / "backup.tar"
     with contextlib.closing(installation(config)) as db:
         shutil.copytree(config.data_dir, tmp_path / "killed")
-        assert tokens.has_operators(db)
+        assert operators.has_any(db)
     assert (tmp_path / "killed" / "state.db-wal").stat().st_size
     ends = set[bool]()
     for line in itertools.count(step=3):

@@ -1,4 +1,5 @@
-"""Jobs that a config server drives, and their steps; and what several config servers share. Whoever knows only 0001 drives none, and has
+"""Jobs that a config server drives, and their steps; what several config servers share; and operators
+beside the first. Whoever knows only 0001 drives none, and has
 only jobs of version 0; it shares nothing, and is alone (replicas.py)."""
 
 from __future__ import annotations
@@ -76,6 +77,17 @@ def upgrade() -> None:
     ):
         op.add_column("reports", column)
     op.create_index("reports_of_writer", "reports", ["writer", "batch"])
+    op.create_table(
+        "operator_tokens",
+        sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("operator", sa.Text, nullable=False),
+        sa.Column("hash", sa.LargeBinary, nullable=False, unique=True),
+        sa.Column("words", sa.Text, nullable=False),
+        sa.Column("who", sa.Text, nullable=False),
+        sa.Column("created_ns", NUMBER, nullable=False),
+        sa.Column("expires_ns", NUMBER, nullable=False),
+        sa.Column("used_ns", NUMBER),
+    )
     op.create_table(
         "replicas",
         sa.Column("id", sa.Text, primary_key=True),
