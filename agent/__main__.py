@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from agent.config import AgentConfig
-from shared import protected
+from shared.daemon.log_sink import fill_standard_descriptors
+from shared.daemon.service import load_config, run_daemon
 from shared.errors import AgentRunningError, UnderstudyError
-from shared.log_sink import fill_standard_descriptors
-from shared.service import load_config, run_daemon
+from shared.host import protected
 
 _TOOLS: Final = """tools:
   python -m agent setup …                 enrol this machine, configure and start its agent (--help)

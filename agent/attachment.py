@@ -30,8 +30,8 @@ from agent.idle import Idle
 from agent.pipeline import Agent
 from agent.stream.servers import Address
 from agent.stream.state import AgentState, Reason, Suspicion, Word, move
-from shared import logging
-from shared.threads import in_thread
+from shared.daemon import logging
+from shared.daemon.threads import in_thread
 
 _log = logging.get()
 

@@ -10,11 +10,12 @@ import msgspec
 
 from agent.capture.binding import Identity
 from agent.capture.bindings import NotedDisk
-from shared import logging, naming
+from shared import naming
+from shared.daemon import logging
 from shared.desired import Interval, WantedDisk
 from shared.errors import ConfigError
 from shared.naming import check_server_url
-from shared.tls import TlsFiles
+from shared.trust.tls import TlsFiles
 
 
 class ProtectedDisk(WantedDisk, frozen=True, forbid_unknown_fields=True):

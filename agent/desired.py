@@ -50,7 +50,10 @@ import msgspec
 
 from agent.capture.bindings import NotedDisk
 from agent.config import AgentConfig, ProtectedDisk, check_disks, check_servers
-from shared import crashpoints, decoding, durable, logging
+from shared import crashpoints, decoding
+from shared.daemon import logging
+from shared.daemon.single_writer import SingleWriter
+from shared.daemon.trouble import Trouble
 from shared.desired import Desired, Settings, Verb, WantedDisk, Wish
 from shared.errors import (
     UNDECODABLE,
@@ -63,9 +66,8 @@ from shared.errors import (
     WishUnwrittenError,
     cause_of,
 )
-from shared.single_writer import SingleWriter
+from shared.host import durable
 from shared.status import Problem
-from shared.trouble import Trouble
 from shared.vocabulary import Severity
 
 _log = logging.get()

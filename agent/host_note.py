@@ -1,12 +1,13 @@
-"""The note for other programs of this host which disks are protected (shared/protected.py), and its trouble: a machine is protected
+"""The note for other programs of this host which disks are protected (shared/host/protected.py), and its trouble: a machine is protected
 whether or not the note can be written."""
 
 from __future__ import annotations
 
 from agent.capture.maps import Capture
 from agent.config import AgentConfig
-from shared import logging, protected
+from shared.daemon import logging
 from shared.errors import HostNoteError, cause_of
+from shared.host import protected
 
 _log = logging.get()
 

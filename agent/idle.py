@@ -17,12 +17,12 @@ from agent.desired import Held, WishFile
 from agent.machine_identity import identity_of
 from agent.status import with_wish
 from shared.api.commands import Command, CommandKind
-from shared.control_client import ControlClient
+from shared.control.control_client import ControlClient
+from shared.daemon.service import notify, watchdog_interval_s
 from shared.errors import NothingProtectedError
-from shared.pointer import Whereabouts
-from shared.revocation import REVOKED_FILE, RevokedFile
-from shared.service import notify, watchdog_interval_s
 from shared.status import MAX_TEXT, AgentReport, BoundDisk, Problem
+from shared.trust.pointer import Whereabouts
+from shared.trust.revocation import REVOKED_FILE, RevokedFile
 from shared.vocabulary import MachineState
 
 STOPPED: Final = "the config server told the agent to stop: nothing is captured"

@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Final
 
 from agent.capture import pins
-from shared import durable
+from shared.daemon.threads import start
 from shared.errors import AgentRunningError
-from shared.threads import start
+from shared.host import durable
 
 NAME: Final = "agent.lock"
 _LOCKS: Final = Path("/proc/locks")

@@ -20,12 +20,12 @@ from agent.stream.sender import Sender, disk_infos
 from agent.stream.servers import Address, ProcessServers
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.sync_reader import SyncReader
-from shared import logging
 from shared.api.commands import Command
 from shared.batch import Mark, StreamState
+from shared.daemon import logging
 from shared.errors import DeadlineError, UsageError
 from shared.recovery.position import Position
-from shared.revocation import REVOKED_FILE, RevokedFile
+from shared.trust.revocation import REVOKED_FILE, RevokedFile
 from shared.waiting import wait_for
 from shared.wire.messages import Hello
 

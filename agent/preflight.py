@@ -21,8 +21,8 @@ from agent.capture import answer, attach, disks, identify, suitable
 from agent.capture.binding import Identity, Kind
 from agent.capture.calibrate import Calibration
 from agent.capture.disks import Disk
+from shared.daemon.limits import check_page_blob_target
 from shared.errors import DeviceError, DiskTooLargeError, UnderstudyError, UnsuitableDiskError
-from shared.limits import check_page_blob_target
 
 _BITMAP_B_PER_TIB: Final = 24 << 20
 _GIB: Final = 1 << 30

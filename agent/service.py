@@ -28,8 +28,11 @@ from agent.machine_identity import boot_of, identity_of
 from agent.pipeline import Agent
 from agent.status import STATE_NAMES, Rates, report, to_protect, with_wish
 from agent.telling import tell_why
-from shared import crashpoints, durable, identity, logging, mounts, protected
-from shared.control_client import ControlClient
+from shared import crashpoints
+from shared.control.control_client import ControlClient
+from shared.daemon import logging
+from shared.daemon.service import notify, watchdog_interval_s
+from shared.daemon.threads import in_thread
 from shared.desired import WantedDisk
 from shared.errors import (
     BindingDamagedError,
@@ -41,10 +44,10 @@ from shared.errors import (
     StateFileError,
     UnderstudyError,
 )
-from shared.pointer import Whereabouts
-from shared.service import notify, watchdog_interval_s
+from shared.host import durable, mounts, protected
 from shared.status import BoundDisk, Problem
-from shared.threads import in_thread
+from shared.trust import identity
+from shared.trust.pointer import Whereabouts
 from shared.vocabulary import Role, Severity
 
 _log = logging.get()

@@ -13,9 +13,9 @@ from agent import desired, preflight
 from agent.config import AgentConfig
 from agent.machine_identity import identity_of
 from deploy.systemd import host_files
+from shared.daemon.service import load_config
 from shared.desired import Verb
 from shared.errors import UsageError
-from shared.service import load_config
 from shared.setup.checks import Check, PortReached
 from shared.setup.command import Answers, parser, run
 from shared.setup.files import known

@@ -12,11 +12,11 @@ from agent.capture.available import Available
 from agent.config import AgentConfig
 from agent.desired import WishFile
 from agent.machine_identity import identity_of
-from shared import logging
-from shared.control_client import ControlClient
+from shared.control.control_client import ControlClient
+from shared.daemon import logging
 from shared.errors import CopyRefusedError, UnderstudyError
-from shared.pointer import Whereabouts
 from shared.status import MAX_TEXT, AgentReport, AvailableDisk, BoundDisk, Problem
+from shared.trust.pointer import Whereabouts
 from shared.vocabulary import Severity
 
 _log = logging.get()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent.capture.disks import Disk
-from shared.storage_stack import disks_below
+from shared.host.storage_stack import disks_below
 
 _OUTPUTS = (1, 2)
 

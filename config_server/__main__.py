@@ -8,8 +8,8 @@ from collections.abc import Awaitable
 from typing import Final
 
 from config_server.config import ConfigServerConfig
-from shared.log_sink import fill_standard_descriptors
-from shared.service import run_daemon
+from shared.daemon.log_sink import fill_standard_descriptors
+from shared.daemon.service import run_daemon
 
 _TOOLS: Final = """tools:
   python -m config_server setup …                             begin an installation (understudy init; --help)

@@ -9,9 +9,9 @@ import msgspec
 
 from config_server.identity.ca import check_host, check_subject
 from config_server.store.config import DatabaseConfig
-from shared import logging
 from shared.api.route import PORT
 from shared.blob import BlobConfig
+from shared.daemon import logging
 from shared.errors import ConfigError, RequestError
 from shared.naming import SAYS, is_name
 from shared.vocabulary import Role

@@ -60,10 +60,10 @@ from config_server.web import routes
 from config_server.web.binding import Binder
 from config_server.web.listener import Listener
 from config_server.web.routes import Handlers
-from shared import durable, logging, service
 from shared.api.events import EventView
 from shared.api.permissions import ALL
 from shared.api.points import PointView
+from shared.daemon import logging, service
 from shared.errors import (
     ConfigError,
     DatabaseError,
@@ -73,9 +73,10 @@ from shared.errors import (
     TransientError,
     UnderstudyError,
 )
+from shared.host import durable
+from shared.keys.vault import FileVault
+from shared.keys.vault_record import RecordedVault
 from shared.status import Problem
-from shared.vault import FileVault
-from shared.vault_record import RecordedVault
 from shared.waiting import wait_for
 
 _log = logging.get()

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from shared.configuration import page
-from shared.toml import to_toml
+from shared.host.toml import to_toml
 from shared.vocabulary import Role
 
 _TITLES: Final = {
@@ -84,8 +84,8 @@ _PROFILE: Final = """\
 
 
 def type_of(role: Role) -> type[msgspec.Struct]:
-    """By which `shared.service.load_config` reads a daemon's file. Raises ValueError for a role that is no daemon of ours; ImportError
-    where what it needs is not installed."""
+    """By which `shared.daemon.service.load_config` reads a daemon's file. Raises ValueError for a role that is no daemon of ours;
+    ImportError where what it needs is not installed."""
     match role:
         case Role.AGENT:
             from agent.config import AgentConfig

@@ -8,8 +8,8 @@ from collections.abc import Awaitable
 from typing import Final
 
 from master_target.config import MasterTargetConfig
-from shared.log_sink import fill_standard_descriptors
-from shared.service import run_daemon
+from shared.daemon.log_sink import fill_standard_descriptors
+from shared.daemon.service import run_daemon
 
 _TOOLS: Final = """tools:
   python -m master_target setup …    enrol this host, configure and start its master target (--help)

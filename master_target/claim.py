@@ -12,8 +12,8 @@ import os
 import socket
 
 from master_target.leases import KeptLease
-from shared import logging
 from shared.blob import BlobStore
+from shared.daemon import logging
 from shared.errors import BlobExistsError, LeaseHeldError, LeaseLostError
 from shared.log import names
 

@@ -9,12 +9,12 @@ import msgspec
 
 from master_target.bridge import BridgeSettings
 from master_target.retention import RetentionPolicy
-from shared import logging
 from shared.blob import BlobConfig
+from shared.daemon import logging
 from shared.errors import ConfigError
+from shared.keys.vault import check_choice
 from shared.naming import check_apart, check_server_url
-from shared.tls import TlsFiles
-from shared.vault import check_choice
+from shared.trust.tls import TlsFiles
 
 
 class MasterTargetConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):

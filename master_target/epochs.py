@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable
 from master_target.apply import DiskTarget, due
 from master_target.follow import Follower
 from master_target.targets.base import OpenTarget
-from shared import logging
 from shared.batch import SECTOR
 from shared.blob import BlobStore
+from shared.daemon import logging
 from shared.errors import IndexMissingError
 from shared.log import epochs
 from shared.log.epoch_id import NO_EPOCH, EpochId

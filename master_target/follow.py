@@ -14,6 +14,7 @@ from master_target.tail import EpochTail
 from shared.batch import Batch
 from shared.blob import BlobStore
 from shared.errors import BlobNotFoundError, IntegrityError, UnderstudyError
+from shared.keys.vault import Vault
 from shared.log import epochs
 from shared.log.chain import IndexChain
 from shared.log.epochs import EpochInfo
@@ -24,7 +25,6 @@ from shared.recovery.history import marked_points
 from shared.recovery.plan import replay_steps
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position
-from shared.vault import Vault
 
 
 class Follower:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from shared import logging
 from shared.blob import BlobStore, Lease
+from shared.daemon import logging
 from shared.errors import (
     BlobNotFoundError,
     LeaseHeldError,

@@ -24,8 +24,9 @@ from master_target.retention import Pruner, RetentionPolicy
 from master_target.status import MachineReport, Rates
 from master_target.stepping import Stepper
 from master_target.targets.base import OpenTarget
-from shared import logging
 from shared.blob import BlobStore
+from shared.daemon import logging
+from shared.daemon.threads import no_room
 from shared.errors import (
     IntegrityError,
     KeyUnavailableError,
@@ -35,10 +36,9 @@ from shared.errors import (
     UnderstudyError,
     WrongKeyError,
 )
+from shared.keys.vault import Vault
 from shared.recovery.parallel import parallel
 from shared.status import Problem
-from shared.threads import no_room
-from shared.vault import Vault
 from shared.vocabulary import ApplyState, Severity
 from shared.waiting import wait_for
 

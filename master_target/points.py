@@ -46,10 +46,10 @@ import msgspec
 from master_target.apply import DiskTarget
 from master_target.roll import OwnedRoll
 from master_target.unreadable import UnreadableRecord
-from shared import logging
 from shared.batch import SECTOR
 from shared.blob import BlobStore
 from shared.crashpoints import reach
+from shared.daemon import logging
 from shared.errors import (
     IntegrityError,
     LeaseLostError,

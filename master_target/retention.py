@@ -23,8 +23,8 @@ import msgspec
 
 from master_target.roll import OwnedRoll
 from master_target.targets.base import Target
-from shared import logging
 from shared.blob import BlobStore
+from shared.daemon import logging
 from shared.errors import LeaseLostError, PreconditionError, StorageError, StorageProtectedError
 from shared.recovery import point_store
 from shared.recovery.points import PointDoc

@@ -1,6 +1,6 @@
 """Wiring of the master target: storage and vault → one `Machine` for each machine that storage knows, with the status beside them.
 
-A name that the registry gives to another container (shared/machine_storage.py) is another machine: the work on the old one ends, and
+A name that the registry gives to another container (shared/machine/storage.py) is another machine: the work on the old one ends, and
 begins anew on that.
 
 A machine whose container is gone was deleted, or storage forgot it, as behind a failover of the account, which somebody has to see. Storage
@@ -33,10 +33,12 @@ from master_target.status import MachineReport
 from master_target.targets.base import OpenTarget, Target
 from master_target.targets.image_file import ImageTarget
 from master_target.targets.page_blob import PageBlobTarget
-from shared import identity, logging, memory, mounts, remote_vault
 from shared.api.commands import Command
 from shared.blob import BlobStore, Retry
-from shared.control_client import ControlClient
+from shared.control import remote_vault
+from shared.control.control_client import ControlClient
+from shared.daemon import logging
+from shared.daemon.service import notify, watchdog_interval_s
 from shared.errors import (
     IntegrityError,
     MachineNotFoundError,
@@ -45,12 +47,13 @@ from shared.errors import (
     UndroppedError,
     UsageError,
 )
-from shared.machine_storage import MachineStorage
-from shared.pointer import Whereabouts
+from shared.host import memory, mounts
+from shared.keys.vault import Vault
+from shared.machine.storage import MachineStorage
 from shared.recovery.parallel import parallel
-from shared.service import notify, watchdog_interval_s
 from shared.status import MasterTargetReport, Problem
-from shared.vault import Vault
+from shared.trust import identity
+from shared.trust.pointer import Whereabouts
 from shared.vocabulary import Role
 from shared.waiting import wait_for
 

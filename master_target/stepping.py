@@ -21,7 +21,7 @@ from master_target.bridge import BridgeSettings
 from master_target.follow import Follower
 from master_target.points import PointMaker
 from master_target.status import Rates
-from shared import logging
+from shared.daemon import logging
 from shared.log.epoch_id import EpochId
 from shared.recovery.position import NOWHERE, Position
 

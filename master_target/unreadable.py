@@ -38,10 +38,11 @@ from typing import Final
 import msgspec
 
 from master_target.apply import DiskTarget, Interval
-from shared import decoding, logging
+from shared import decoding
 from shared.batch import SECTOR, Range
 from shared.blob import BlobStore
 from shared.crashpoints import reach
+from shared.daemon import logging
 from shared.errors import (
     UNDECODABLE,
     BlobExistsError,

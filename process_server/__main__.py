@@ -8,8 +8,8 @@ from collections.abc import Awaitable
 from typing import Final
 
 from process_server.config import ProcessServerConfig
-from shared.log_sink import fill_standard_descriptors
-from shared.service import run_daemon
+from shared.daemon.log_sink import fill_standard_descriptors
+from shared.daemon.service import run_daemon
 
 _TOOLS: Final = """tools:
   python -m process_server setup …    enrol this host, configure and start its process server (--help)

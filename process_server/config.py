@@ -9,11 +9,11 @@ import msgspec
 
 from process_server.reception.credit import CreditPolicy
 from process_server.spool.ownership import LONGEST_SEGMENT_S
-from shared import logging
 from shared.blob import BlobConfig
+from shared.daemon import logging
+from shared.keys.vault import check_choice
 from shared.naming import check_apart, check_server_url
-from shared.tls import TlsFiles
-from shared.vault import check_choice
+from shared.trust.tls import TlsFiles
 
 PORT: Final = 9443
 

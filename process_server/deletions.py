@@ -47,12 +47,13 @@ from process_server.reception.admission import Admission
 from process_server.reception.boots import BootFiles
 from process_server.spool.sides import Sides
 from process_server.spool.spool import MachineLog, Spool
-from shared import logging, remote_vault
 from shared.blob import Retry
+from shared.control import remote_vault
 from shared.crashpoints import reach
+from shared.daemon import logging
 from shared.errors import SpoolError, UnderstudyError, UndroppedError
-from shared.machine_storage import MachineStorage
-from shared.vault import Vault
+from shared.keys.vault import Vault
+from shared.machine.storage import MachineStorage
 
 _log = logging.get()
 _BRIEFLY: Final = Retry(deadline_s=3.0)

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from shared import durable
+from shared.daemon.single_writer import SingleWriter
+from shared.daemon.trouble import Trouble
 from shared.errors import NoThreadError, SpoolError, StateFileError, cause_of
+from shared.host import durable
 from shared.log import names
-from shared.single_writer import SingleWriter
-from shared.trouble import Trouble
 
 
 class MachineFiles:

@@ -25,10 +25,13 @@ from process_server.reception.receiver import Receiver
 from process_server.spool.sides import Sides
 from process_server.spool.spool import LogSettings, SegmentLimits, Spool
 from process_server.status import StatusBoard
-from shared import identity, logging, memory, mounts, protected, remote_vault, tls
 from shared.api.commands import Command, CommandKind
 from shared.blob import BlobStore
-from shared.control_client import ControlClient
+from shared.control import remote_vault
+from shared.control.control_client import ControlClient
+from shared.daemon import logging
+from shared.daemon.service import notify, watchdog_interval_s
+from shared.daemon.trouble import Trouble
 from shared.errors import (
     BlobNotFoundError,
     DeadlineError,
@@ -37,13 +40,13 @@ from shared.errors import (
     UsageError,
     cause_of,
 )
-from shared.machine_storage import MachineStorage
-from shared.pointer import Whereabouts
-from shared.revocation import REVOKED_FILE, RevokedFile
-from shared.service import notify, watchdog_interval_s
-from shared.trouble import Trouble
-from shared.vault import Vault
-from shared.vault_record import guarded
+from shared.host import memory, mounts, protected
+from shared.keys.vault import Vault
+from shared.keys.vault_record import guarded
+from shared.machine.storage import MachineStorage
+from shared.trust import identity, tls
+from shared.trust.pointer import Whereabouts
+from shared.trust.revocation import REVOKED_FILE, RevokedFile
 from shared.vocabulary import Role
 
 _log = logging.get()

@@ -15,7 +15,8 @@ from process_server.reception.credit import MIB
 from process_server.reception.machine import Machine
 from process_server.spool.spool import MachineLog, Spool
 from process_server.standing import Standing
-from shared import remote_vault
+from shared.control import remote_vault
+from shared.daemon.trouble import Trouble
 from shared.errors import (
     NotOpenError,
     SetAsideError,
@@ -23,9 +24,8 @@ from shared.errors import (
     UndroppedError,
     UploadsStoppedError,
 )
+from shared.keys.vault import Vault
 from shared.status import MAX_CONTAINERS, Problem, ProcessServerReport, StreamReport
-from shared.trouble import Trouble
-from shared.vault import Vault
 from shared.vocabulary import Severity
 
 

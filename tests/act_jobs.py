@@ -13,7 +13,7 @@ from shared.api.jobs import JobQuery, JobState, JobView, StepState
 from shared.api.machines import MachineView
 from shared.api.protection import Protection
 from shared.api.route import Nothing
-from shared.rest import RestClient
+from shared.control.rest import RestClient
 from tests.config_parts import until
 
 ENDED = (JobState.DONE, JobState.FAILED, JobState.CANCELLED, JobState.ABANDONED)

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from shared.blob import BlobConfig, BlobStore
-from shared.machine_storage import MachineStorage
+from shared.machine.storage import MachineStorage
 
 _ROOT: Final = Path(__file__).parent.parent
 _MAIN: Final = _ROOT / "build/azurite/node_modules/azurite/dist/src/blob/main.js"

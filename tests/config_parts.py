@@ -13,10 +13,12 @@ import msgspec
 
 from config_server import service
 from config_server.config import ConfigServerConfig
-from shared import api, enrol, identity, tls
+from shared import api
 from shared.api.certificates import RefusedList, RevokeRequest, Token, TokenRequest
-from shared.control_client import ControlClient
-from shared.rest import RestClient
+from shared.control import enrol
+from shared.control.control_client import ControlClient
+from shared.control.rest import RestClient
+from shared.trust import identity, tls
 
 
 class ConfigServer:

@@ -16,8 +16,8 @@ from process_server.reception.credit import CacheSpace, CreditPolicy
 from process_server.spool.sides import Sides
 from process_server.spool.spool import MachineLog, Spool
 from process_server.status import DaemonReport, StatusBoard
-from shared.machine_storage import MachineStorage
-from shared.trouble import Trouble
+from shared.daemon.trouble import Trouble
+from shared.machine.storage import MachineStorage
 from tests.spools import MACHINE, hello, make_spool, vault_at
 
 HARDWARE = "hw1"

@@ -23,9 +23,9 @@ from shared import api
 from shared.api.deletion import DeletionRequest, Kept
 from shared.api.machines import MachineView
 from shared.api.route import Nothing, Page
+from shared.control.rest import RestClient
 from shared.errors import MachineNotFoundError, StorageError
-from shared.machine_storage import REGISTRY, MachineStorage
-from shared.rest import RestClient
+from shared.machine.storage import REGISTRY, MachineStorage
 from tests import databases
 from tests.config_parts import ConfigServer, until
 from tests.machine_log import ModelMachine

@@ -16,7 +16,7 @@ What is not here, and why:
 - master target with page blobs: has no file of its own but certificate, key cache and log; its state is in storage (storage-faults).
 - process server, its spool at a start: what lies in it is read when it is ready, and then it is a running case.
 - config server, operator.token and CA: written once, at the first start (tests/integration/environment/test_database.py).
-- the service manager's socket: nothing depends on it (tests/unit/shared/test_service.py).
+- the service manager's socket: nothing depends on it (tests/unit/shared/daemon/test_service.py).
 - pid files: there are none. The agent's lock needs no writing once it is there, so a full or read-only disk does not strike it
   (tests/integration/environment/test_agent_lock.py); that it cannot be read is a start case.
 - the command line's output: tests/integration/config_server/test_cli.py; the folder of a restore is in the long part.
@@ -35,7 +35,8 @@ from typing import Any, Final
 
 from config_server.identity.ca import CertificateAuthority, hosts_of
 from deploy.lab.state import Lab as LabState
-from shared import enrol, identity
+from shared.control import enrol
+from shared.trust import identity
 from shared.vocabulary import Role
 from tests.host_faults import Call, Fail
 from tests.hosted_lab import DAEMONS, HostedLab

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from shared.errors import KeyUnavailableError
-from shared.sealing import MachineKey
-from shared.vault import FileVault, WrappedKey
+from shared.keys.sealing import MachineKey
+from shared.keys.vault import FileVault, WrappedKey
 
 
 class GatedVault:

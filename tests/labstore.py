@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from shared.blob import BlobConfig, BlobStore
-from shared.machine_storage import MachineStorage
-from shared.vault import FileVault
+from shared.keys.vault import FileVault
+from shared.machine.storage import MachineStorage
 from tests.lab import Lab
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from shared import batch as batches
-from shared import sealing
 from shared.batch import (
     NO_DIGEST,
     Batch,
@@ -23,12 +22,13 @@ from shared.batch import (
 )
 from shared.blob import BlobStore
 from shared.errors import WrongKeyError
+from shared.keys import sealing
+from shared.keys.sealing import MachineKey
+from shared.keys.vault import WrappedKey
 from shared.log import names, segment
 from shared.log.draft import Draft
 from shared.log.index import IndexEntry, entry_for
 from shared.log.segment import FileHeader
-from shared.sealing import MachineKey
-from shared.vault import WrappedKey
 from tests.epoch_ids import eid
 
 KEY = MachineKey("vault-key-1", b"wrapped", bytes(range(32)))

@@ -27,12 +27,12 @@ from shared.batch import (
     make_extents,
 )
 from shared.blob import BlobStore
+from shared.keys.sealing import MachineKey
+from shared.keys.vault import FileVault, machine_key
 from shared.log.epoch_id import EpochId
 from shared.log.epochs import EpochDisk, allocate_epoch
 from shared.log.writer import IndexWriter
 from shared.recovery.position import Position
-from shared.sealing import MachineKey
-from shared.vault import FileVault, machine_key
 from tests.lives import forget_log, set_back
 from tests.logs import Made, put_segment
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import msgspec
 
-from shared import api, tls
+from shared import api
 from shared.api.daemons import StatusReply
+from shared.control.rest import RestClient
 from shared.desired import Settings, Wish
-from shared.rest import RestClient
 from shared.status import AgentDisk, AgentReport, AvailableDisk
+from shared.trust import tls
 from tests.config_parts import ConfigServer
 
 SECTORS = 2048

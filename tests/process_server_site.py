@@ -17,13 +17,13 @@ from typing import Any
 
 import msgspec
 
-from shared import tls
 from shared.batch import Batch
 from shared.blob import BlobConfig
+from shared.host.toml import to_toml
+from shared.keys.vault import FileVault
 from shared.log.reader import LogReader
-from shared.machine_storage import MachineStorage
-from shared.toml import to_toml
-from shared.vault import FileVault
+from shared.machine.storage import MachineStorage
+from shared.trust import tls
 from tests.epoch_ids import id_in
 from tests.pki import TestCa
 from tests.wire_parts import Agent

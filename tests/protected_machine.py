@@ -24,7 +24,7 @@ from agent.capture.watch import Watch
 from agent.config import AgentConfig
 from shared.desired import WantedDisk
 from shared.errors import SharedIdentityError
-from shared.tls import TlsFiles
+from shared.trust.tls import TlsFiles
 from tests.capture_parts import MIB, Rig, rig, run, until
 from tests.loopdisk import own_device
 

@@ -10,9 +10,9 @@ from process_server.reception.admission import Admission
 from process_server.reception.boots import BootFiles
 from process_server.reception.credit import MIB, CacheSpace, CreditPolicy
 from process_server.reception.receiver import Receiver
-from shared import tls
-from shared.active_side import ActiveSide
 from shared.errors import TransientError
+from shared.machine.active_side import ActiveSide
+from shared.trust import tls
 from shared.wire.messages import Hello
 from tests.pki import TestCa
 from tests.wire_parts import Agent, MemoryLog

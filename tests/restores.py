@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.keys.vault import FileVault
 from shared.recovery import materialise as materialise_module
 from shared.recovery import point_store
 from shared.recovery.catalog import Catalog
@@ -17,7 +18,6 @@ from shared.recovery.position import Position
 from shared.recovery.references import resolve
 from shared.recovery.seed import seed_blob
 from shared.recovery.verify import make_plan
-from shared.vault import FileVault
 from tests.machine_log import ModelMachine
 from tests.master_parts import sectors_of
 

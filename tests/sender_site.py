@@ -18,7 +18,7 @@ from agent.stream.sender import Sender, disk_infos
 from agent.stream.servers import Address, ProcessServers
 from agent.stream.state import AgentState, Word
 from agent.stream.sync_reader import SyncReader
-from shared import tls
+from shared.trust import tls
 from shared.wire.messages import Fault, Hello, Welcome
 from shared.wire.protocol import BatchReceived, Connection, Faulted, FlushReceived, HelloReceived, Side
 from tests.epoch_ids import eid

@@ -13,9 +13,9 @@ from process_server.spool.spool import LogSettings, MachineLog, SegmentLimits, S
 from shared.batch import Batch
 from shared.blob import BlobStore, Content
 from shared.errors import IndexMissingError
+from shared.keys.vault import FileVault
 from shared.log.reader import LogReader
-from shared.machine_storage import MachineStorage
-from shared.vault import FileVault
+from shared.machine.storage import MachineStorage
 from shared.wire.messages import DiskInfo, Hello
 from tests.azurite import in_one
 from tests.epoch_ids import eid, id_in

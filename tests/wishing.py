@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from agent.config import AgentConfig
-from shared import decoding, tls
+from shared import decoding
 from shared.api.commands import Command
 from shared.api.daemons import StatusReply
 from shared.desired import Desired, Mark, Settings, Verb, WantedDisk, Wish
 from shared.status import AgentReport
+from shared.trust import tls
 from tests.capture_parts import Rig
 from tests.impostor import answering
 from tests.pki import TestCa

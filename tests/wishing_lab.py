@@ -12,9 +12,10 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from shared import api, tls
+from shared import api
 from shared.desired import Desired, Mark, Verb, WantedDisk, Wish
-from shared.toml import to_toml
+from shared.host.toml import to_toml
+from shared.trust import tls
 from tests.lab import Lab
 from tests.long.story import wait_until
 

@@ -37,7 +37,7 @@ from typing import Final
 
 from agent.capture import device_program
 from agent.capture.disks import UNKNOWN, Attributes, Disk
-from shared import threads
+from shared.daemon import threads
 from shared.errors import DeviceError, NoThreadError, cause_of
 
 PROGRAM = device_program.__file__

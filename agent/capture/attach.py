@@ -28,7 +28,8 @@ from agent.capture.binding import Pinned
 from agent.capture.calibrate import PAGE_B, Calibration, calibrate, prove
 from agent.capture.disks import Disk
 from agent.capture.libbpf import Shape
-from shared import crashpoints, logging
+from shared import crashpoints
+from shared.daemon import logging
 from shared.errors import (
     CaptureRemovedError,
     CaptureUnavailableError,

@@ -21,10 +21,10 @@ from agent.capture.answer import NOTHING, Answer
 from agent.capture.bindings import Bound, Which
 from agent.capture.disks import SYSFS, UNKNOWN, Attributes, Disk
 from agent.capture.layout import kernel_dev
-from shared import logging
+from shared.daemon import logging
+from shared.daemon.threads import start
 from shared.errors import BindingDamagedError, DeviceError, NoThreadError, StateFileError, UnderstudyError
 from shared.status import MAX_TEXT, MAX_WORD, AvailableDisk
-from shared.threads import start
 
 _log = logging.get()
 

@@ -32,9 +32,10 @@ import msgspec
 
 from agent.capture.binding import Identity, Known, Standing, Verdict, is_ruled_out, new_id, same
 from agent.capture.put_back_file import PutBackFile
-from shared import decoding, durable
+from shared import decoding
 from shared.desired import WantedDisk
 from shared.errors import UNDECODABLE, BindingDamagedError, StateFileError, cause_of
+from shared.host import durable
 from shared.log.names import DiskName
 
 NAME: Final = "disks.json"

@@ -18,7 +18,8 @@ from agent.capture import attach, layout, libbpf, members, pins
 from agent.capture.binding import Action, Verdict
 from agent.capture.disks import Disk
 from agent.capture.look import LeftOut, Look
-from shared import crashpoints, logging
+from shared import crashpoints
+from shared.daemon import logging
 from shared.errors import BpfError, CaptureUnavailableError, DiskLeftOutError
 
 _log = logging.get()

@@ -41,9 +41,9 @@ from agent.capture.attach import (
 from agent.capture.disks import Disk
 from agent.capture.layout import GRANULE_SECTORS
 from agent.capture.ring import GONE, Ring, numbers
-from shared import logging
+from shared.daemon import logging
+from shared.daemon.threads import Threads
 from shared.errors import BpfError
-from shared.threads import Threads
 
 __all__ = ["GRANULE_SECTORS", "Capture", "Counters", "Incidents", "describe_loss", "detach"]
 

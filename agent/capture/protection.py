@@ -22,7 +22,7 @@ from agent.capture.disks import Disk
 from agent.capture.fitting import BeforeChange, Change, attach_all, bring_about, calibrate_again
 from agent.capture.look import LeftOut, Look, Refusing, bound_by_shared, look_at, read_pins, silence, why_not
 from agent.capture.maps import Capture
-from shared import logging
+from shared.daemon import logging
 from shared.desired import WantedDisk
 from shared.errors import NoUsableDiskError, PinsDamagedError, SharedIdentityError, StateFileError
 

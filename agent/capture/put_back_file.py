@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from shared import durable
 from shared.errors import PutBackError, StateFileError, cause_of
+from shared.host import durable
 
 
 class PutBackFile:

@@ -21,7 +21,8 @@ from agent.capture import answer, attach
 from agent.capture.binding import Action, Verdict
 from agent.capture.bindings import BindingsFile
 from agent.capture.look import LeftOut, Look, Refusing, bound_by_shared, look_at, silence, why_not
-from shared import logging
+from shared.daemon import logging
+from shared.daemon.threads import start
 from shared.desired import WantedDisk
 from shared.errors import (
     BpfError,
@@ -31,7 +32,6 @@ from shared.errors import (
     StateFileError,
     UnderstudyError,
 )
-from shared.threads import start
 
 _log = logging.get()
 

@@ -31,8 +31,8 @@ from agent.stream import clock
 from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.unreadable import Unreadable
-from shared import logging
 from shared.batch import SECTOR
+from shared.daemon import logging
 from shared.errors import AuditBlindError, AuditShortfallError, cause_of
 from shared.status import Problem
 from shared.vocabulary import Severity

@@ -23,9 +23,9 @@ from typing import Final
 
 from agent.capture.disks import SYSFS, Disk, hider, multipath_holder, read_queue, still_stands
 from agent.capture.maps import Capture
-from shared import logging
+from shared.daemon import logging
+from shared.daemon.threads import start
 from shared.errors import AuditBlindError, NoThreadError, UnderstudyError
-from shared.threads import start
 
 _log = logging.get()
 

@@ -39,7 +39,7 @@ from agent.capture.watch import Watch
 from agent.continuity.patience import Patience
 from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Word
-from shared import logging
+from shared.daemon import logging
 from shared.errors import DeviceError, DiskHangsError, SlowReadError, WriteHangsError, cause_of
 from shared.status import Problem
 from shared.vocabulary import Severity

@@ -7,7 +7,7 @@ from typing import Final
 
 from agent.stream import clock
 from agent.stream.state import AgentState, Reason, Suspicion, Word
-from shared import logging
+from shared.daemon import logging
 from shared.errors import DeviceError, EpochEndedError, UnderstudyError
 from shared.recovery.position import NOWHERE, Position
 from shared.status import Problem

@@ -18,7 +18,7 @@ from agent.continuity.losses import Losses
 from agent.stream import clock
 from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Reason, Word
-from shared import logging
+from shared.daemon import logging
 from shared.errors import CaptureRemovedError, DeviceNotFoundError, DiskReturnedError, cause_of
 from shared.recovery.position import Position
 from shared.status import Problem

@@ -27,7 +27,7 @@ from agent.capture.disks import SYSFS, still_stands
 from agent.capture.maps import Capture
 from agent.stream import clock
 from agent.stream.rounds import Rounds
-from shared import logging
+from shared.daemon import logging
 from shared.errors import cause_of
 
 _log = logging.get()

@@ -27,7 +27,6 @@ from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.sync_reader import SyncReader
 from agent.stream.unreadable import Runs, Trial, Unreadable, runs_of
-from shared import logging
 from shared.batch import (
     Batch,
     BatchMeta,
@@ -40,6 +39,7 @@ from shared.batch import (
     StreamState,
     encode,
 )
+from shared.daemon import logging
 from shared.errors import TooMuchUnreadableError, UnderstudyError
 from shared.log.epoch_id import EpochId
 from shared.recovery.position import NOWHERE, Position

@@ -23,9 +23,9 @@ from typing import Any, Final, TypeVar
 
 from agent.capture.device_program import OtherDisk, check_is, open_disk
 from agent.capture.disks import Disk
-from shared import logging
+from shared.daemon import logging
+from shared.daemon.threads import start
 from shared.errors import DeviceError, NoThreadError, cause_of
-from shared.threads import start
 
 _log = logging.get()
 

@@ -10,8 +10,8 @@ import asyncio
 import ssl
 from typing import Final
 
-from shared import clock_evidence
 from shared.errors import CopyRefusedError, RefusedError, UnderstudyError, UnreachableError
+from shared.http import clock_evidence
 from shared.waiting import wait_for
 from shared.wire.messages import Ack, Fault, Hello, Welcome
 from shared.wire.protocol import Acked, Event, Faulted, Side, Welcomed

@@ -22,10 +22,10 @@ import numpy.typing as npt
 
 from agent.capture.ring import Ring, Window
 from agent.stream.bios import Assembled, assemble, end_within, to_extents
-from shared import logging
 from shared.batch import Extents
+from shared.daemon import logging
+from shared.daemon.threads import begun, ended
 from shared.errors import NoThreadError
-from shared.threads import begun, ended
 
 MAX_RECORDS: Final = 1024
 """Ring records in a batch: 4 MiB of data at most."""

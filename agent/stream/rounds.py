@@ -22,8 +22,8 @@ from agent.stream.lane import Lack
 from agent.stream.records import Records
 from agent.stream.state import AgentState, Word
 from agent.stream.sync_reader import SyncReader
+from shared.daemon.threads import begun, ended
 from shared.errors import DeviceError, NoThreadError
-from shared.threads import begun, ended
 
 LOSS_QUIET_S: Final = 0.5
 """A round begins when nothing was lost for this long…"""

@@ -28,9 +28,9 @@ from agent.stream.link import Link
 from agent.stream.servers import STEADY_S, Address, ProcessServers
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.uploading import Uploading
-from shared import identity, logging, tls
 from shared.api.certificates import Revocations
 from shared.batch import HEADER_SIZE, StreamState
+from shared.daemon import logging
 from shared.errors import (
     CertificateRevokedError,
     ContinuityError,
@@ -49,7 +49,8 @@ from shared.errors import (
     UnderstudyError,
     UnreachableError,
 )
-from shared.pointer import Whereabouts
+from shared.trust import identity, tls
+from shared.trust.pointer import Whereabouts
 from shared.waiting import wait_for
 from shared.wire.messages import Ack, DiskInfo, Hello, Welcome
 

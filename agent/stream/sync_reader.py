@@ -27,8 +27,8 @@ from agent.stream.catchup import CatchUp, Chunk, NoChunk, open_over
 from agent.stream.lane import Asked, Lack, Lane, ReadChunk, silent, slow, write_hangs
 from agent.stream.spans import TooMuchRefused, read_again, read_span
 from agent.stream.unreadable import Runs, Trial
-from shared import logging
 from shared.batch import SECTOR
+from shared.daemon import logging
 from shared.errors import DeviceError, TooMuchUnreadableError
 from shared.waiting import wait_for
 

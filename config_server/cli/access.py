@@ -42,13 +42,13 @@ from shared.errors import (
     UnreachableError,
     WrongKeyError,
 )
+from shared.keys.sealing import MachineKey
+from shared.keys.vault import FileVault, Vault, WrappedKey, key_document
 from shared.log import names
-from shared.machine_storage import MachineStorage
-from shared.sealing import MachineKey
-from shared.vault import FileVault, Vault, WrappedKey, key_document
+from shared.machine.storage import MachineStorage
 
 if TYPE_CHECKING:
-    from shared.rest import RestClient
+    from shared.control.rest import RestClient
 
 
 _END_S: Final = 3.0

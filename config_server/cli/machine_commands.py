@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from shared.api.commands import CommandView
     from shared.api.copies import CopyList, SideView
     from shared.api.machines import MachineView
-    from shared.rest import RestClient
+    from shared.control.rest import RestClient
 
 STATES: Final = (
     MachineState.ORDERED,

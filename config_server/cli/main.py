@@ -17,8 +17,8 @@ import click
 
 from config_server.cli.options import COMMON, add_options
 from config_server.cli.output import printing, say
+from shared.daemon.log_sink import fill_standard_descriptors
 from shared.errors import UnderstudyError, UsageError
-from shared.log_sink import fill_standard_descriptors
 from shared.version import VERSION
 
 _VERBS: Final = "understudy.verbs"

@@ -21,7 +21,7 @@ from shared.errors import AccessError, UnknownAuthorityError, UsageError, cause_
 
 if TYPE_CHECKING:
     from config_server.cli.profile import Profile, Rescue
-    from shared.rest import RestClient
+    from shared.control.rest import RestClient
 
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
@@ -113,8 +113,8 @@ class Target:
         """A client. A server whose CA is not the one that was given is told in terms of this command's options."""
         import ssl
 
-        from shared import tls
-        from shared.rest import RestClient
+        from shared.control.rest import RestClient
+        from shared.trust import tls
 
         try:
             context = ssl.create_default_context(cafile=self.ca_file)

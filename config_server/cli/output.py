@@ -64,7 +64,7 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
     """
     import asyncio
 
-    from shared import logging
+    from shared.daemon import logging
 
     logging.configure("understudy", level=logging.Level.WARNING)
     ended_by: list[signal.Signals] = []

@@ -11,7 +11,7 @@ import msgspec
 if TYPE_CHECKING:
     from shared.api import Route
     from shared.api.route import Page, Paged
-    from shared.rest import RestClient
+    from shared.control.rest import RestClient
 
     _Q = TypeVar("_Q", bound=Page)
     _R = TypeVar("_R", bound=Paged)

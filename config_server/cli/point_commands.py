@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from shared.api.commands import CommandView
     from shared.api.points import PointList, PointView
     from shared.blob import BlobConfig
-    from shared.rest import RestClient
+    from shared.control.rest import RestClient
 
 _T = TypeVar("_T")
 _POLL_S: Final = 0.5
@@ -133,7 +133,7 @@ async def _list(target: Target, name: str) -> PointList:
 
 
 async def _list_stored(config: BlobConfig, name: str) -> PointList:
-    from shared.machine_storage import MachineStorage
+    from shared.machine.storage import MachineStorage
     from shared.recovery import listing
 
     async with MachineStorage.connect(config) as storage:
@@ -161,7 +161,7 @@ async def _create(name: str, timeout_s: float) -> PointView:
     from shared import api
     from shared.api.commands import CommandState
     from shared.api.route import Failure, Nothing
-    from shared.rest import error_of
+    from shared.control.rest import error_of
 
     began = time.monotonic()
     deadline = began + timeout_s

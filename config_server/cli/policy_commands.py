@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from shared.api import Route
     from shared.api.machines import MachineView
     from shared.api.policies import Policy, PolicyView
-    from shared.rest import RestClient
+    from shared.control.rest import RestClient
 
 _DEFAULT: Final = "default"
 _TRIES: Final = 5

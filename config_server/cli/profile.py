@@ -25,11 +25,11 @@ from typing import Any, Final
 
 import msgspec
 
-from shared import durable
 from shared.blob import BlobConfig
+from shared.daemon.service import load_config
 from shared.errors import LabNotFoundError
-from shared.service import load_config
-from shared.toml import to_toml
+from shared.host import durable
+from shared.host.toml import to_toml
 
 FILE: Final = "profile.toml"
 

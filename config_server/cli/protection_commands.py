@@ -29,7 +29,7 @@ from shared.errors import (
 if TYPE_CHECKING:
     from shared.api.machines import MachineView
     from shared.api.protection import DiskCandidate, DiskCandidates, Protection
-    from shared.rest import RestClient
+    from shared.control.rest import RestClient
 
 _TAKEN_S: Final = 30.0
 """So long is waited for an agent that reports."""

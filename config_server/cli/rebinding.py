@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from config_server.cli.output import console, grid, line, say, seconds
-from shared.active_side import shown
 from shared.errors import NotFoundError, RequestError, ServerOutdatedError
+from shared.machine.active_side import shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
     from shared.api.copies import CopyList, CopyView
-    from shared.rest import RestClient
+    from shared.control.rest import RestClient
 
 
 async def fetch(client: RestClient, name: str) -> CopyList:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from shared.api import Route
     from shared.api.audit import AuditView
     from shared.api.events import EventView
-    from shared.rest import RestClient
+    from shared.control.rest import RestClient
 
 _STYLES: Final = {Severity.CRITICAL: "red", Severity.ERROR: "red", Severity.WARNING: "yellow"}
 _NO_DAEMONS: Final = "No daemon has reported yet. Next, for each host: understudy token create ROLE NAME, and there python -m ROLE setup."

@@ -20,7 +20,7 @@ from shared.vocabulary import MachineState
 if TYPE_CHECKING:
     from config_server.cli.profile import Rescue
     from shared.blob import BlobConfig
-    from shared.machine_storage import MachineStorage
+    from shared.machine.storage import MachineStorage
 
 HINT: Final = (
     "If it is gone for good, storage is enough: give --vault-file FILE --blob-url URL --blob-key-file FILE"
@@ -119,7 +119,7 @@ def is_of_the_user(exc: UnderstudyError) -> bool:
 
 async def machines(config: BlobConfig) -> list[StoredMachine]:
     """All machines that storage has, with their points. One whose log cannot be read is listed with the reason."""
-    from shared.machine_storage import MachineStorage
+    from shared.machine.storage import MachineStorage
 
     async with MachineStorage.connect(config) as storage:
         return [await _machine(storage, name) for name in await storage.machines(thorough=True)]

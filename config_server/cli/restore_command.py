@@ -21,8 +21,8 @@ from config_server.cli import rescue
 from config_server.cli.names import name_argument
 from config_server.cli.options import COMMON, Target, add_options
 from config_server.cli.output import Progress, emit, fields, grid, run, say, seconds, size
-from shared import protected
 from shared.errors import RestoreCancelledError, RestoreError, UnderstudyError
+from shared.host import protected
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -79,7 +79,7 @@ def _config(daemon: Path | None, blob_url: str | None, **blob: Any) -> BlobConfi
 
 
 def _of_daemon(file: Path) -> BlobConfig:
-    from shared.service import load_config
+    from shared.daemon.service import load_config
 
     config = load_config(file, _Daemon).blob
     if config is None:

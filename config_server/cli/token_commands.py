@@ -13,8 +13,8 @@ from config_server.cli.names import checked_name
 from config_server.cli.options import COMMON, add_options, find_target
 from config_server.cli.output import emit, grid, plain_fields, run
 from config_server.cli.pages import collected, limit_option
-from shared import durable
 from shared.errors import UsageError
+from shared.host import durable
 from shared.vocabulary import ENROLLED
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Final, TypeVar
 from shared import api
 from shared.api.route import API_VERSION, Nothing
 from shared.api.server import ServerInfo
+from shared.control.rest import RestClient
 from shared.errors import NotFoundError, RequestError, ServerOutdatedError, UnderstudyError
-from shared.rest import RestClient
 
 _HEALTH_S: Final = 3.0
 _T = TypeVar("_T")

@@ -24,9 +24,9 @@ from config_server.data_folder.belonging import PARTS, TOKEN_FILE, check_folder,
 from config_server.identity.ca import CertificateAuthority
 from config_server.store import sqlite
 from config_server.store.files import DATABASE_FILE
-from shared import durable
 from shared.errors import ConfigError
-from shared.owner import as_owner
+from shared.host import durable
+from shared.host.owner import as_owner
 
 _ELSEWHERE: Final = "Give the name of a file, new or an older backup, outside of the data folder."
 

@@ -8,7 +8,8 @@ from config_server.data_folder.belonging import OPERATOR, TOKEN_FILE
 from config_server.rules.facts import SELF
 from config_server.store import audit, force, operators
 from config_server.store.database import Connection, Database
-from shared import identity, logging
+from shared.daemon import logging
+from shared.trust import identity
 
 _log = logging.get()
 

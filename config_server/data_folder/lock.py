@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from shared import durable
 from shared.errors import DataFolderInUseError
+from shared.host import durable
 
 NAME: Final = "config-server.lock"
 

@@ -51,10 +51,10 @@ from config_server.rules.facts import SELF
 from config_server.store import audit, operators, restored, sqlite
 from config_server.store.files import DATABASE_FILE
 from config_server.store.restored import Restored
-from shared import durable
 from shared.crashpoints import reach
 from shared.errors import UNDECODABLE, ConfigError, DataFolderInUseError, StateFileError, cause_of
-from shared.owner import as_owner
+from shared.host import durable
+from shared.host.owner import as_owner
 
 _MOST_B: Final = {name: 1 << 20 for name in PARTS} | {DATABASE_FILE: 1 << 31}
 """Of each part: it is read into memory, and SQLite takes no larger database from there."""

@@ -11,8 +11,8 @@ from config_server.data_folder.backup import backup
 from config_server.data_folder.belonging import TOKEN_FILE
 from config_server.data_folder.restoring import Done, restore
 from config_server.rules.clock import rfc3339
+from shared.daemon.service import load_config
 from shared.errors import UnderstudyError
-from shared.service import load_config
 
 
 def main(verb: str, argv: list[str]) -> int:

@@ -1,6 +1,6 @@
 """The certificate authority: one EC P-256 key, which signs the certificates of all daemons.
 
-A certificate's common name is ROLE:NAME (shared/tls.py). Servers get the hosts as subject alternative names.
+A certificate's common name is ROLE:NAME (shared/trust/tls.py). Servers get the hosts as subject alternative names.
 Only the public key of a request is used, after its signature proved that the requester holds the private
 key; all names come from the enrolment token or, on renewal, from the certificate that is renewed.
 """
@@ -22,9 +22,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from config_server.rules.certificates import BACKDATED
 from config_server.store.files import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
-from shared import identity
 from shared.errors import ConfigError, RequestError
 from shared.naming import is_host
+from shared.trust import identity
 from shared.vocabulary import Role
 
 _COMMON_NAME: Final = 64

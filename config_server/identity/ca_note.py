@@ -18,10 +18,12 @@ import msgspec
 
 from config_server.identity.ca import CertificateAuthority
 from config_server.store.files import DATABASE_FILE, RESTORE
-from shared import decoding, durable, logging
-from shared.enrol import fingerprint
+from shared import decoding
+from shared.control.enrol import fingerprint
+from shared.daemon import logging
 from shared.errors import UNDECODABLE, ConfigError, cause_of
-from shared.owner import as_owner
+from shared.host import durable
+from shared.host.owner import as_owner
 
 _log = logging.get()
 

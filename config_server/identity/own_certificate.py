@@ -21,9 +21,9 @@ from cryptography.exceptions import InvalidSignature
 
 from config_server.config import ConfigServerConfig
 from config_server.identity.ca import CertificateAuthority, check_host, hosts_of
-from shared import identity, tls
 from shared.errors import HostClockError, IdentityFileError, UnderstudyError
 from shared.naming import is_host
+from shared.trust import identity, tls
 from shared.vocabulary import Role
 
 ROLE: Final = Role.CONFIG_SERVER

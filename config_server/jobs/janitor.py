@@ -18,8 +18,8 @@ from config_server.rules.clock import SECOND_NS
 from config_server.store import journal
 from config_server.store.database import Database
 from config_server.store.journal import Entry, Job
-from shared import logging
 from shared.api.jobs import StepState
+from shared.daemon import logging
 from shared.errors import DatabaseError, UnderstudyError
 
 _log = logging.get()

@@ -28,9 +28,10 @@ from config_server.rules.steps import (
 from config_server.store import journal
 from config_server.store.database import Database
 from config_server.store.journal import Entry, Held, Look
-from shared import crashpoints, logging
+from shared import crashpoints
 from shared.api.jobs import Direction, JobState, StepState
 from shared.api.route import Failure as Told
+from shared.daemon import logging
 from shared.errors import (
     DatabaseError,
     DeadlineError,

@@ -28,10 +28,10 @@ from config_server.storage.owners import Serving
 from config_server.store import commands, jobs, replicas
 from config_server.store.commands import Bell
 from config_server.store.database import Connection, Database
-from shared import logging
 from shared.api.certificates import Revocations
 from shared.api.commands import CommandState, CommandView
 from shared.api.points import PointView
+from shared.daemon import logging
 from shared.errors import CertificateRevokedError, RequestError, UnderstudyError, UnhealthyError
 from shared.naming import SAYS, is_name
 from shared.status import Problem

@@ -18,8 +18,8 @@ from typing import Final
 from config_server.operations.control import Control
 from config_server.rules.clock import SECOND_NS
 from config_server.store import deleted
-from shared import logging
 from shared.blob import Retry
+from shared.daemon import logging
 from shared.errors import DatabaseError, IntegrityError, StorageError
 from shared.status import MasterTargetReport, ProcessServerReport, Report
 

@@ -28,11 +28,11 @@ from config_server.storage import removal
 from config_server.storage.deletion_note import NONE, Written
 from config_server.store import audit, certificates, deletions, incarnations, inventory, journal, revocation
 from config_server.store.database import Connection
-from shared import logging
 from shared.api.deletion import DeletionRequest, Kept
 from shared.api.machines import DeletionView, MachineView
 from shared.api.points import PointView
 from shared.api.route import Nothing
+from shared.daemon import logging
 from shared.errors import (
     AskerGoneError,
     ContainerMissingError,

@@ -48,9 +48,9 @@ from config_server.storage import removal
 from config_server.storage.deletion_note import Written
 from config_server.store import audit, deleted, deletions, incarnations, inventory, journal
 from config_server.store.database import Connection
-from shared import logging
 from shared.api.certificates import RefusedList
 from shared.crashpoints import reach
+from shared.daemon import logging
 from shared.errors import (
     ContainerMissingError,
     DatabaseError,

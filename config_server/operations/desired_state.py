@@ -46,10 +46,10 @@ from config_server.rules.settling import settled
 from config_server.rules.wishes import UNHEARD, Adopt, Agree, Tell, in_words, judge, named, once
 from config_server.store import audit, deletions, events, incarnations, inventory, policies
 from config_server.store.database import Connection
-from shared.active_side import shown
 from shared.api.events import EventKind
 from shared.desired import Desired, Settings, Verb, WantedDisk, Wish
 from shared.errors import DisksKeptError, OtherHardwareError, ServersKeptError, WishInDoubtError
+from shared.machine.active_side import shown
 from shared.status import Problem
 from shared.vocabulary import Severity
 

@@ -20,7 +20,6 @@ from config_server.rules.facts import SELF
 from config_server.rules.renewals import Renewals
 from config_server.store import audit, certificates, deletions, events, revocation, tokens
 from config_server.store.database import Connection
-from shared import enrol, identity, logging
 from shared.api.certificates import (
     CaCertificate,
     Certificate,
@@ -34,8 +33,11 @@ from shared.api.certificates import (
 )
 from shared.api.events import EventKind
 from shared.api.route import Nothing, Page
+from shared.control import enrol
+from shared.daemon import logging
 from shared.errors import CertificateRevokedError, EnrolmentError, KeyRevokedError, RequestError
 from shared.status import Problem
+from shared.trust import identity
 from shared.vocabulary import ENROLLED, Role, Severity
 
 _log = logging.get()

@@ -35,12 +35,12 @@ from config_server.rules.facts import SELF
 from config_server.store import audit, deletions, grants, inventory
 from config_server.store.database import Connection
 from config_server.store.grants import Grant
-from shared import logging
 from shared.api.restores import GrantEnd, GrantList, GrantView, StorageGrant
 from shared.api.route import Limit, Nothing
 from shared.blob import BlobStore
 from shared.blob.policies import MOST, Look, Policy, token
 from shared.crashpoints import reach
+from shared.daemon import logging
 from shared.errors import (
     AskerGoneError,
     ContainerMissingError,

@@ -3,7 +3,7 @@
 A daemon gets one machine's data key at a time, for its wrapped form, which lies in storage: the vault's own keys never leave. So does
 whoever restores, for segments of before the machine's document was made anew: wrapped for another machine, it does not open. Nobody is
 given a key before the audit log says so durably; where it cannot be written, no key goes out. New keys are made only under a vault that
-storage knows (shared/vault_record.py); what it knew is remembered in the database, for the time when it is away.
+storage knows (shared/keys/vault_record.py); what it knew is remembered in the database, for the time when it is away.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from shared import decoding
 from shared.api.keys import KeyRequest, MachineKeyGrant, VaultKeyView, VaultView
 from shared.api.route import Nothing
 from shared.errors import ConfigError
-from shared.sealing import MachineKey
-from shared.vault import WrappedKey
-from shared.vault_record import RecordedVault, Records
+from shared.keys.sealing import MachineKey
+from shared.keys.vault import WrappedKey
+from shared.keys.vault_record import RecordedVault, Records
 
 
 class Keys:

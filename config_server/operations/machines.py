@@ -11,9 +11,9 @@ from config_server.rules.machine import Machine
 from config_server.rules.presence import Seen
 from config_server.store import certificates, inventory
 from config_server.store.database import Connection
-from shared import logging
 from shared.api.machines import MachineList, MachineView
 from shared.api.route import Nothing
+from shared.daemon import logging
 from shared.errors import DisconnectedError, NeverReportedError, RequestError
 from shared.vocabulary import Role
 

@@ -29,7 +29,6 @@ from config_server.rules.presence import Seen
 from config_server.rules.wishes import in_words, named, without, word_of
 from config_server.store import audit, certificates, deletions, inventory, policies
 from config_server.store.database import Connection
-from shared.active_side import UNKNOWN, shown
 from shared.api.machines import MachineView
 from shared.api.protection import DiskCandidates, Protection
 from shared.api.route import Nothing
@@ -42,6 +41,7 @@ from shared.errors import (
     SaidSinceError,
     ToBeDeletedError,
 )
+from shared.machine.active_side import UNKNOWN, shown
 from shared.naming import address_of, is_address
 from shared.status import MAX_WORD, AgentReport
 from shared.vocabulary import Role

@@ -28,8 +28,8 @@ from config_server.rules import acts as rules
 from config_server.rules.lanes import Watch
 from config_server.store import inventory
 from config_server.store.journal import Job
-from shared.active_side import UNKNOWN, shown
 from shared.errors import SaidSinceError
+from shared.machine.active_side import UNKNOWN, shown
 
 
 def kind(control: Control, sides: Sides) -> Kind:

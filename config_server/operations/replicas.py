@@ -27,8 +27,10 @@ from config_server.store import replicas
 from config_server.store.database import Connection
 from config_server.store.inventory import StoredReport
 from config_server.store.replicas import Other
-from shared import decoding, logging
+from shared import decoding
 from shared.api.route import Failure
+from shared.control.rest import error_of
+from shared.daemon import logging
 from shared.errors import (
     UNDECODABLE,
     DatabaseError,
@@ -37,7 +39,6 @@ from shared.errors import (
     RequestError,
     UnhealthyError,
 )
-from shared.rest import error_of
 from shared.status import Problem
 from shared.vocabulary import Role, Severity
 

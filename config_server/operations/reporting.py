@@ -24,12 +24,12 @@ from config_server.rules.presence import Seen, decode, problems_of
 from config_server.rules.wrong import problems_with
 from config_server.store import audit, certificates, commands, events, inventory, journal
 from config_server.store.database import Connection
-from shared import logging
 from shared.api.audit import AuditList
 from shared.api.commands import Command, CommandView
 from shared.api.daemons import DaemonList, DaemonView, StatusReply
 from shared.api.events import EventKind, EventList, EventQuery, EventView
 from shared.api.route import Nothing, Page
+from shared.daemon import logging
 from shared.desired import Desired, Verb, Wish
 from shared.errors import DatabaseError
 from shared.status import AgentReport, Problem

@@ -18,11 +18,11 @@ from config_server.storage import removal
 from config_server.storage.deletion_note import NONE
 from config_server.store import audit, deletions, events, jobs, journal, restores
 from config_server.store.database import Connection
-from shared import logging
 from shared.api.events import EventKind
 from shared.api.jobs import Direction, JobProgress, JobState, JobView, StepState
 from shared.api.restores import RestoreGrant, RestoreRequest
 from shared.blob import BlobStore
+from shared.daemon import logging
 from shared.errors import KeyUsedError, NotFoundError, StorageError, UsageError
 from shared.status import Problem
 from shared.vocabulary import Severity

@@ -33,8 +33,8 @@ from shared import decoding
 from shared.api.commands import CommandKind, CommandState, CommandView
 from shared.api.jobs import JobState
 from shared.api.route import Failure
+from shared.control.rest import error_of
 from shared.errors import AgentRefusedError, DeadlineError, PeerError, RequestError, TransientError
-from shared.rest import error_of
 from shared.vocabulary import MachineState, Role
 
 NAME: Final = "resync"

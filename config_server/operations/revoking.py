@@ -9,7 +9,7 @@ recorded in one of them, and what the other lacks is said, and made up for as so
 - At the start, and once a day, storage is listed, and what is new there is taken in, with an audit entry and an event. A blob that cannot
   be read keeps no other from that; it is a problem, and tried again every minute. A start waits for
   that for a moment only: this server works without storage. Until it was listed once, that is a problem of this server, shown at once
-  where the database was restored, and else when it lasts. (Who was told of a revocation keeps it meanwhile: shared/revocation.py.)
+  where the database was restored, and else when it lasts. (Who was told of a revocation keeps it meanwhile: shared/trust/revocation.py.)
 
 Recorded in neither, it is an error, and in force until this server stops; it goes on trying.
 """
@@ -31,11 +31,11 @@ from config_server.rules.revocations import Record, newest
 from config_server.store import audit, events, restored, revocation, taking_in
 from config_server.store.database import Connection
 from config_server.store.taking_in import Unwritten, as_written
-from shared import logging
 from shared.api.certificates import CertificateView, RefusedList, Revocations, RevokeRequest
 from shared.api.events import EventKind
 from shared.blob import BlobStore, Retry
 from shared.crashpoints import reach
+from shared.daemon import logging
 from shared.errors import (
     BlobNotFoundError,
     DatabaseError,

@@ -15,11 +15,11 @@ from config_server.rules.machine import Machine
 from config_server.rules.presence import Seen
 from config_server.store import audit, deletions, inventory
 from config_server.store.database import Connection
-from shared import logging
-from shared.active_side import UNKNOWN, shown
 from shared.api.copies import CopyList, CopyView, SideView
 from shared.api.machines import ErrorView
+from shared.daemon import logging
 from shared.errors import RequestError
+from shared.machine.active_side import UNKNOWN, shown
 from shared.status import AgentReport
 
 _log = logging.get()

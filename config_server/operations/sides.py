@@ -1,6 +1,6 @@
 """Copies of machines at the config server: refused for status, commands and renewal, as process servers refuse them for replication.
 
-Which machine is the active side stands in storage (shared/active_side.py); it is read when a machine is first heard of, and
+Which machine is the active side stands in storage (shared/machine/active_side.py); it is read when a machine is first heard of, and
 again when somebody with another identity speaks. While storage cannot be read, what was known counts. Where none is configured, nobody is
 refused here for his identity, and who the machine is says the database (row_binding.py).
 
@@ -27,13 +27,12 @@ from config_server.rules.serving import signature
 from config_server.storage import removal
 from config_server.store import audit, commands, deletions, inventory
 from config_server.store.database import Connection
-from shared import active_side, logging
-from shared.active_side import ActiveSide, Known
 from shared.api.commands import CommandKind
 from shared.api.copies import CopyList, CopyView, RebindRequest, SideView
 from shared.api.machines import ErrorView
 from shared.api.route import Nothing
 from shared.blob import BlobStore
+from shared.daemon import logging
 from shared.errors import (
     BeingDeletedError,
     ConfigError,
@@ -44,6 +43,8 @@ from shared.errors import (
     RequestError,
     StorageError,
 )
+from shared.machine import active_side
+from shared.machine.active_side import ActiveSide, Known
 from shared.status import Problem
 from shared.vocabulary import Role
 

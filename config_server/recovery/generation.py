@@ -11,7 +11,7 @@ however late its request arrives. What such an act can do:
     generation.json, pointer     under the ETag that it read: the other's PUT has changed it
     a machine's container gone   under the time of the container's last change (storage/removal.py): the other one's first word about it,
                                  or a note that it takes back, has changed that
-    the active side              under its ETag (shared/active_side.py)
+    the active side              under its ETag (shared/machine/active_side.py)
     grants                       under the ETag of the container's policies; one that it gives counts five minutes, unless somebody makes it
                                  longer, and the other one's sweep ends what its rows do not know
     revocations                  signed, created once, never changed: they say what was said, by whichever server
@@ -42,9 +42,10 @@ from config_server.rules.facts import SELF
 from config_server.rules.force import Generation, InForce, Ours, Put, judge
 from config_server.store import audit, force
 from config_server.store.database import Connection, Database
-from shared import decoding, logging, vault_record
+from shared import decoding
 from shared.blob import BlobStore
 from shared.crashpoints import reach
+from shared.daemon import logging
 from shared.errors import (
     UNDECODABLE,
     BlobExistsError,
@@ -58,7 +59,8 @@ from shared.errors import (
     UnderstudyError,
     VaultMisfitError,
 )
-from shared.machine_storage import MachineStorage
+from shared.keys import vault_record
+from shared.machine.storage import MachineStorage
 
 _log = logging.get()
 

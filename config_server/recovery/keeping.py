@@ -21,9 +21,10 @@ from config_server.recovery import sealed, state
 from config_server.recovery.generation import Force, state_blob
 from config_server.rules.clock import rfc3339
 from config_server.store.database import Database
-from shared import logging
 from shared.blob import BlobStore, Retry
 from shared.crashpoints import reach
+from shared.daemon import logging
+from shared.daemon.threads import in_thread
 from shared.errors import (
     BlobExistsError,
     BlobNotFoundError,
@@ -33,8 +34,7 @@ from shared.errors import (
     TransientError,
     UnderstudyError,
 )
-from shared.threads import in_thread
-from shared.vault import FileVault
+from shared.keys.vault import FileVault
 
 _log = logging.get()
 

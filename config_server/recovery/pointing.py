@@ -1,5 +1,5 @@
-"""Tells daemons where the config server is that is in force (shared/pointer.py): when it takes over, and at each start, since its names may
-be others."""
+"""Tells daemons where the config server is that is in force (shared/trust/pointer.py): when it takes over, and at each start, since its
+names may be others."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Final
 from config_server.config import ConfigServerConfig
 from config_server.identity.ca import CertificateAuthority
 from config_server.recovery.generation import Force
-from shared import listening
 from shared.api.route import PORT
 from shared.blob import BlobStore
 from shared.errors import BlobExistsError, BlobNotFoundError, PreconditionError
-from shared.pointer import BLOB, MOST_B, Pointer, encoded, opened, statement
+from shared.serving import listening
+from shared.trust.pointer import BLOB, MOST_B, Pointer, encoded, opened, statement
 
 _MOST: Final = 8
 

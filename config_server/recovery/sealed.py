@@ -16,9 +16,10 @@ import zstandard
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from shared import decoding, sealing
+from shared import decoding
 from shared.errors import UNDECODABLE, IntegrityError
-from shared.vault import FileVault
+from shared.keys import sealing
+from shared.keys.vault import FileVault
 
 MAGIC: Final = b"understudy control state\n"
 _PARTS: Final = decoding.msgpack_decoder(dict[str, bytes])

@@ -19,10 +19,11 @@ from config_server.data_folder import backup, belonging
 from config_server.store import inventory, sqlite, whole
 from config_server.store.database import Database
 from config_server.store.files import DATABASE_FILE
-from shared import decoding, durable
+from shared import decoding
+from shared.daemon.threads import in_thread
 from shared.errors import UNDECODABLE, ConfigError
-from shared.threads import in_thread
-from shared.vault import FileVault
+from shared.host import durable
+from shared.keys.vault import FileVault
 
 VAULT: Final = "vault.json"
 SETTINGS: Final = "settings.json"

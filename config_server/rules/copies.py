@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from shared.active_side import UNKNOWN, ActiveSide, shown
 from shared.api.copies import IDENTITY_LENGTH
 from shared.errors import CopyRefusedError, RequestError
+from shared.machine.active_side import UNKNOWN, ActiveSide, shown
 from shared.status import Problem
 from shared.vocabulary import Severity
 

@@ -27,7 +27,6 @@ import msgspec
 
 from config_server.rules.presence import Seen
 from config_server.rules.wishes import in_words
-from shared.active_side import shown
 from shared.desired import Verb, Wish
 from shared.errors import (
     DeletionHinderedError,
@@ -35,6 +34,7 @@ from shared.errors import (
     DeletionUnconfirmedError,
     UnhealthyError,
 )
+from shared.machine.active_side import shown
 from shared.status import AgentReport, StreamReport
 
 QUIET_S: Final = 900.0

@@ -21,9 +21,9 @@ from config_server.rules.machine import Machine
 from config_server.rules.wishes import named, once, same, with_ids, without, word_of
 from shared.api.protection import DiskCandidate
 from shared.batch import SECTOR
+from shared.daemon.limits import check_page_blob_target
 from shared.desired import Verb, WantedDisk
 from shared.errors import RequestError
-from shared.limits import check_page_blob_target
 from shared.status import AgentDisk, AgentReport, AvailableDisk, BoundDisk
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._!-]{0,127}\Z")

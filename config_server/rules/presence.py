@@ -15,7 +15,8 @@ import msgspec
 from config_server.rules import twins
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.twins import SILENT_S, Starts
-from shared import decoding, newer
+from shared import decoding
+from shared.control import newer
 from shared.errors import UNDECODABLE, ManyProblemsError, RequestError
 from shared.status import (
     AgentReport,

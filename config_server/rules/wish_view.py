@@ -10,10 +10,10 @@ from config_server.rules.machine import Machine
 from config_server.rules.presence import Seen
 from config_server.rules.sights import Look, goes_by, unwanted
 from config_server.rules.wishes import UNTAKEN_S, in_words
-from shared import active_side
 from shared.api.machines import WishView
 from shared.desired import Verb, Wish
 from shared.errors import NothingCapturedError, UnhealthyError, WishUntakenError, WishWithheldError
+from shared.machine import active_side
 from shared.status import AgentReport
 from shared.vocabulary import MachineState
 

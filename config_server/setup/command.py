@@ -20,7 +20,7 @@ from config_server.setup.recovery import NOTE, RecoveryKey, noted
 from config_server.setup.unused import Unused
 from deploy.systemd import host_files
 from shared.api.route import PORT
-from shared.listening import shown
+from shared.serving.listening import shown
 from shared.setup.checks import Answering, PortFree, StorageFit
 from shared.setup.command import Answers, Show, parser, port, run
 from shared.setup.files import Configuration, known

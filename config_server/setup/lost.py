@@ -23,9 +23,9 @@ from config_server.identity import ca_note
 from config_server.identity.ca import CertificateAuthority
 from config_server.setup.unused import installation_in
 from config_server.store.files import DATABASE_FILE
-from shared import durable
 from shared.blob import BlobConfig
 from shared.errors import ConfigError
+from shared.host import durable
 from shared.setup.checks import Check
 from shared.setup.files import known
 from shared.setup.steps import Done, Outcome
@@ -59,7 +59,7 @@ class DataThere(Check):
             return self._done(
                 Outcome.WARNING,
                 f"it is gone ({why}), and a new one is begun, as was asked for",
-                "Enrol every daemon anew (python -m shared.enrol --replace): this server will know none of them.",
+                "Enrol every daemon anew (python -m shared.control.enrol --replace): this server will know none of them.",
             )
         of = (
             f"--config {self.config}"

@@ -16,14 +16,14 @@ from config_server.identity import ca_note
 from config_server.identity.ca import CertificateAuthority
 from config_server.store.database import Database
 from config_server.store.files import DATABASE_FILE, RESTORE
-from shared import durable
+from shared.control.enrol import fingerprint
 from shared.crashpoints import reach
-from shared.enrol import fingerprint
 from shared.errors import ConfigError
-from shared.owner import as_owner
+from shared.host import durable
+from shared.host.owner import as_owner
+from shared.keys.vault import FileVault, leftovers
 from shared.setup.access import Access, admits
 from shared.setup.steps import Done, Outcome
-from shared.vault import FileVault, leftovers
 
 
 @dataclass(frozen=True)

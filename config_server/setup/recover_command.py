@@ -22,13 +22,13 @@ from config_server.setup.recovering import DataBack, Found, KeyNoted, TookOver, 
 from deploy.systemd import host_files
 from shared.api.route import PORT
 from shared.errors import UsageError
+from shared.keys.vault import FileVault
 from shared.setup.checks import PortFree
 from shared.setup.command import Answers, Show, parser, port, run
 from shared.setup.files import known
 from shared.setup.host import Host
 from shared.setup.steps import Done, Step
 from shared.setup.storage import add_storage, storage_of
-from shared.vault import FileVault
 from shared.vocabulary import Role
 
 _VAULT: Final = "vault.json"

@@ -22,7 +22,6 @@ from config_server.rules.force import Generation
 from config_server.setup.recovery import NOTE, Handed, noted
 from config_server.store.files import DATABASE_FILE
 from config_server.store.recovered import Origin, origin_of
-from shared import durable
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.crashpoints import reach
 from shared.errors import (
@@ -33,10 +32,11 @@ from shared.errors import (
     UnderstudyError,
     WrongKeyError,
 )
-from shared.owner import as_owner
+from shared.host import durable
+from shared.host.owner import as_owner
+from shared.keys.vault import FileVault, ids_in
 from shared.setup.checks import Check
 from shared.setup.steps import Done, Outcome
-from shared.vault import FileVault, ids_in
 
 _PATIENCE: Final = Retry(deadline_s=60.0)
 _TAKES_S: Final = 30.0

@@ -23,7 +23,7 @@ from typing import Final
 
 import msgspec
 
-from shared import decoding, durable
+from shared import decoding
 from shared.crashpoints import reach
 from shared.errors import (
     UNDECODABLE,
@@ -33,10 +33,11 @@ from shared.errors import (
     UsageError,
     cause_of,
 )
-from shared.owner import as_owner
+from shared.host import durable
+from shared.host.owner import as_owner
+from shared.keys.vault import FileVault, ids_in
 from shared.setup.access import too_open
 from shared.setup.steps import Done, Outcome
-from shared.vault import FileVault, ids_in
 
 NOTE: Final = "recovery.json"
 _AWAY: Final = (

@@ -6,13 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared import vault_record
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.errors import ContainerMissingError, InstallationThereError
-from shared.machine_storage import REGISTRY, MachineStorage
+from shared.keys import vault_record
+from shared.keys.vault import FileVault
+from shared.machine.storage import REGISTRY, MachineStorage
 from shared.setup.checks import Check
 from shared.setup.steps import Done, Outcome
-from shared.vault import FileVault
 
 _PATIENCE_S = 30.0
 

@@ -1,7 +1,7 @@
 """What the config server reads from blob storage: points for display, and the keys that a restore is granted.
 
 It never writes there but which machine is the active side (`machine rebind`), the policies of grants (granting.py), who was revoked
-(revoking.py), once which vault keys this installation has (shared/vault_record.py), and its own state (recovery/); and it deletes
+(revoking.py), once which vault keys this installation has (shared/keys/vault_record.py), and its own state (recovery/); and it deletes
 machines there (removal.py).
 Storage that is away makes these calls fail, and nothing else: state and health come from reports.
 """
@@ -26,11 +26,11 @@ from shared.errors import (
     UnderstudyError,
     cause_of,
 )
+from shared.keys.sealing import MachineKey
+from shared.keys.vault import Vault, machine_key
 from shared.log import names
-from shared.machine_storage import MachineStorage
+from shared.machine.storage import MachineStorage
 from shared.recovery import listing
-from shared.sealing import MachineKey
-from shared.vault import Vault, machine_key
 
 _FRESH_S: Final = 3.0
 """A list of points is read again when it is older: `machine watch` of several people costs storage no more

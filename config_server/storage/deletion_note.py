@@ -17,8 +17,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from shared import decoding, logging
+from shared import decoding
 from shared.blob import BlobStore
+from shared.daemon import logging
 from shared.errors import UNDECODABLE, BlobExistsError, BlobNotFoundError, PreconditionError, TransientError
 from shared.log import names
 

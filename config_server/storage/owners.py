@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.serving import Agent, Signature, Stream, in_words, is_clear, rivals, signature
 from config_server.storage.account import Storage
-from shared import logging
+from shared.daemon import logging
 from shared.errors import MachineNotFoundError, UnderstudyError
 from shared.log.epochs import epoch_numbers
 from shared.log.index import NO_TERM

@@ -19,13 +19,13 @@ import datetime as dt
 from config_server.rules.deletion import Found
 from config_server.storage import deletion_note
 from config_server.storage.deletion_note import Written
-from shared import active_side
 from shared.blob import BlobStore, Retry
 from shared.crashpoints import reach
 from shared.errors import ContainerMissingError, StorageRoleError, UsageError
 from shared.log import names
 from shared.log.epochs import newest_epoch
-from shared.machine_storage import MachineStorage
+from shared.machine import active_side
+from shared.machine.storage import MachineStorage
 
 _ONCE = Retry(deadline_s=0.0)
 """The next look knows better than the next attempt."""

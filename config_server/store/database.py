@@ -18,8 +18,8 @@ from sqlalchemy import (
 
 from config_server.store.config import DatabaseConfig
 from config_server.store.sqlite import Sqlite
+from shared.daemon.threads import Threads, in_thread
 from shared.errors import ConfigError, DatabaseError
-from shared.threads import Threads, in_thread
 
 _T = TypeVar("_T")
 

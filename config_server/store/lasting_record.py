@@ -9,7 +9,8 @@ from sqlalchemy import Connection
 
 from config_server.rules.lasting import Kept
 from config_server.store import settings
-from shared import decoding, logging
+from shared import decoding
+from shared.daemon import logging
 from shared.errors import UNDECODABLE
 
 _log = logging.get()

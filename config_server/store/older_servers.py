@@ -25,7 +25,7 @@ import psycopg
 from sqlalchemy import Connection
 
 from config_server.store import settings
-from shared import logging
+from shared.daemon import logging
 from shared.errors import DatabaseError, DataFolderInUseError
 
 _log = logging.get()

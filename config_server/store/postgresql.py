@@ -46,7 +46,7 @@ from config_server.store import migrations
 from config_server.store.config import DatabaseConfig
 from config_server.store.impatient import Impatient, StillError
 from config_server.store.older_servers import OlderServers
-from shared import logging
+from shared.daemon import logging
 from shared.errors import ConfigError, DatabaseError, OutcomeUnknownError, cause_of
 
 _log = logging.get()

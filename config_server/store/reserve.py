@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from shared import logging
+from shared.daemon import logging
 from shared.errors import cause_of
 
 _log = logging.get()

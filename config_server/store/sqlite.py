@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from config_server.store import migrations, sqlite_dialect, sqlite_steps
 from config_server.store.files import RESTORE, WITHOUT_BACKUP
 from config_server.store.reserve import FILE, Reserve
-from shared import logging
+from shared.daemon import logging
 from shared.errors import ConfigError, DatabaseError
 
 _log = logging.get()

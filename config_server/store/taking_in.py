@@ -29,7 +29,7 @@ from config_server.store.revocation import (
 from config_server.store.schema import NUMBER, certificates, revocations, tokens
 from config_server.store.statements import Into, Put, later
 from shared.api.certificates import Revocations
-from shared.revocation import merged
+from shared.trust.revocation import merged
 
 _END: Final = 1 << 62
 """Later than any time, and behind any row."""

@@ -20,10 +20,10 @@ import msgspec
 from aiohttp import web
 
 from config_server.operations.call import ANY, Call, Operator
-from shared import decoding, logging, tls
+from shared import decoding
 from shared.api import ROUTES, Access, Route, openapi
 from shared.api.route import MAX_BODY_B, FailureAnswer, Nothing, Versioned
-from shared.connections import unmapped
+from shared.daemon import logging
 from shared.errors import (
     UNDECODABLE,
     AccessError,
@@ -41,7 +41,9 @@ from shared.errors import (
     WrongKeyError,
     WrongRoleError,
 )
-from shared.refusals import Refusals
+from shared.serving.connections import unmapped
+from shared.serving.refusals import Refusals
+from shared.trust import tls
 
 _log = logging.get()
 _Q = TypeVar("_Q", bound=msgspec.Struct)
@@ -163,7 +165,7 @@ class Binder:
                 raise AccessError(
                     f"The call '{route.name}' was refused",
                     cause="it came without a certificate",
-                    action="Enrol this host: understudy token create, then python -m shared.enrol.",
+                    action="Enrol this host: understudy token create, then python -m shared.control.enrol.",
                 )
             self._refuse_revoked(request, route)
             return tls.require_name(name, *roles) if roles else name

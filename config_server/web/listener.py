@@ -1,4 +1,4 @@
-"""The config server's port: aiohttp behind a `Door`, which gives up what does not get on (shared/door.py).
+"""The config server's port: aiohttp behind a `Door`, which gives up what does not get on (shared/serving/door.py).
 
 aiohttp's own sites accept without limit, and drop a connection whose handshake fails without a word. And its server logs each request
 that is no HTTP with a traceback: of these, too, the first of many is a line.
@@ -15,10 +15,10 @@ from typing import Final, Self
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
-from shared.connections import origin, unmapped
-from shared.door import Door, Peer, Visit
 from shared.errors import RequestError
-from shared.refusals import Refusals
+from shared.serving.connections import origin, unmapped
+from shared.serving.door import Door, Peer, Visit
+from shared.serving.refusals import Refusals
 
 _FIRST_REQUEST_S: Final = 20.0
 """So long a connection may take from the end of its handshake to the end of its first request."""

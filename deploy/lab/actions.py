@@ -23,12 +23,14 @@ from deploy.lab import files, ports, registry, whereabouts
 from deploy.lab.daemons import Show, environment, pid_of, start, stop
 from deploy.lab.state import HOST, MACHINE, Lab, Settings, is_rest, locked
 from deploy.lab.vocabulary import Daemon
-from shared import api, decoding, durable, enrol, identity
+from shared import api, decoding
 from shared.api.certificates import TokenRequest
 from shared.api.policies import Policy
 from shared.api.protection import Protection
 from shared.api.route import Failure
 from shared.blob import BlobStore, Retry
+from shared.control import enrol
+from shared.control.rest import RestClient, error_of
 from shared.crashpoints import reach
 from shared.errors import (
     UNDECODABLE,
@@ -40,8 +42,9 @@ from shared.errors import (
     UnknownAuthorityError,
     UsageError,
 )
-from shared.rest import RestClient, error_of
-from shared.storage_stack import disks_below, whole_disk
+from shared.host import durable
+from shared.host.storage_stack import disks_below, whole_disk
+from shared.trust import identity
 from shared.vocabulary import CaptureMode, Role
 
 _STORAGE_S: Final = 5.0

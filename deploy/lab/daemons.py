@@ -2,7 +2,7 @@
 
 A daemon is ready when it says READY=1 (the service manager's protocol); Azurite when its port answers. One
 that does not become ready is ended again. A command that was killed in between leaves one of which it is not known: what runs and does
-not show that it is ready (shared/service.py) is ended and started anew. So behind `start` it is ready, whatever was before.
+not show that it is ready (shared/daemon/service.py) is ended and started anew. So behind `start` it is ready, whatever was before.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from deploy.lab import azurite, ports, processes
 from deploy.lab.state import HOST, Lab
 from deploy.lab.vocabulary import Daemon
 from shared.crashpoints import reach
+from shared.daemon.log_sink import LIMIT
+from shared.daemon.service import READY_NAME
 from shared.errors import DaemonError, LabError
-from shared.log_sink import LIMIT
-from shared.service import READY_NAME
 from shared.setup.host import last_words
 
 READY_S: Final = 90.0

@@ -13,9 +13,9 @@ import msgspec
 from config_server.cli import profile
 from deploy.lab.state import HOST, MACHINE, Lab
 from deploy.lab.vocabulary import Daemon
-from shared import durable
 from shared.blob import BlobConfig
-from shared.toml import to_toml
+from shared.host import durable
+from shared.host.toml import to_toml
 
 ACCOUNT: Final = "understudylab"
 FOLDERS: Final = ("config-server", "secrets", "spool", "blob", "log", "tls", "agent", "master-target")
@@ -28,7 +28,7 @@ def make_folders(lab: Lab) -> None:
 
 def make_secrets(lab: Lab) -> None:
     """The vault and Azurite's account key, unless they exist."""
-    from shared.vault import FileVault
+    from shared.keys.vault import FileVault
 
     if not lab.vault_file.exists():
         FileVault.create(lab.vault_file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from shared.errors import ListenError, cause_of
-from shared.ports import listener_of
+from shared.host.ports import listener_of
 
 
 def check_free(host: str, port: int, wanted_by: str) -> None:

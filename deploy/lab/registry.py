@@ -13,8 +13,9 @@ from typing import Final
 import msgspec
 
 from deploy.lab.state import PINS, Lab
-from shared import decoding, durable
+from shared import decoding
 from shared.errors import UNDECODABLE, UnsuitableDiskError
+from shared.host import durable
 
 _FOLDER: Final = Path("/run/understudy/labs")
 

@@ -25,8 +25,9 @@ from typing import Final
 import msgspec
 
 from deploy.lab.vocabulary import Daemon
-from shared import decoding, durable
+from shared import decoding
 from shared.errors import UNDECODABLE, LabError, LabNotFoundError, StateFileError, cause_of
+from shared.host import durable
 
 MACHINE: Final = "lab"
 HOST: Final = "127.0.0.1"

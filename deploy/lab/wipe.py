@@ -17,11 +17,11 @@ from deploy.lab import azurite, files, registry, whereabouts
 from deploy.lab.daemons import Show, end_now, environment, stop
 from deploy.lab.state import LAST, Lab, is_rest
 from deploy.lab.vocabulary import Daemon
-from shared import durable, protected
 from shared.crashpoints import reach
 from shared.errors import DaemonError, LabError, UnderstudyError
-from shared.storage_stack import mounts_below
-from shared.toml import to_toml
+from shared.host import durable, protected
+from shared.host.storage_stack import mounts_below
+from shared.host.toml import to_toml
 
 
 def down(lab: Lab, show: Show) -> None:

@@ -25,7 +25,7 @@ they say is believed once, and what is written then says all.
 The kernel has no stray requests: a write has happened when it returns, or never happens; and no method ends,
 not even when it is cancelled, while its thread is still at work. Order is made by fsync: `finish` syncs the data,
 and the time of the last write, before the state that claims them, and the state is replaced as a whole
-(shared/durable.py). A power cut in mid-interval is as a crash.
+(shared/host/durable.py). A power cut in mid-interval is as a crash.
 
 Snapshots are clones (FICLONE: xfs, btrfs) where the file system has them, else sparse copies. One that
 cannot be completed is removed at once: it may hold the last of the room. One without state document is one
@@ -52,8 +52,10 @@ from master_target.targets import image_state
 from master_target.targets.base import Snapshot
 from master_target.targets.image_state import ImageFile, ImageState
 from master_target.targets.state import DiskInterval, DiskState
-from shared import decoding, durable, logging
+from shared import decoding
 from shared.crashpoints import reach
+from shared.daemon import logging
+from shared.daemon.threads import in_thread
 from shared.errors import (
     UNDECODABLE,
     ImageFileError,
@@ -62,10 +64,10 @@ from shared.errors import (
     LeaseLostError,
     SeedDiskError,
 )
+from shared.host import durable
 from shared.recovery.position import NOWHERE, Position
 from shared.recovery.seed import shown_position
 from shared.recovery.sparse import SparseFile
-from shared.threads import in_thread
 
 _log = logging.get()
 

@@ -28,8 +28,9 @@ from master_target.leases import KeptLease
 from master_target.targets import vhd
 from master_target.targets.base import Snapshot
 from master_target.targets.state import DiskInterval, DiskState, decode
-from shared import logging
 from shared.blob import BlobInfo, BlobStore, Retry
+from shared.daemon import logging
+from shared.daemon.limits import check_page_blob_target
 from shared.errors import (
     BlobExistsError,
     BlobNotFoundError,
@@ -37,7 +38,6 @@ from shared.errors import (
     PreconditionError,
     SeedDiskError,
 )
-from shared.limits import check_page_blob_target
 from shared.recovery.position import parse_rfc3339
 from shared.recovery.seed import SEED_DISKS, SUFFIX, seed_blob, shown_position
 

@@ -41,9 +41,8 @@ from process_server.reception.credit import CacheSpace, CreditPolicy
 from process_server.reception.machine import Copy, Machine
 from process_server.reception.pace import Pace
 from process_server.reception.session import Session, StreamLog
-from shared import logging, tls
 from shared.api.certificates import Revocations
-from shared.connections import origin
+from shared.daemon import logging
 from shared.errors import (
     CertificateRevokedError,
     CopyRefusedError,
@@ -52,7 +51,9 @@ from shared.errors import (
     TooManyHellosError,
     UnderstudyError,
 )
-from shared.refusals import Refusals
+from shared.serving.connections import origin
+from shared.serving.refusals import Refusals
+from shared.trust import tls
 from shared.wire.messages import Hello, kernel_of
 
 _log = logging.get()

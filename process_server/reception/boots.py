@@ -19,7 +19,8 @@ from typing import Final
 import msgspec
 
 from process_server.machine_files import MachineFiles
-from shared import decoding, logging
+from shared import decoding
+from shared.daemon import logging
 from shared.errors import UNDECODABLE, BootFileError, MachineAwaitedError
 from shared.wire.messages import Hello, kernel_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from process_server.reception.credit import CacheSpace, CreditPolicy
-from shared import logging
+from shared.daemon import logging
 from shared.errors import CacheFillingError
 from shared.status import Problem
 from shared.vocabulary import Severity

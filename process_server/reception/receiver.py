@@ -1,6 +1,6 @@
 """The listening end: connections in, a session for each, and their end.
 
-Input: TLS connections on port 9443, behind a `Door`, which gives up what does not get on (shared/door.py). Output: a `Session` per
+Input: TLS connections on port 9443, behind a `Door`, which gives up what does not get on (shared/serving/door.py). Output: a `Session` per
 connection, which admission.py lets feed the machine's log, or does not. Nothing here blocks.
 """
 
@@ -15,10 +15,10 @@ from typing import Final
 from process_server.reception import admission
 from process_server.reception.admission import Admission, certificate_refused
 from process_server.reception.session import Session
-from shared import logging
 from shared.api.certificates import Revocations
-from shared.door import Door, Peer, Visit
+from shared.daemon import logging
 from shared.errors import StoppingError
+from shared.serving.door import Door, Peer, Visit
 
 _log = logging.get()
 

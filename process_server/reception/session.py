@@ -26,8 +26,9 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from process_server.reception.pace import Pace
 from process_server.standing import Standing
-from shared import logging
 from shared.batch import Batch, Buffer, StreamState
+from shared.daemon import logging
+from shared.daemon.threads import no_room
 from shared.errors import (
     CopyRefusedError,
     LocalProtocolError,
@@ -35,8 +36,7 @@ from shared.errors import (
     SupersededError,
     UnderstudyError,
 )
-from shared.refusals import Refusals
-from shared.threads import no_room
+from shared.serving.refusals import Refusals
 from shared.wire.frames import MAX_BATCH_B
 from shared.wire.messages import Ack, Hello, Welcome
 from shared.wire.protocol import (
@@ -98,7 +98,7 @@ class Host(Protocol):
     refusals: Refusals
     """Those that ended before they were open, in the log."""
     control: bytes
-    """Where the config server is (shared/pointer.py)."""
+    """Where the config server is (shared/trust/pointer.py)."""
 
     async def claim(self, session: Session, hello: Hello) -> StreamLog:
         """The machine's log, when this is its only session and no batch of an earlier one is in flight."""

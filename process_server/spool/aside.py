@@ -22,9 +22,11 @@ from typing import Final
 
 import msgspec
 
-from shared import decoding, durable, logging
+from shared import decoding
 from shared.crashpoints import reach
+from shared.daemon import logging
 from shared.errors import UNDECODABLE, SetAsideError, SpoolLostError, UnderstudyError
+from shared.host import durable
 from shared.log.epoch_id import UNKNOWN, EpochId
 
 KEEP_S: Final = 14 * 86400.0

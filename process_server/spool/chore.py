@@ -13,9 +13,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from shared.daemon.threads import no_room
+from shared.daemon.trouble import Trouble
 from shared.errors import FencedError, UnderstudyError
-from shared.threads import no_room
-from shared.trouble import Trouble
 from shared.waiting import wait_for
 
 _FIRST_PAUSE_S: Final = 1.0

@@ -27,9 +27,11 @@ from process_server.spool.ownership import LONGEST_UPLOAD_S, Patience
 from process_server.spool.uploader import Uploader
 from process_server.spool.watermark import Watermark
 from process_server.spool.writer import START, Compression, Point, SegmentLimits, SpoolWriter
-from shared import durable, logging
 from shared.batch import Batch, Buffer
 from shared.blob import BlobStore
+from shared.daemon import logging
+from shared.daemon.threads import in_thread, no_room
+from shared.daemon.trouble import Trouble
 from shared.errors import (
     NoThreadError,
     SpoolError,
@@ -38,13 +40,12 @@ from shared.errors import (
     UploadsStoppedError,
     cause_of,
 )
+from shared.host import durable
+from shared.keys.sealing import MachineKey
+from shared.keys.vault import Vault, machine_key
 from shared.log.epoch_id import EpochId
 from shared.log.writer import MAX_BLOCKS, IndexWriter
-from shared.machine_storage import MachineStorage
-from shared.sealing import MachineKey
-from shared.threads import in_thread, no_room
-from shared.trouble import Trouble
-from shared.vault import Vault, machine_key
+from shared.machine.storage import MachineStorage
 
 Look = Callable[["EpochLog"], Awaitable[None]]
 

@@ -8,13 +8,13 @@ from typing import NamedTuple
 from process_server.spool.file import SpooledSegment
 from process_server.spool.machine_folder import Runs
 from process_server.spool.ownership import LocalFile, Relation, chosen_run, meeting_point, relate
-from shared import logging
 from shared.blob import BlobStore
+from shared.daemon import logging
+from shared.daemon.threads import in_thread
 from shared.errors import SegmentMissingError, SegmentVersionError
 from shared.log.epoch_id import EpochId
 from shared.log.index import Fold
 from shared.log.reader import listed_digest
-from shared.threads import in_thread
 
 _log = logging.get()
 

@@ -20,10 +20,11 @@ from typing import Final, NamedTuple
 import msgspec
 
 from process_server.spool.ownership import LocalFile
-from shared import durable, logging
 from shared.batch import Buffer, StreamState
 from shared.crashpoints import reach
+from shared.daemon import logging
 from shared.errors import IntegrityError, SpoolError, SpoolFullError, SpoolLostError, cause_of
+from shared.host import durable
 from shared.log import segment
 from shared.log.draft import Draft
 from shared.log.segment import BatchRow, FileHeader, Footer, Frame

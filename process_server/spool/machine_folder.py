@@ -16,15 +16,16 @@ from process_server.spool.file import FULL, SUFFIX, SpooledSegment
 from process_server.spool.recovery import Damage, KeyWantedError, claim_in, recover_folder
 from process_server.spool.sides import container_in
 from process_server.spool.watermark import Watermark
-from shared import durable, logging
 from shared.crashpoints import reach
+from shared.daemon import logging
+from shared.daemon.threads import in_thread
 from shared.errors import SpoolError, SpoolFullError, cause_of
+from shared.host import durable
+from shared.keys.sealing import MachineKey
+from shared.keys.vault import Vault, machine_key_of
 from shared.log import names
 from shared.log.epoch_id import UNKNOWN, EpochId
 from shared.log.segment import FileHeader
-from shared.sealing import MachineKey
-from shared.threads import in_thread
-from shared.vault import Vault, machine_key_of
 
 UNREADABLE_S: Final = 600.0
 """So long a file of an epoch that the disk does not give is waited for: no path that is cut, and no array that fails over, takes longer,

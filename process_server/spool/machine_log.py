@@ -42,10 +42,10 @@ from process_server.spool.rivals import Rivals
 from process_server.spool.watch import Watch
 from process_server.spool.writer import Point
 from process_server.standing import Standing
-from shared import logging
 from shared.batch import Batch, Buffer
 from shared.blob import BlobStore, Retry
 from shared.crashpoints import reach
+from shared.daemon import logging
 from shared.errors import (
     EpochRefusedError,
     FencedError,
@@ -57,11 +57,11 @@ from shared.errors import (
     TransientError,
     UnderstudyError,
 )
+from shared.keys.vault import machine_key
 from shared.log.epoch_id import EpochId
 from shared.log.epochs import EpochDisk, EpochInfo, allocate_epoch, known_epoch, newest_epoch
 from shared.log.terms import newest_term
 from shared.recovery.traces import highest_epoch
-from shared.vault import machine_key
 from shared.wire.messages import Hello
 
 _BEGIN_S: Final = 25.0

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from process_server.spool.file import SUFFIX, SpooledSegment, write_footer
-from shared import durable, logging
+from shared.daemon import logging
 from shared.errors import (
     IntegrityError,
     SegmentTruncatedError,
@@ -45,11 +45,12 @@ from shared.errors import (
     SpoolVersionError,
     cause_of,
 )
+from shared.host import durable
+from shared.keys.sealing import MachineKey
 from shared.log import segment
 from shared.log.draft import Draft
 from shared.log.epoch_id import UNKNOWN, EpochId
 from shared.log.segment import BatchRow, FileHeader, Footer
-from shared.sealing import MachineKey
 
 _END_B: Final = 64 * 1024
 """Holds the header of every file, and the footer of nearly every one."""

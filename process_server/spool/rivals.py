@@ -48,13 +48,13 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from process_server.spool.epoch_log import Resources
-from shared import active_side
 from shared.blob import BlobInfo, BlobStore
 from shared.errors import CopyRefusedError, TransientError
 from shared.log import names
 from shared.log.epochs import EpochInfo
 from shared.log.index import NO_TERM, IndexEntry, Term, decode_up_to_damage
 from shared.log.terms import newest_term, owner_of
+from shared.machine import active_side
 from shared.wire.messages import Hello, kernel_of
 
 monotonic_s: Final = time.monotonic

@@ -1,4 +1,4 @@
-"""Whether a machine that says Hello is the active side of its name (I7, shared/active_side.py).
+"""Whether a machine that says Hello is the active side of its name (I7, shared/machine/active_side.py).
 
 Input: identities from Hello. Output: nothing, or CopyRefusedError. Storage is asked each time, for a moment; while it cannot
 be asked, what it said last counts for a Hello: it lies beside the machine's spool, so that a restart in an outage refuses and admits
@@ -20,9 +20,9 @@ from pathlib import Path
 import msgspec
 
 from process_server.machine_files import MachineFiles
-from shared import active_side, decoding, logging
-from shared.active_side import ActiveSide, Known
+from shared import decoding
 from shared.blob import Retry
+from shared.daemon import logging
 from shared.errors import (
     UNDECODABLE,
     ContainerMissingError,
@@ -32,7 +32,9 @@ from shared.errors import (
     StorageError,
     TransientError,
 )
-from shared.machine_storage import MachineStorage
+from shared.machine import active_side
+from shared.machine.active_side import ActiveSide, Known
+from shared.machine.storage import MachineStorage
 
 _ASK: Retry = Retry(deadline_s=3.0)
 _FILE = "side.json"

@@ -6,7 +6,7 @@ machine and epoch.
     <folder>/<machine>/damaged|unlisted/…            what was set aside (aside.py)
     <folder>/<machine>/.deleted-<epoch>-<container>/ what is left of an epoch that was dropped (process_server/deletions.py)
     <folder>/<machine>/side.json, boot.json          which copy of the machine is it (sides.py; reception/boots.py)
-    <folder>/.keys/, .lock                           data keys, sealed (shared/key_cache.py); one process at a time
+    <folder>/.keys/, .lock                           data keys, sealed (shared/keys/key_cache.py); one process at a time
 
 Who may write which log: machine_log.py, ownership.py; how batches become durable: writer.py, file.py; how they get to storage: uploader.py.
 """
@@ -25,12 +25,13 @@ from process_server.spool.level import idle_part, next_level
 from process_server.spool.machine_folder import clear_killed
 from process_server.spool.machine_log import MachineLog
 from process_server.spool.writer import Compression, SegmentLimits
-from shared import durable, logging
+from shared.daemon import logging
+from shared.daemon.threads import Threads, in_thread
 from shared.errors import SpoolError, UsageError, cause_of
+from shared.host import durable
+from shared.keys.vault import Vault
 from shared.log import names
-from shared.machine_storage import MachineStorage
-from shared.threads import Threads, in_thread
-from shared.vault import Vault
+from shared.machine.storage import MachineStorage
 from shared.wire.messages import Hello
 
 __all__ = ["LogSettings", "MachineLog", "SegmentLimits", "Spool"]

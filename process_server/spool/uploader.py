@@ -21,14 +21,14 @@ from concurrent.futures import Executor
 from typing import Final
 
 from process_server.spool.file import SpooledSegment
-from shared import logging
 from shared.blob import BlobStore, Content, Retry
 from shared.crashpoints import reach
+from shared.daemon import logging
+from shared.daemon.threads import in_thread
 from shared.errors import BlobExistsError, SegmentAlteredError, StorageRefusedError, TransientError
 from shared.log import names
 from shared.log.index import IndexEntry, entry_for
 from shared.log.writer import IndexWriter
-from shared.threads import in_thread
 
 _log = logging.get()
 

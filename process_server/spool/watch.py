@@ -9,8 +9,8 @@ from process_server.spool.epoch_log import Resources
 from process_server.spool.evidence import Sorted, sort_files
 from process_server.spool.machine_folder import MachineFolder, Recovered
 from process_server.spool.ownership import Decision, Owner, Verdict, View, decide
-from shared import logging
 from shared.blob import BlobStore
+from shared.daemon import logging
 from shared.errors import BlobNotFoundError, IndexDamagedError, StorageForgotError
 from shared.log.chain import IndexChain
 from shared.log.epoch_id import EpochId

@@ -8,8 +8,10 @@ from typing import Final
 
 import msgspec
 
-from shared import decoding, durable, logging
+from shared import decoding
+from shared.daemon import logging
 from shared.errors import UNDECODABLE, SpoolError, SpoolStateError, cause_of
+from shared.host import durable
 from shared.log.epoch_id import UNKNOWN
 from shared.log.index import NO_TERM, Term
 

@@ -25,15 +25,16 @@ import msgspec
 
 from process_server.spool.file import SpooledSegment, SpoolFile
 from process_server.spool.level import LEVELS
-from shared import logging, sealing
 from shared.batch import NO_DIGEST, Batch, Buffer
+from shared.daemon import logging
+from shared.daemon.threads import in_thread
+from shared.daemon.trouble import Trouble
 from shared.errors import BatchGapError, SpoolError, StoppingError, UnderstudyError
+from shared.keys import sealing
+from shared.keys.sealing import FileKey, MachineKey
 from shared.log import segment
 from shared.log.epoch_id import EpochId
 from shared.log.segment import BatchRow, FileHeader, Frame
-from shared.sealing import FileKey, MachineKey
-from shared.threads import in_thread
-from shared.trouble import Trouble
 
 _GROUP_B: Final = 64 * 1024 * 1024
 _PLAIN_FACTOR: Final = 4

@@ -27,7 +27,8 @@ class StatusReply(msgspec.Struct):
     kept: bool = True
     """Whether what the report said is remembered: else its results are to be sent again."""
     superseded: bool = False
-    """Another config server is in force: this one tells nothing any more, and where the other is stands in storage (shared/pointer.py)."""
+    """Another config server is in force: this one tells nothing any more, and where the other is stands in storage
+    (shared/trust/pointer.py)."""
     deleted: list[str] = []
     """Of the containers that a process server or a master target named in its report: those that were deleted with their machines, because
     somebody wanted that. Of a container that is not among them nothing is said."""

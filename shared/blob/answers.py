@@ -29,9 +29,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from shared import tls
 from shared.blob.config import BlobConfig
-from shared.clock_evidence import Fault, Verdict
 from shared.errors import (
     AccountMissingError,
     BlobExistsError,
@@ -56,7 +54,9 @@ from shared.errors import (
     ThrottledError,
     TransientError,
 )
-from shared.proxies import Proxy
+from shared.http.clock_evidence import Fault, Verdict
+from shared.http.proxies import Proxy
+from shared.trust import tls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,12 +15,12 @@ import msgspec
 from shared.errors import ConfigError, UsageError, cause_of
 
 VAULT_CONTAINER_MAX: Final = 46
-"""Of Azure's 63 characters, "-" and the 16 digits of a machine's id are needed behind it (shared/machine_storage.py)."""
+"""Of Azure's 63 characters, "-" and the 16 digits of a machine's id are needed behind it (shared/machine/storage.py)."""
 _CONTAINER: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 class BlobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the vault's container is, and beside it those of the machines (shared/machine_storage.py). Without a key file, Azure's
+    """Where the vault's container is, and beside it those of the machines (shared/machine/storage.py). Without a key file, Azure's
     default credential chain (managed identity…) is used. Raises ConfigError for a container name that cannot be.
     """
 

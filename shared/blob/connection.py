@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from azure.storage.blob.aio import BlobServiceClient
 
     from shared.blob.transport import ProxiedTransport
-    from shared.proxies import Proxy
+    from shared.http.proxies import Proxy
 
 _SINGLE_REQUEST_B: Final = 256 * 1024 * 1024
 """Below this size, a blob is written in one request."""
@@ -33,7 +33,7 @@ class Connection:
         from azure.storage.blob.aio import BlobServiceClient
 
         from shared.blob.transport import OneAttempt, ProxiedTransport, StorageTransport
-        from shared.connector import TlsConnector
+        from shared.http.connector import TlsConnector
 
         # The SDK logs each request's URL and headers, and warns on every retry: our errors say it better, once.
         logging.getLogger("azure").setLevel(logging.CRITICAL)

@@ -29,7 +29,6 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from shared import clock_evidence, logging
 from shared.blob.answers import (
     ForeignAnswerError,
     MisshapenError,
@@ -41,6 +40,7 @@ from shared.blob.answers import (
 )
 from shared.blob.config import BlobConfig, is_account_url, read_key, tls_context
 from shared.blob.connection import Connection
+from shared.daemon import logging
 from shared.errors import (
     ContainerMissingError,
     GrantEndedError,
@@ -52,12 +52,13 @@ from shared.errors import (
     TransientError,
     UsageError,
 )
+from shared.http import clock_evidence
 
 if TYPE_CHECKING:
     from azure.core.async_paging import AsyncItemPaged
     from azure.storage.blob.aio import BlobClient, BlobServiceClient, ContainerClient
 
-    from shared.proxies import Proxy
+    from shared.http.proxies import Proxy
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 - Handed over as one piece, a body of megabytes is copied whole into TLS buffers and blocks the event loop
   meanwhile. In pieces it costs a fifth of the CPU (0.2 instead of 1.1 seconds for 256 MiB) and other tasks run in
   between.
-- A proxy of the environment is used for what is far away only (shared/proxies.py).
+- A proxy of the environment is used for what is far away only (shared/http/proxies.py).
 - An answer without the request id that each answer of blob storage carries is not storage's, whatever it says.
 - A listing that is not what listings look like is no listing. The SDK takes an empty body for an end of iteration, and every other
   document for an empty list: of pages, that would be a disk of zeroes.
@@ -25,7 +25,7 @@ from azure.core.pipeline.transport import AioHttpTransport
 from azure.storage.blob.aio import ExponentialRetry
 
 from shared.blob.answers import ForeignAnswerError, MisshapenError
-from shared.proxies import Proxy, configured_proxy, proxy_for
+from shared.http.proxies import Proxy, configured_proxy, proxy_for
 
 _PIECE_B: Final = 128 * 1024
 _ROOTS: Final = {"list": "EnumerationResults", "pagelist": "PageList"}

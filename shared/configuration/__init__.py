@@ -4,5 +4,5 @@
     words    a key in words                      page    all keys as a table for the documentation
     sample   a file in which each is explained   wrong   why a file is refused
 
-Reading one is `shared.service.load_config`.
+Reading one is `shared.daemon.service.load_config`.
 """

@@ -19,7 +19,7 @@ import msgspec
 from shared.configuration import words
 from shared.configuration.keys import Key, keys_of
 from shared.errors import ConfigError
-from shared.toml import is_tables, to_value
+from shared.host.toml import is_tables, to_value
 
 _WIDTH: Final = 100
 _HEAD: Final = (

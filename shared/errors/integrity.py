@@ -62,12 +62,12 @@ class WrongKeyError(IntegrityError):
 
 
 class VaultMisfitError(IntegrityError):
-    """Storage knows a vault key that the vault file lacks (shared/vault_record.py)."""
+    """Storage knows a vault key that the vault file lacks (shared/keys/vault_record.py)."""
 
     code = "US560"
     default_action = (
         "Put the installation's vault file, or its newest backup, in its place, and restart. If both files were used, put their keys "
-        "together: python -m shared.vault FILE --add OTHER. Only if a key is lost for good, with all that it sealed: delete its "
+        "together: python -m shared.keys.vault FILE --add OTHER. Only if a key is lost for good, with all that it sealed: delete its "
         "record, vault/N.json in the vault container."
     )
 

@@ -1,4 +1,4 @@
-"""Names of the blobs of one machine, in its container, and back. Pure. (Which container: shared/machine_storage.py.)
+"""Names of the blobs of one machine, in its container, and back. Pure. (Which container: shared/machine/storage.py.)
 
 What people put beside our blobs, a copy of one under a name like it above all, is none of ours: only a name that is exactly as we make it
 is read back.
@@ -18,9 +18,9 @@ DiskName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._!-]{0,1
 """A disk's name is used in blob and file names: no slash (the kernel, too, writes "!" instead), nothing hidden."""
 
 KEY_DOCUMENT: Final = "machine.json"
-"""Key id and wrapped key of the machine (shared/vault.py)."""
+"""Key id and wrapped key of the machine (shared/keys/vault.py)."""
 SIDE_DOCUMENT: Final = "side.json"
-"""Which copy of the machine is its active side (shared/active_side.py)."""
+"""Which copy of the machine is its active side (shared/machine/active_side.py)."""
 DELETION_DOCUMENT: Final = "deletion.json"
 """Which deletion of the machine stands (config_server/storage/deletion_note.py)."""
 LOGS: Final = "logs/"

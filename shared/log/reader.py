@@ -25,14 +25,14 @@ from shared.errors import (
     SegmentMissingError,
     SegmentTruncatedError,
 )
+from shared.keys.sealing import FileKey, MachineKey
+from shared.keys.vault import Vault, machine_key_of
 from shared.log import epochs, segment
 from shared.log.chain import IndexChain
 from shared.log.epoch_id import EpochId
 from shared.log.epochs import EpochInfo
 from shared.log.index import IndexEntry
 from shared.log.segment import BatchRow, FileHeader
-from shared.sealing import FileKey, MachineKey
-from shared.vault import Vault, machine_key_of
 
 _TAIL_B: Final = 64 * 1024
 """Holds the footer of nearly every segment."""

@@ -23,7 +23,7 @@ import msgspec
 import xxhash
 
 from shared import batch as batches
-from shared import decoding, sealing
+from shared import decoding
 from shared.batch import Batch, Buffer, StreamState
 from shared.errors import (
     UNDECODABLE,
@@ -33,8 +33,9 @@ from shared.errors import (
     SegmentTruncatedError,
     SegmentVersionError,
 )
+from shared.keys import sealing
+from shared.keys.sealing import FileKey, SealError
 from shared.log.epoch_id import Claim, EpochId
-from shared.sealing import FileKey, SealError
 
 MAX_PLAIN_B: Final = 64 * 1024 * 1024
 """No batch is larger; a length beyond it is damage and never allocated."""

@@ -52,9 +52,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NoReturn
 
-from shared import logging
 from shared.blob import FOR_EVER, BlobStore, Lease
 from shared.crashpoints import reach
+from shared.daemon import logging
 from shared.errors import (
     BlobExistsError,
     BlobNotFoundError,

@@ -25,8 +25,8 @@ from typing import Final
 
 import msgspec
 
-from shared import logging
 from shared.blob import BlobStore
+from shared.daemon import logging
 from shared.errors import (
     IndexMissingError,
     IntegrityError,

@@ -29,9 +29,11 @@ from typing import Final
 
 import msgspec
 
-from shared import decoding, durable, logging
+from shared import decoding
 from shared.batch import SECTOR, Range
+from shared.daemon import logging
 from shared.errors import UNDECODABLE, ImageFileError, RestoreFolderError
+from shared.host import durable
 from shared.recovery.plan import Plan
 from shared.recovery.points import PointDoc
 from shared.recovery.unreadable import Unreadable, as_written
@@ -319,7 +321,7 @@ def _contents(path: Path, plan: Plan) -> str:
 
 
 def _remains(path: Path) -> list[Path]:
-    """What a kill while the journal or the manifest was being replaced left behind (shared/durable.py)."""
+    """What a kill while the journal or the manifest was being replaced left behind (shared/host/durable.py)."""
     return [found for name in (JOURNAL, MANIFEST) for found in path.glob(f".{name}.*")]
 
 

@@ -9,7 +9,7 @@ from shared.api.points import GapView, PointList, PointView
 from shared.blob import BlobStore
 from shared.errors import MachineNotFoundError
 from shared.log.reader import LogReader
-from shared.machine_storage import MachineStorage
+from shared.machine.storage import MachineStorage
 from shared.recovery.catalog import Catalog
 from shared.recovery.points import PointDoc
 from shared.recovery.position import format_ns as rfc3339

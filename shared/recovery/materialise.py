@@ -32,7 +32,9 @@ import numpy.typing as npt
 from shared.batch import SECTOR, Batch
 from shared.blob import BlobStore
 from shared.crashpoints import reach
+from shared.daemon.threads import in_thread
 from shared.errors import BlobNotFoundError, BlobTooShortError, SnapshotError
+from shared.keys.vault import Vault
 from shared.log.epochs import EpochDisk
 from shared.log.reader import LogReader
 from shared.recovery.coalesce import DiskRuns, coalesce
@@ -44,8 +46,6 @@ from shared.recovery.position import format_ns
 from shared.recovery.seed import seed_blob
 from shared.recovery.sparse import SparseFile
 from shared.recovery.unreadable import Unreadable, after, named_in, written_by
-from shared.threads import in_thread
-from shared.vault import Vault
 from shared.vocabulary import Consistency
 
 _READ_B: Final = 4 * 1024 * 1024

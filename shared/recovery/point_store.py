@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from shared import logging
 from shared.blob import BlobInfo, BlobStore
+from shared.daemon import logging
 from shared.errors import BlobExistsError, BlobNotFoundError, IntegrityError, PreconditionError
 from shared.recovery import points
 from shared.recovery.parallel import parallel

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from shared import logging
 from shared.blob import BlobStore
+from shared.daemon import logging
 from shared.errors import IntegrityError, LogGapError, SnapshotError
+from shared.keys.vault import Vault
 from shared.recovery import history
 from shared.recovery.alone import UNTOLD_DISKS, UNTOLD_SUSPICION, check_snapshots, disks_of, numbered
 from shared.recovery.catalog import Catalog
@@ -17,7 +18,6 @@ from shared.recovery.folder import Journal
 from shared.recovery.plan import Plan, Replay, base_candidates, replay_steps
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position
-from shared.vault import Vault
 
 _log = logging.get()
 

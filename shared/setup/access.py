@@ -13,7 +13,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from shared import durable
+from shared.host import durable
 
 
 class Access(NamedTuple):

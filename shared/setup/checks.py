@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 
 from cryptography import x509
 
-from shared import api, enrol, identity, listening, tls
+from shared import api
 from shared.api.route import Nothing
-from shared.clock_evidence import AGREE_S, date_in
+from shared.control import enrol
+from shared.control.rest import RestClient
 from shared.errors import (
     ConfigError,
     HostClockError,
@@ -27,11 +28,13 @@ from shared.errors import (
     UsageError,
     cause_of,
 )
+from shared.host.ports import listener_of
+from shared.http.clock_evidence import AGREE_S, date_in
 from shared.moments import apart_s
-from shared.ports import listener_of
-from shared.rest import RestClient
+from shared.serving import listening
 from shared.setup.steps import Done, Outcome
-from shared.tls import TlsFiles
+from shared.trust import identity, tls
+from shared.trust.tls import TlsFiles
 
 if TYPE_CHECKING:
     from shared.blob import BlobConfig

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn, TextIO
 
 import msgspec
 
-from shared import logging
+from shared.daemon import logging
 from shared.errors import OutputError, Told, UnderstudyError, UsageError
 from shared.setup.host import ETC, STATE, alone
 from shared.setup.steps import Done, Outcome, Step, carry_out

@@ -1,4 +1,4 @@
-"""The daemon's certificate, as a step. How a host gets one, and why nobody in the middle can give it another: shared/enrol.py."""
+"""The daemon's certificate, as a step. How a host gets one, and why nobody in the middle can give it another: shared/control/enrol.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 
 from cryptography import x509
 
-from shared import durable, enrol, identity
+from shared.control import enrol
 from shared.crashpoints import reach
 from shared.errors import (
     CertificateExpiredError,
@@ -18,11 +18,13 @@ from shared.errors import (
     TokenUsedError,
     UsageError,
 )
-from shared.owner import as_owner
+from shared.host import durable
+from shared.host.owner import as_owner
 from shared.setup.access import Access
 from shared.setup.checks import ConfigServer
 from shared.setup.steps import Done, Outcome
-from shared.tls import TlsFiles
+from shared.trust import identity
+from shared.trust.tls import TlsFiles
 from shared.vocabulary import Role
 
 

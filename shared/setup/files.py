@@ -15,14 +15,14 @@ from typing import Any, Final
 
 import msgspec
 
-from shared import durable
 from shared.configuration.sample import sample
 from shared.crashpoints import reach
+from shared.daemon.service import load_config
 from shared.errors import ConfigError, StateFileError, cause_of
-from shared.service import load_config
+from shared.host import durable
+from shared.host.toml import to_value
 from shared.setup.access import Access, admits, too_open, user_name
 from shared.setup.steps import Done, Outcome
-from shared.toml import to_value
 
 _AGAIN: Final = "See to it, and run the command again."
 

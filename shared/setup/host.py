@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from shared import durable
 from shared.errors import ProgramPlaceError, UnitError, UsageError
+from shared.host import durable
 from shared.setup.files import Folder, GivenFile
 from shared.setup.steps import Done, Outcome, Step
 from shared.vocabulary import Role

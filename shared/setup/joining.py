@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from shared import identity, naming
-from shared.enrol import read_token
+from shared import naming
+from shared.control.enrol import read_token
 from shared.errors import UsageError
 from shared.setup.checks import Clock, ConfigServer
 from shared.setup.command import Answers
@@ -20,6 +20,7 @@ from shared.setup.enrolment import Enrolment
 from shared.setup.files import Configuration
 from shared.setup.host import Host, Unit
 from shared.setup.steps import Step
+from shared.trust import identity
 
 
 def add_joining(made: argparse.ArgumentParser) -> None:

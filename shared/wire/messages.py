@@ -100,8 +100,8 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     session: str = ""
     """Names this session in the logs of both ends."""
     control: Annotated[bytes, msgspec.Meta(max_length=2048)] = b""
-    """Where the config server is now, signed by the CA (shared/pointer.py), for an agent that cannot ask storage; empty: not known to be
-    elsewhere than it was."""
+    """Where the config server is now, signed by the CA (shared/trust/pointer.py), for an agent that cannot ask storage; empty: not known to
+    be elsewhere than it was."""
 
     @property
     def epoch_id(self) -> EpochId:

@@ -14,9 +14,9 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Final, cast
 
-from shared import tls
 from shared.batch import Buffer
 from shared.errors import RefusedError, SilentPeerError, UnderstudyError
+from shared.trust import tls
 from shared.wire.protocol import Connection, Ended, Event, Failed, Faulted, Pinged, Side, State, fault_for
 
 PING_S: Final = 10.0

@@ -22,10 +22,10 @@ from config_server.store.files import DATABASE_FILE
 from shared import api
 from shared.api.certificates import Token, TokenRequest
 from shared.api.route import Nothing
-from shared.control_client import ControlClient
+from shared.control.control_client import ControlClient
+from shared.control.enrol import enrol
+from shared.control.rest import RestClient
 from shared.desired import Verb, WantedDisk
-from shared.enrol import enrol
-from shared.rest import RestClient
 from shared.status import AgentDisk, AgentReport
 from shared.vocabulary import Role
 from tests.bench.latency import cpu_of

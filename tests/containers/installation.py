@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from shared.toml import to_toml
+from shared.host.toml import to_toml
 from tests.azurite import Azurite
 from tests.containers import program
 from tests.containers.container import Container
@@ -90,7 +90,7 @@ class Installation:
     def start_servers(self) -> None:
         vault = f"{self.config_server.etc}/vault.json"
         self.config_server.container.run(
-            "sudo", "-u", self.config_server.user, _PYTHON, "-m", "shared.vault", vault
+            "sudo", "-u", self.config_server.user, _PYTHON, "-m", "shared.keys.vault", vault
         )
         self.config_server.configure(
             data_dir="/var/lib/understudy/config-server",
@@ -132,7 +132,7 @@ class Installation:
         token = self.read("token", "create", host.role, name, *servers)["token"]
         host.container.put(token, "/run/token", mode=0o600, owner=host.user)
         host.container.run(
-            *("sudo", "-u", host.user, _PYTHON, "-m", "shared.enrol", "--server", self._url),
+            *("sudo", "-u", host.user, _PYTHON, "-m", "shared.control.enrol", "--server", self._url),
             *("--token-file", "/run/token", "--dir", host.etc),
         )
         host.container.run("rm", "/run/token")

@@ -21,7 +21,7 @@ from typing import Final
 
 import msgspec
 
-from shared import durable
+from shared.host import durable
 from tests.containers.world import remove_cgroup
 
 NOTES: Final = Path("/run/understudy-test-containers")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from shared import proxies
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.errors import NotStorageError, StorageError, TransientError
+from shared.http import proxies
 from tests.http_proxy import connect_through, proxy, refuse
 
 ONCE = Retry(deadline_s=0)

@@ -9,7 +9,7 @@ import msgspec
 
 from shared import crashpoints
 from shared.blob import BlobConfig
-from shared.machine_storage import MachineStorage
+from shared.machine.storage import MachineStorage
 from tests.deleted_machines import parts
 from tests.spools import MACHINE
 

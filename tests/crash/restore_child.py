@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 
 from shared.blob import BlobConfig, BlobStore
+from shared.keys.vault import FileVault
 from shared.recovery.catalog import Catalog
 from shared.recovery.materialise import materialise
 from shared.recovery.references import resolve
 from shared.recovery.verify import make_plan
-from shared.vault import FileVault
 
 LIMIT_S = 100
 """Longer than any wait of the code itself: an attempt at storage alone may last 30 s, and the imports do on a host that is busy enough."""

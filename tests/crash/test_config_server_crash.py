@@ -23,8 +23,8 @@ from shared.api.restores import GrantEnd, RestoreRequest
 from shared.api.route import Limit, Nothing, Page
 from shared.blob import BlobConfig, BlobStore
 from shared.crashpoints import CONTROL_POINTS
-from shared.machine_storage import MachineStorage
-from shared.vault import FileVault, machine_key
+from shared.keys.vault import FileVault, machine_key
+from shared.machine.storage import MachineStorage
 from tests.config_parts import config_for, running, until
 from tests.crash.config_child import REQUEST, Call, Work, run
 from tests.marks import some

@@ -17,7 +17,7 @@ from config_server.recovery.generation import state_blob
 from shared.blob import BlobConfig, BlobStore
 from shared.crashpoints import FORCE_POINTS
 from shared.errors import BlobNotFoundError
-from shared.vault import FileVault
+from shared.keys.vault import FileVault
 from tests.config_parts import config_for, running, until
 from tests.crash.config_child import Call, Work, run
 from tests.marks import some

@@ -14,7 +14,7 @@ from shared.api.protection import Protection
 from shared.api.route import Page
 from shared.blob import BlobConfig
 from shared.crashpoints import DELETION_POINTS
-from shared.machine_storage import MachineStorage
+from shared.machine.storage import MachineStorage
 from tests.config_parts import config_for, running, until
 from tests.crash.server_child import Work, run
 from tests.deletions import delete, hurry, in_storage, is_gone, is_waiting, pass_delay

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from shared import enrol, tls
+from shared.control import enrol
 from shared.errors import ConfigError, TokenUsedError
+from shared.trust import tls
 from tests.config_parts import config_for, daemon, running
 
 
@@ -26,7 +27,7 @@ async def test_killed_between_certificate_and_key_the_next_try_takes_the_same_ne
         token = (await server.token("agent", "web1")).token
         token_file.write_text(token)
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "shared.enrol", "--server", server.url),
+            *(sys.executable, "-m", "shared.control.enrol", "--server", server.url),
             *("--token-file", str(token_file), "--dir", str(folder)),
             env=os.environ | {"UNDERSTUDY_CRASH_AT": "enrol.between-certificate-and-key"},
         )

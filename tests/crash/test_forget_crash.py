@@ -14,7 +14,7 @@ import pytest
 from process_server.spool.aside import Kind, Note
 from shared.blob import BlobConfig
 from shared.crashpoints import FORGET_POINTS
-from shared.machine_storage import MachineStorage
+from shared.machine.storage import MachineStorage
 from tests.crash.forget_child import Work, run
 from tests.deleted_machines import parts, remove
 from tests.logs import make_chain

@@ -13,7 +13,7 @@ import pytest
 
 from shared.blob import BlobConfig
 from shared.log import names
-from shared.machine_storage import MachineStorage
+from shared.machine.storage import MachineStorage
 from shared.recovery import point_store
 from shared.recovery.seed import seed_blob
 from tests.machine_log import ModelMachine

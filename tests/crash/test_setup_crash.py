@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from config_server.config import ConfigServerConfig
-from shared import api, identity
+from shared import api
 from shared.api.route import Nothing
 from shared.blob import BlobConfig
-from shared.service import load_config
-from shared.vault import FileVault
+from shared.daemon.service import load_config
+from shared.keys.vault import FileVault
+from shared.trust import identity
 from tests.cli import ROOT
 from tests.config_parts import config_for, running
 from tests.marks import some

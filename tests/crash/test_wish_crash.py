@@ -17,9 +17,10 @@ from agent import desired
 from agent.capture import attach, libbpf, pins
 from agent.config import AgentConfig
 from agent.stream.state import AgentState, Reason, Word
-from shared import crashpoints, protected
+from shared import crashpoints
 from shared.desired import Verb
-from shared.toml import to_toml
+from shared.host import protected
+from shared.host.toml import to_toml
 from tests.capture_parts import MIB, Rig, needs_capture, rig
 from tests.epoch_ids import eid
 from tests.pki import TestCa

@@ -25,13 +25,13 @@ from agent.capture.maps import detach
 from config_server.storage import removal
 from deploy.lab.files import blob_config
 from deploy.lab.state import Lab as LabState
-from shared import enrol
-from shared.control_client import ControlClient
+from shared.control import enrol
+from shared.control.control_client import ControlClient
 from shared.errors import CopyRefusedError
-from shared.machine_storage import MachineStorage
+from shared.host.toml import to_toml
+from shared.machine.storage import MachineStorage
 from shared.status import AgentReport
-from shared.tls import TlsFiles
-from shared.toml import to_toml
+from shared.trust.tls import TlsFiles
 from tests.lab import Lab, lab
 from tests.long.story import Result, Story, scratch, two_disks, wait_until
 

@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from shared import enrol
-from shared.toml import to_toml
+from shared.control import enrol
+from shared.host.toml import to_toml
 from tests.lab import Lab, lab
 from tests.long.copies import agent_config
 from tests.long.story import Result, Story, scratch, two_disks

@@ -24,12 +24,12 @@ from shared.api.jobs import JobQuery, JobState
 from shared.api.points import PointRequest
 from shared.api.protection import Protection
 from shared.api.route import Nothing
-from shared.control_client import ControlClient
+from shared.control.control_client import ControlClient
+from shared.control.rest import RestClient
 from shared.desired import Desired, Wish
 from shared.errors import DisconnectedError, LaneTakenError, UnderstudyError
-from shared.rest import RestClient
 from shared.status import AgentDisk, AgentReport, AvailableDisk
-from shared.tls import TlsFiles
+from shared.trust.tls import TlsFiles
 from tests.long.story import Result
 from tests.postgres import Postgres
 from tests.replicas import Balancer, Replica

@@ -498,7 +498,7 @@ class _Revoking:
 
 
 class _Storage:
-    """What config_server/storage/account.py, shared/machine_storage.py and removal.py give."""
+    """What config_server/storage/account.py, shared/machine/storage.py and removal.py give."""
 
     vault = SimpleNamespace(container=VAULT)
     place = VAULT

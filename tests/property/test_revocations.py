@@ -16,7 +16,7 @@ from config_server.store import certificates, restored, revocation, schema, sqli
 from config_server.store.certificates import Issued
 from config_server.store.statements import unless_there
 from shared.api.certificates import Revocations
-from shared.revocation import merged
+from shared.trust.revocation import merged
 from shared.vocabulary import Role
 from tests.databases import copied
 

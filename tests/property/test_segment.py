@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from shared.batch import Batch, StreamState
 from shared.errors import IntegrityError, SegmentAlteredError
+from shared.keys.sealing import MachineKey
 from shared.log import segment
 from shared.log.segment import FileHeader, Scan
-from shared.sealing import MachineKey
 from tests.logs import KEY, OTHER_KEY, Made, make_batch, make_chain, make_draft, make_segment
 
 

@@ -12,9 +12,9 @@ from process_server.spool.aside import Aside, Kind, Note
 from process_server.spool.file import SpoolFile
 from process_server.spool.recovery import Damage, recover_folder
 from shared.errors import SpoolError, SpoolVersionError
+from shared.keys.sealing import MachineKey
 from shared.log import segment
 from shared.log.segment import FileHeader
-from shared.sealing import MachineKey
 from tests.epoch_ids import eid
 from tests.logs import KEY, file_header, make_chain
 

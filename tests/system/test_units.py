@@ -12,7 +12,7 @@ import pytest
 
 from agent.capture import libbpf
 from shared.errors import ConfigError
-from shared.toml import to_toml
+from shared.host.toml import to_toml
 from tests.capture_parts import needs_capture, until
 from tests.containers import program
 from tests.containers.container import Container, Unit

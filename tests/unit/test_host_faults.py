@@ -11,7 +11,7 @@ import pytest
 
 from tests.host_faults import Fail, Host
 
-REPLACE = "from shared import durable; from pathlib import Path; durable.replace_file(Path({0!r}), b'x')"
+REPLACE = "from shared.host import durable; from pathlib import Path; durable.replace_file(Path({0!r}), b'x')"
 READ = "from pathlib import Path; Path({0!r}).read_bytes()"
 SQLITE = """
 import sqlite3

@@ -15,14 +15,14 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from shared import tls
 from shared.blob.answers import place
 from shared.blob.check.findings import Aspect, Finding, failed, ok
 from shared.blob.config import BlobConfig, tls_context
 from shared.blob.core import explained
 from shared.errors import AccountMissingError, StorageError, TransientError
+from shared.http.proxies import Proxy, proxy_for
 from shared.naming import is_host
-from shared.proxies import Proxy, proxy_for
+from shared.trust import tls
 
 _DNS: Final = "Check the account's name, and this host's DNS (resolvectl query)."
 _NETWORK: Final = (

@@ -11,8 +11,8 @@ import pytest
 
 from agent.capture import bindings, identify
 from agent.capture.maps import Capture, detach
-from shared import durable
 from shared.desired import WantedDisk
+from shared.host import durable
 from tests.capture_parts import MIB, needs_capture, run, until
 from tests.loopdisk import attached
 from tests.protected_machine import Machine, identified_by_its_table, reattach, silent, table_of

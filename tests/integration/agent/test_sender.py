@@ -21,6 +21,7 @@ from agent.stream import servers
 from agent.stream.sender import Sender
 from agent.stream.state import AgentState, Reason, Suspicion, Word
 from shared.api.certificates import Revocations
+from shared.daemon.threads import Threads
 from shared.errors import (
     CertificateRevokedError,
     CopyRefusedError,
@@ -29,9 +30,8 @@ from shared.errors import (
     RefusedError,
     UnreachableError,
 )
-from shared.pointer import Whereabouts
 from shared.recovery.position import Position
-from shared.threads import Threads
+from shared.trust.pointer import Whereabouts
 from shared.wire import transport
 from shared.wire.messages import Ack, Fault, Hello
 from shared.wire.protocol import Connection

@@ -13,7 +13,7 @@ from agent.capture import attach, pins
 from agent.capture.maps import detach
 from agent.config import AgentConfig
 from agent.stream.state import AgentState, Reason, Word
-from shared import protected
+from shared.host import protected
 from tests.capture_parts import MIB, needs_capture, rig, until
 from tests.pki import TestCa
 

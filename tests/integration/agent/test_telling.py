@@ -13,16 +13,17 @@ from agent.config import AgentConfig
 from agent.desired import WishFile
 from agent.machine_identity import boot_of
 from config_server.operations import sides
-from shared import active_side, api
+from shared import api
 from shared.api.events import EventQuery
 from shared.api.protection import Protection
 from shared.api.route import Nothing
 from shared.blob import BlobConfig, BlobStore
+from shared.control.rest import RestClient
 from shared.desired import Verb
 from shared.errors import UnsuitableDiskError
-from shared.rest import RestClient
+from shared.machine import active_side
 from shared.status import AgentReport, AvailableDisk, BoundDisk
-from shared.tls import TlsFiles
+from shared.trust.tls import TlsFiles
 from tests.config_parts import config_for, daemon, running
 from tests.pki import TestCa
 from tests.wishing import teller

@@ -17,10 +17,10 @@ from agent import attachment, desired, idle, service
 from agent.capture import attach, bindings, libbpf, pins
 from agent.config import AgentConfig, ProtectedDisk
 from agent.stream.state import AgentState, Reason, Word
-from shared import protected
 from shared.api.commands import Command
-from shared.control_client import ControlClient
+from shared.control.control_client import ControlClient
 from shared.desired import Verb, WantedDisk
+from shared.host import protected
 from tests.capture_parts import MIB, Rig, needs_capture, rig
 from tests.epoch_ids import eid
 from tests.pki import TestCa

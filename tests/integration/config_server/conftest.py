@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.control_client import ControlClient
-from shared.rest import RestClient
-from shared.tls import TlsFiles
+from shared.control.control_client import ControlClient
+from shared.control.rest import RestClient
+from shared.trust.tls import TlsFiles
 from tests.command_line import Line
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.obedient_agent import ObedientAgent

@@ -14,7 +14,6 @@ from config_server.cli.access import opened
 from config_server.cli.options import Target
 from config_server.cli.profile import Rescue
 from config_server.cli.rescue import HINT
-from shared import tls
 from shared.api.keys import MachineKeyGrant
 from shared.api.restores import RestoreGrant, RestoreRequest, StorageGrant
 from shared.api.route import Failure
@@ -27,7 +26,8 @@ from shared.errors import (
     StorageError,
     UnderstudyError,
 )
-from shared.machine_storage import MachineStorage
+from shared.machine.storage import MachineStorage
+from shared.trust import tls
 from tests.impostor import answering
 from tests.machine_log import ModelMachine
 from tests.pki import TestCa

@@ -18,11 +18,11 @@ from shared.api.commands import CommandState
 from shared.api.jobs import Direction, JobAct, JobState, StepState
 from shared.api.machines import MachineView
 from shared.api.route import Nothing, Page
+from shared.control.rest import RestClient
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import WishRefusedError
-from shared.rest import RestClient
 from shared.status import AgentDisk, BoundDisk, Problem
-from shared.tls import TlsFiles
+from shared.trust.tls import TlsFiles
 from tests.act_jobs import (
     all_jobs,
     becomes,

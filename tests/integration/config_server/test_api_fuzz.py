@@ -11,8 +11,8 @@ from typing import Final
 import pytest
 
 from shared.blob import BlobConfig
-from shared.machine_storage import MachineStorage
-from shared.tls import TlsFiles
+from shared.machine.storage import MachineStorage
+from shared.trust.tls import TlsFiles
 from tests.config_parts import ConfigServer, config_for, running
 from tests.machine_log import ModelMachine
 from tests.obedient_agent import obedient_agent

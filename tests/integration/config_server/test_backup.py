@@ -16,11 +16,12 @@ import pytest
 
 from config_server.config import ConfigServerConfig
 from config_server.data_folder import backup, belonging, restoring
-from shared import api, durable
+from shared import api
 from shared.api.certificates import RevokeRequest
 from shared.api.protection import Protection
 from shared.api.route import Nothing, Page
 from shared.errors import CertificateRevokedError, ConfigError, DataFolderInUseError, StateFileError
+from shared.host import durable
 from shared.status import AgentReport
 from tests.config_parts import config_for, daemon, running
 

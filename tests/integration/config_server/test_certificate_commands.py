@@ -6,8 +6,8 @@ import pytest
 
 from shared import api
 from shared.api.route import Page
-from shared.rest import RestClient
-from shared.tls import TlsFiles
+from shared.control.rest import RestClient
+from shared.trust.tls import TlsFiles
 from tests.command_line import Line
 from tests.config_parts import ConfigServer, serial
 

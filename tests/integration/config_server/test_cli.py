@@ -16,18 +16,19 @@ from typing import Any
 import pytest
 
 from config_server import service
-from shared import api, enrol
+from shared import api
 from shared.api.events import EventQuery
 from shared.api.jobs import JobQuery, JobView
 from shared.api.protection import Protection
 from shared.api.route import Page
 from shared.blob import BlobConfig, BlobStore
-from shared.control_client import ControlClient
+from shared.control import enrol
+from shared.control.control_client import ControlClient
+from shared.control.rest import RestClient
 from shared.errors import PointNotFoundError
-from shared.machine_storage import MachineStorage
-from shared.rest import RestClient
+from shared.keys.vault import FileVault
+from shared.machine.storage import MachineStorage
 from shared.status import AgentDisk, AgentReport, ProcessServerReport, StreamReport
-from shared.vault import FileVault
 from tests.cli import Done, begun, ended, understudy
 from tests.command_line import Line
 from tests.config_parts import ConfigServer, config_for, daemon, running

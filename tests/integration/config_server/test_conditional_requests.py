@@ -11,8 +11,8 @@ import pytest
 from shared import api
 from shared.api.policies import Policy
 from shared.api.route import Nothing
+from shared.control.rest import RestClient
 from shared.errors import ChangedSinceError, RequestError, VersionNeededError
-from shared.rest import RestClient
 from tests.cli import understudy
 from tests.config_parts import ConfigServer
 

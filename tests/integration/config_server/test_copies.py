@@ -12,7 +12,7 @@ import pytest
 from config_server.cli import machine_commands
 from config_server.operations import sides
 from config_server.rules import copies, presence
-from shared import active_side, api
+from shared import api
 from shared.api.certificates import RenewRequest
 from shared.api.commands import CommandKind
 from shared.api.copies import RebindRequest
@@ -21,14 +21,15 @@ from shared.api.points import PointRequest
 from shared.api.protection import Protection
 from shared.api.route import Nothing
 from shared.blob import BlobConfig
-from shared.control_client import ControlClient
+from shared.control.control_client import ControlClient
+from shared.control.rest import RestClient
 from shared.errors import CopyRefusedError, RenewalNotDueError, RequestError
 from shared.log import names
 from shared.log.terms import TermDocument
-from shared.machine_storage import MachineStorage
-from shared.rest import RestClient
+from shared.machine import active_side
+from shared.machine.storage import MachineStorage
 from shared.status import AgentReport, ProcessServerReport, StreamReport
-from shared.tls import TlsFiles
+from shared.trust.tls import TlsFiles
 from tests.cli import understudy
 from tests.config_parts import ConfigServer, config_for, daemon, running
 
@@ -166,7 +167,7 @@ async def test_a_machine_that_was_restarted_is_heard_once_its_old_boot_is_silent
 async def test_a_copy_gets_no_new_certificate(
     server: ConfigServer, files: TlsFiles, agent: ControlClient
 ) -> None:
-    from shared import identity, tls
+    from shared.trust import identity, tls
 
     await agent.report(said())
     async with RestClient(server.url, tls.client_context(files)) as client:

@@ -19,11 +19,11 @@ from shared.api.events import EventQuery
 from shared.api.protection import Protection
 from shared.api.route import Nothing
 from shared.blob import BlobConfig
-from shared.control_client import ControlClient
-from shared.machine_storage import MachineStorage
-from shared.rest import RestClient
+from shared.control.control_client import ControlClient
+from shared.control.rest import RestClient
+from shared.keys.vault import FileVault
+from shared.machine.storage import MachineStorage
 from shared.status import ApplyReport, MasterTargetReport, ProcessServerReport, StreamReport
-from shared.vault import FileVault
 from shared.vocabulary import Health
 from tests.azurite import Azurite
 from tests.config_parts import ConfigServer, config_for, running, until

@@ -10,10 +10,10 @@ import pytest
 from shared import api
 from shared.api.protection import Protection
 from shared.blob import BlobConfig
+from shared.control.rest import RestClient
 from shared.desired import Verb
-from shared.machine_storage import MachineStorage
-from shared.rest import RestClient
-from shared.tls import TlsFiles
+from shared.machine.storage import MachineStorage
+from shared.trust.tls import TlsFiles
 from tests.command_line import Line
 from tests.config_parts import ConfigServer, config_for, running
 from tests.machine_log import ModelMachine

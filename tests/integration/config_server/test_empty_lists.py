@@ -6,7 +6,7 @@ import pytest
 
 from shared import api
 from shared.api.protection import Protection
-from shared.rest import RestClient
+from shared.control.rest import RestClient
 from tests.command_line import Line
 from tests.config_parts import ConfigServer
 

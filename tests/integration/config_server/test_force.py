@@ -23,7 +23,7 @@ from config_server.store import force, jobs, journal, settings
 from config_server.store.database import Database
 from config_server.store.files import DATABASE_FILE
 from config_server.store.journal import Job
-from shared import api, identity
+from shared import api
 from shared.api.certificates import RenewRequest, RevokeRequest
 from shared.api.events import EventQuery
 from shared.api.protection import Protection
@@ -31,10 +31,11 @@ from shared.api.route import Nothing
 from shared.blob import BlobConfig, BlobStore
 from shared.desired import Desired
 from shared.errors import IntegrityError, ServerSupersededError, VaultMisfitError
-from shared.machine_storage import MachineStorage
+from shared.keys.vault import FileVault
+from shared.machine.storage import MachineStorage
 from shared.status import AgentReport
-from shared.tls import TlsFiles
-from shared.vault import FileVault
+from shared.trust import identity
+from shared.trust.tls import TlsFiles
 from tests.azurite import Azurite
 from tests.config_parts import ConfigServer, config_for, daemon, running, until
 from tests.storage_faults import Answer, FaultProxy

@@ -32,6 +32,7 @@ from shared.api.restores import GrantEnd, GrantView, RestoreRequest, StorageGran
 from shared.api.route import Limit, Nothing, Page
 from shared.blob import BlobConfig, BlobStore
 from shared.blob.policies import Policies
+from shared.control.rest import RestClient
 from shared.errors import (
     GrantEndedError,
     GrantLimitError,
@@ -44,9 +45,8 @@ from shared.errors import (
     UnderstudyError,
     WrongKeyError,
 )
-from shared.machine_storage import MachineStorage
-from shared.rest import RestClient
-from shared.vault import FileVault, WrappedKey, machine_key
+from shared.keys.vault import FileVault, WrappedKey, machine_key
+from shared.machine.storage import MachineStorage
 from tests.config_parts import ConfigServer, config_for, running, until
 from tests.marks import some
 

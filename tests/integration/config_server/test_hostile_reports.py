@@ -15,9 +15,9 @@ from shared import api
 from shared.api.events import EventQuery
 from shared.api.protection import Protection
 from shared.api.route import Nothing
-from shared.control_client import ControlClient
+from shared.control.control_client import ControlClient
+from shared.control.rest import RestClient
 from shared.errors import RequestError
-from shared.rest import RestClient
 from shared.vocabulary import Role
 from tests.config_parts import config_for, daemon, running
 

@@ -12,9 +12,9 @@ from shared.api.jobs import JobQuery
 from shared.api.points import PointRequest
 from shared.api.protection import Protection
 from shared.api.route import Nothing, Page
-from shared.control_client import ControlClient
+from shared.control.control_client import ControlClient
+from shared.control.rest import RestClient
 from shared.errors import KeyUsedError, RequestError
-from shared.rest import RestClient
 from shared.status import AgentDisk, AgentReport
 from tests.config_parts import ConfigServer, daemon
 

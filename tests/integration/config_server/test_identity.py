@@ -14,13 +14,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from config_server.identity.ca import CertificateAuthority, hosts_of, pem_of
 from config_server.operations import enrolment
-from shared import api, enrol, tls
-from shared import identity as identity_files
+from shared import api
 from shared.api.audit import AuditList
 from shared.api.certificates import EnrolRequest, RenewRequest, RevokeRequest, TokenRequest
 from shared.api.events import EventQuery
 from shared.api.route import Nothing, Page
-from shared.control_client import ControlClient
+from shared.control import enrol
+from shared.control.control_client import ControlClient
+from shared.control.rest import RestClient
 from shared.errors import (
     AccessError,
     CertificateExpiredError,
@@ -36,7 +37,8 @@ from shared.errors import (
     UnreachableError,
     WrongRoleError,
 )
-from shared.rest import RestClient
+from shared.trust import identity as identity_files
+from shared.trust import tls
 from shared.vocabulary import Role
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.pki import TestCa

@@ -17,7 +17,8 @@ from shared.api.events import EventQuery
 from shared.api.jobs import JobAct, JobProgress, JobQuery, JobState, JobView, StepState, WorkerState
 from shared.api.protection import Protection
 from shared.api.route import Nothing, Page
-from shared.control_client import ControlClient
+from shared.control.control_client import ControlClient
+from shared.control.rest import RestClient
 from shared.errors import (
     JobActError,
     JobNotFoundError,
@@ -26,7 +27,6 @@ from shared.errors import (
     TransientError,
     UnhealthyError,
 )
-from shared.rest import RestClient
 from shared.status import AgentDisk, AgentReport
 from tests.config_parts import ConfigServer, config_for, daemon, running, until
 from tests.databases import opened

@@ -23,8 +23,8 @@ from shared import api
 from shared.api.protection import Protection
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.errors import BlobNotFoundError, ConfigError, ControlStateUnstoredError
-from shared.machine_storage import MachineStorage
-from shared.vault import FileVault, add
+from shared.keys.vault import FileVault, add
+from shared.machine.storage import MachineStorage
 from tests.azurite import Azurite
 from tests.config_parts import config_for, running, until
 from tests.storage_faults import Answer, FaultProxy

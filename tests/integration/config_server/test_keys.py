@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from shared import api, tls
+from shared import api
 from shared.api.audit import AuditView
 from shared.api.certificates import RevokeRequest
 from shared.api.keys import KeyRequest, MachineKeyGrant
 from shared.api.route import Nothing, Page
+from shared.control.rest import RestClient
 from shared.errors import (
     AccessError,
     CertificateRevokedError,
@@ -23,8 +24,8 @@ from shared.errors import (
     WrongKeyError,
     WrongRoleError,
 )
-from shared.rest import RestClient
-from shared.vault import FileVault
+from shared.keys.vault import FileVault
+from shared.trust import tls
 from tests.config_parts import ConfigServer, config_for, running
 
 

@@ -17,8 +17,8 @@ from shared import api
 from shared.api.events import EventQuery
 from shared.api.protection import Protection
 from shared.api.route import Nothing
-from shared.control_client import ControlClient
-from shared.rest import RestClient
+from shared.control.control_client import ControlClient
+from shared.control.rest import RestClient
 from shared.vocabulary import Health
 from tests.config_parts import config_for, running
 

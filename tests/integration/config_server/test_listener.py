@@ -15,11 +15,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from config_server.web import binding, listener
-from shared import api, door
+from shared import api
 from shared.api.route import Nothing
-from shared.connections import UNPROVED_PER_KNOWN
+from shared.control.rest import RestClient
 from shared.errors import AccessError
-from shared.rest import RestClient
+from shared.serving import door
+from shared.serving.connections import UNPROVED_PER_KNOWN
 from tests.config_parts import ConfigServer, config_for, running
 
 HALF = (

@@ -11,12 +11,13 @@ import pytest
 
 from config_server.operations import desired_state, sides
 from config_server.rules import presence, wish_view
-from shared import active_side, api
+from shared import api
 from shared.api.copies import RebindRequest
 from shared.api.events import EventQuery, EventView
 from shared.api.machines import MachineView
 from shared.api.route import Nothing, Page
 from shared.blob import BlobConfig
+from shared.control.rest import RestClient
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import (
     CopyRefusedError,
@@ -26,10 +27,10 @@ from shared.errors import (
     WishWithheldError,
 )
 from shared.log import names
-from shared.machine_storage import MachineStorage
-from shared.rest import RestClient
+from shared.machine import active_side
+from shared.machine.storage import MachineStorage
 from shared.status import AvailableDisk
-from shared.tls import TlsFiles
+from shared.trust.tls import TlsFiles
 from tests.config_parts import ConfigServer, config_for, running
 from tests.obedient_agent import ObedientAgent, obedient_agent
 

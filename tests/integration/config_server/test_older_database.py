@@ -13,16 +13,17 @@ import pytest
 
 from config_server.config import ConfigServerConfig
 from config_server.data_folder import tools
-from shared import api, enrol
+from shared import api
 from shared.api.events import EventQuery
 from shared.api.protection import Protection
 from shared.api.route import Nothing
 from shared.blob import BlobConfig
+from shared.control import enrol
+from shared.control.rest import RestClient
 from shared.desired import Verb
 from shared.errors import CertificateRevokedError, TokenUnknownError, UnderstudyError
-from shared.machine_storage import MachineStorage
-from shared.rest import RestClient
-from shared.tls import TlsFiles
+from shared.machine.storage import MachineStorage
+from shared.trust.tls import TlsFiles
 from tests.config_parts import ConfigServer, config_for, daemon, running, until
 from tests.deletions import delete, hurry, in_storage, is_gone, pass_delay, shown, waits
 from tests.obedient_agent import ObedientAgent, obedient_agent

@@ -22,7 +22,8 @@ from shared.api.points import FlushRequest, PointRequest
 from shared.api.policies import Policy
 from shared.api.protection import Protection
 from shared.api.route import Nothing, Page
-from shared.control_client import ControlClient
+from shared.control.control_client import ControlClient
+from shared.control.rest import RestClient
 from shared.errors import (
     ConfigError,
     DisconnectedError,
@@ -34,7 +35,6 @@ from shared.errors import (
     TwinDaemonError,
     UnhealthyError,
 )
-from shared.rest import RestClient
 from shared.status import (
     AgentDisk,
     AgentReport,

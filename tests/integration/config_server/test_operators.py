@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from config_server.store import sqlite
-from shared import api, enrol
+from shared import api
 from shared.api.operators import OperatorToken, OperatorTokenRequest
 from shared.api.route import Nothing, Page
+from shared.control import enrol
+from shared.control.rest import RestClient
 from shared.errors import AccessError, NotFoundError, RequestError, TokenUnknownError
-from shared.rest import RestClient
-from shared.vault import FileVault
+from shared.keys.vault import FileVault
 from tests.command_line import Line
 from tests.config_parts import ConfigServer, config_for, running
 

@@ -15,8 +15,8 @@ import pytest
 from config_server.config import ConfigServerConfig
 from config_server.identity import own_certificate
 from config_server.identity.ca import CertificateAuthority, hosts_of
-from shared import identity
 from shared.errors import ConfigError, HostClockError, IdentityFileError
+from shared.trust import identity
 from shared.vocabulary import Role
 from tests.config_parts import config_for
 from tests.small_fs import fill, remount, small_fs

@@ -7,8 +7,8 @@ import pytest
 from shared import api
 from shared.api.jobs import JobQuery
 from shared.api.route import Page
+from shared.control.rest import RestClient
 from shared.errors import JobNotFoundError, NotFoundError, RequestError
-from shared.rest import RestClient
 from tests.cli import understudy
 from tests.config_parts import ConfigServer
 

@@ -15,15 +15,17 @@ import pytest
 from config_server.config import ConfigServerConfig
 from config_server.data_folder import backup, restoring
 from config_server.identity.ca import CertificateAuthority
-from shared import api, control_client, pointer
+from shared import api
 from shared.api.route import Nothing
 from shared.blob import BlobConfig, BlobStore
-from shared.control_client import ControlClient
-from shared.machine_storage import MachineStorage
-from shared.pointer import Pointer, Whereabouts, encoded, opened, statement
+from shared.control import control_client
+from shared.control.control_client import ControlClient
+from shared.keys.vault import FileVault
+from shared.machine.storage import MachineStorage
 from shared.status import ProcessServerReport
-from shared.tls import TlsFiles
-from shared.vault import FileVault
+from shared.trust import pointer
+from shared.trust.pointer import Pointer, Whereabouts, encoded, opened, statement
+from shared.trust.tls import TlsFiles
 from tests.config_parts import ConfigServer, config_for, running, until
 
 

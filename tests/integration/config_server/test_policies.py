@@ -11,10 +11,10 @@ from shared.api.machines import PolicyChoice
 from shared.api.policies import Policy
 from shared.api.protection import Protection
 from shared.api.route import Nothing, Page
+from shared.control.rest import RestClient
 from shared.desired import Settings
 from shared.errors import PolicyNotFoundError, RequestError
-from shared.rest import RestClient
-from shared.tls import TlsFiles
+from shared.trust.tls import TlsFiles
 from tests.config_parts import ConfigServer
 from tests.obedient_agent import obedient_agent
 

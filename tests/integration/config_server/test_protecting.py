@@ -22,6 +22,7 @@ from shared.api.machines import MachineView
 from shared.api.policies import Policy
 from shared.api.protection import Protection
 from shared.api.route import Nothing, Page
+from shared.control.rest import RestClient
 from shared.desired import Desired, Mark, Settings, Verb, WantedDisk, Wish
 from shared.errors import (
     DiskTooLargeError,
@@ -33,9 +34,8 @@ from shared.errors import (
     WishInDoubtError,
     WishUntakenError,
 )
-from shared.rest import RestClient
 from shared.status import AvailableDisk
-from shared.tls import TlsFiles
+from shared.trust.tls import TlsFiles
 from tests.config_parts import ConfigServer, config_for, running
 from tests.obedient_agent import ObedientAgent, obedient_agent
 

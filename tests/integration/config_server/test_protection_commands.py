@@ -12,10 +12,10 @@ from shared import api
 from shared.api.jobs import JobQuery, JobView
 from shared.api.protection import Protection
 from shared.api.route import Nothing
+from shared.control.rest import RestClient
 from shared.desired import Verb, WantedDisk
-from shared.rest import RestClient
 from shared.status import AvailableDisk
-from shared.tls import TlsFiles
+from shared.trust.tls import TlsFiles
 from tests.cli import ended, understudy
 from tests.command_line import Line
 from tests.config_parts import ConfigServer

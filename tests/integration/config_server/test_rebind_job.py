@@ -10,17 +10,18 @@ import pytest
 
 from config_server.operations import desired_state, sides
 from config_server.store import journal
-from shared import active_side, api
+from shared import api
 from shared.api.copies import RebindRequest, SideView
 from shared.api.jobs import JobState, StepState
 from shared.api.route import Nothing
 from shared.blob import BlobConfig
-from shared.control_client import ControlClient
+from shared.control.control_client import ControlClient
+from shared.control.rest import RestClient
 from shared.errors import CopyRefusedError
-from shared.machine_storage import MachineStorage
-from shared.rest import RestClient
+from shared.machine import active_side
+from shared.machine.storage import MachineStorage
 from shared.status import ProcessServerReport, StreamReport
-from shared.tls import TlsFiles
+from shared.trust.tls import TlsFiles
 from tests import deletions
 from tests.act_jobs import becomes, cancel, ended, hurry, protect, shown, states, unprotect, waits_for
 from tests.config_parts import ConfigServer, config_for, daemon, running, until

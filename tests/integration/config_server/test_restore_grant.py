@@ -21,10 +21,10 @@ from shared.api.route import Limit, Page
 from shared.blob import BlobConfig, BlobStore
 from shared.blob.config import read_key
 from shared.blob.policies import token
+from shared.control.rest import RestClient
 from shared.errors import GrantEndedError
-from shared.machine_storage import MachineStorage
+from shared.machine.storage import MachineStorage
 from shared.recovery.folder import JOURNAL
-from shared.rest import RestClient
 from tests.azurite import Azurite
 from tests.config_parts import ConfigServer, config_for, running
 from tests.machine_log import ModelMachine

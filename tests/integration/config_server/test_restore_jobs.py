@@ -20,7 +20,7 @@ from config_server.operations import restore_job
 from config_server.store import restored, restores
 from config_server.store.config import DatabaseConfig
 from config_server.store.database import Connection
-from shared import api, tls
+from shared import api
 from shared.api.audit import AuditView
 from shared.api.events import EventQuery, EventView
 from shared.api.jobs import JobAct, JobProgress, JobQuery, JobState, JobView, StepState, WorkerState
@@ -28,10 +28,11 @@ from shared.api.protection import Protection
 from shared.api.restores import GrantState, RestoreGrant, RestoreRequest
 from shared.api.route import Failure, Limit, Nothing, Page
 from shared.blob import BlobConfig
+from shared.control.rest import RestClient
 from shared.errors import GrantEndedError, KeyUsedError, RestoreCancelledError
-from shared.machine_storage import MachineStorage
+from shared.machine.storage import MachineStorage
 from shared.recovery.folder import JOURNAL, Manifest
-from shared.rest import RestClient
+from shared.trust import tls
 from tests import older_jobs
 from tests.azurite import Azurite
 from tests.cli import begun, ended

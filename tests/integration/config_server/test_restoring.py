@@ -41,10 +41,11 @@ from config_server.store import (
 )
 from config_server.store.files import DATABASE_FILE
 from config_server.store.tokens import Grant
-from shared import durable, enrol
 from shared.api.commands import CommandKind, CommandState
 from shared.api.operators import OperatorTokenView
+from shared.control import enrol
 from shared.errors import ConfigError, DataFolderInUseError, StateFileError, TokenUnknownError
+from shared.host import durable
 from shared.vocabulary import Role
 from tests.config_parts import config_for
 

@@ -15,10 +15,12 @@ import pytest
 from config_server.operations.control import Control
 from config_server.rules import renewals
 from config_server.rules.certificates import BACKDATED
-from shared import api, enrol, identity, tls
+from shared import api
 from shared.api.certificates import RenewRequest
 from shared.api.daemons import StatusReply
 from shared.api.route import Nothing, Page
+from shared.control import enrol
+from shared.control.rest import RestClient
 from shared.errors import (
     CertificateRevokedError,
     KeyRevokedError,
@@ -26,7 +28,7 @@ from shared.errors import (
     TokenUnknownError,
     WrongRoleError,
 )
-from shared.rest import RestClient
+from shared.trust import identity, tls
 from tests.config_parts import ConfigServer, config_for, daemon, running, serial
 from tests.impostor import answering
 

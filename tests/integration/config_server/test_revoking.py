@@ -24,12 +24,13 @@ from config_server.storage.account import Storage
 from config_server.store import restored, revocation
 from config_server.store.database import Connection, Database
 from config_server.store.files import DATABASE_FILE
-from shared import api, enrol, identity
+from shared import api
 from shared.api.audit import AuditView
 from shared.api.certificates import RenewRequest
 from shared.api.events import EventQuery, EventView
 from shared.api.route import Page
 from shared.blob import BlobConfig, BlobStore
+from shared.control import enrol
 from shared.errors import (
     CertificateRevokedError,
     DatabaseError,
@@ -38,7 +39,8 @@ from shared.errors import (
     RevocationUnrecordedError,
     TokenUnknownError,
 )
-from shared.tls import TlsFiles
+from shared.trust import identity
+from shared.trust.tls import TlsFiles
 from tests import databases
 from tests.azurite import Azurite
 from tests.config_parts import ConfigServer, config_for, daemon, running, serial, until

@@ -12,7 +12,7 @@ from config_server.storage.owners import Serving
 from shared.blob import BlobConfig
 from shared.log import names
 from shared.log.terms import TermDocument
-from shared.machine_storage import MachineStorage
+from shared.machine.storage import MachineStorage
 
 
 async def test_it_is_who_took_the_newest_term_of_the_newest_epoch_that_has_one(

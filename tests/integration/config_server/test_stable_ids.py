@@ -18,11 +18,11 @@ from shared.api.events import EventQuery, EventView
 from shared.api.machines import MachineView
 from shared.api.protection import Protection
 from shared.api.route import Nothing
+from shared.control.rest import RestClient
 from shared.desired import Verb, WantedDisk, Wish
 from shared.errors import DisksKeptError, FewerDisksError, RequestError, WishInDoubtError
-from shared.rest import RestClient
 from shared.status import AgentDisk, AvailableDisk, BoundDisk
-from shared.tls import TlsFiles
+from shared.trust.tls import TlsFiles
 from tests.config_parts import ConfigServer, config_for, running
 from tests.obedient_agent import ObedientAgent, obedient_agent
 

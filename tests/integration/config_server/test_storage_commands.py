@@ -16,7 +16,7 @@ import pytest
 from config_server.cli import profile
 from config_server.cli.profile import Profile, Rescue
 from shared.blob import BlobConfig, BlobStore
-from shared.toml import to_toml
+from shared.host.toml import to_toml
 from tests.azurite import Azurite
 from tests.cli import begun, ended, understudy
 from tests.dispositions import inherited

@@ -17,17 +17,18 @@ from config_server import service
 from config_server.rules.facts import SELF
 from config_server.rules.twins import SILENT_S
 from config_server.store.config import DatabaseConfig
-from shared import api, tls
+from shared import api
 from shared.api.commands import Command, CommandState
 from shared.api.daemons import DaemonView
 from shared.api.events import EventKind, EventQuery, EventView
 from shared.api.points import PointRequest
 from shared.api.protection import Protection
 from shared.api.route import Nothing
-from shared.control_client import ControlClient
+from shared.control.control_client import ControlClient
+from shared.control.rest import RestClient
 from shared.errors import ConfigError, MachineNotFoundError, OtherServerGoneError, UnderstudyError
-from shared.rest import RestClient
 from shared.status import AgentDisk, AgentReport
+from shared.trust import tls
 from shared.vocabulary import Role
 from tests.config_parts import ConfigServer, config_for, running, until
 from tests.obedient_agent import ObedientAgent

@@ -10,14 +10,15 @@ import pytest
 
 from config_server import service
 from config_server.storage import account
-from shared import api, tls
+from shared import api
 from shared.api.events import EventQuery
 from shared.api.keys import KeyRequest
 from shared.api.route import Nothing
 from shared.blob import BlobConfig, Retry
+from shared.control.rest import RestClient
 from shared.errors import VaultMisfitError, VaultUnrecordedError, WrongKeyError
-from shared.rest import RestClient
-from shared.vault import FileVault
+from shared.keys.vault import FileVault
+from shared.trust import tls
 from tests.config_parts import ConfigServer, config_for, running
 from tests.process_server_site import free_port
 

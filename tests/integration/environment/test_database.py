@@ -10,12 +10,13 @@ import pytest
 
 from config_server import service
 from config_server.store.reserve import SIZE_B
-from shared import api, tls
+from shared import api
 from shared.api.protection import Protection
 from shared.api.route import Failure, Nothing
+from shared.control.rest import RestClient, error_of
 from shared.errors import CertificateRevokedError, DatabaseError, StorageError, UnderstudyError
-from shared.rest import RestClient, error_of
-from shared.tls import TlsFiles
+from shared.trust import tls
+from shared.trust.tls import TlsFiles
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.failing_disks import FAILING
 

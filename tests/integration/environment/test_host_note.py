@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent.host_note import HostNote
-from shared import protected
+from shared.host import protected
 from tests.failing_disks import FAILING
 
 

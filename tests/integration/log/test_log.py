@@ -26,6 +26,7 @@ from shared.errors import (
     TransientError,
     WrongKeyError,
 )
+from shared.keys.vault import FileVault, machine_key
 from shared.log import chain, names
 from shared.log.chain import IndexChain
 from shared.log.epochs import EpochDisk, EpochInfo, allocate_epoch, newest_epoch
@@ -33,7 +34,6 @@ from shared.log.index import NEWEST, Line, decode_up_to_damage
 from shared.log.reader import LogReader
 from shared.log.terms import TermDocument, create, newest_term
 from shared.log.writer import IndexWriter
-from shared.vault import FileVault, machine_key
 from tests.epoch_ids import eid
 from tests.lives import copied, forget_log, set_back
 from tests.logs import OTHER_KEY, VAULT, KnownKeys, Made, make_chain, put_segment

@@ -16,9 +16,9 @@ import pytest
 
 from master_target.targets.image_file import ImageTarget
 from master_target.targets.state import DiskInterval
-from shared import durable
 from shared.errors import LeaseLostError
-from shared.machine_storage import MachineStorage
+from shared.host import durable
+from shared.machine.storage import MachineStorage
 from shared.recovery.position import NOWHERE, Position
 from shared.recovery.sparse import SparseFile
 from tests.epoch_ids import CLAIM

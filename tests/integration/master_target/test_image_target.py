@@ -13,9 +13,9 @@ import pytest
 from master_target.targets import image_file
 from master_target.targets.image_file import ImageTarget
 from master_target.targets.state import DiskInterval
-from shared import durable
 from shared.batch import Buffer
 from shared.errors import ImageFileError, LeaseHeldError, LeaseLostError, SeedDiskError
+from shared.host import durable
 from shared.recovery.position import NOWHERE, Position
 from shared.recovery.sparse import SparseFile
 from tests.epoch_ids import CLAIM

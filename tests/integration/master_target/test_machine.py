@@ -21,6 +21,7 @@ from master_target.targets.image_file import ImageTarget
 from master_target.targets.page_blob import PageBlobTarget
 from shared.batch import SECTOR, Op, StreamState
 from shared.blob import BlobStore
+from shared.daemon.threads import in_thread
 from shared.errors import IndexDamagedError, IndexMissingError, SeedDiskError
 from shared.log import chain, names
 from shared.log.chain import IndexChain
@@ -31,7 +32,6 @@ from shared.recovery import point_store
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position
 from shared.recovery.seed import seed_blob
-from shared.threads import in_thread
 from tests.epoch_ids import id_in
 from tests.machine_log import ModelMachine
 from tests.master_parts import (

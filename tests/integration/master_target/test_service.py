@@ -17,14 +17,14 @@ from master_target.follow import Follower
 from master_target.machine import Machine
 from master_target.service import Service
 from shared.blob import BlobConfig
+from shared.daemon.threads import in_thread
 from shared.errors import KeyUnavailableError, WrongKeyError
+from shared.keys.vault import FileVault, Vault
 from shared.log import names
-from shared.machine_storage import MachineStorage
+from shared.machine.storage import MachineStorage
 from shared.recovery import point_store
 from shared.recovery.points import PointDoc
 from shared.status import ApplyReport
-from shared.threads import in_thread
-from shared.vault import FileVault, Vault
 from tests.azurite import Azurite
 from tests.deleted_machines import remove
 from tests.gated_vault import GatedVault

@@ -12,12 +12,12 @@ import pytest
 
 from process_server.spool import spool as spools
 from process_server.spool.spool import Spool
-from shared import sealing
 from shared.batch import Batch, Buffer
 from shared.blob import BlobStore
+from shared.keys import sealing
+from shared.keys.sealing import FileKey
 from shared.log import segment
 from shared.log.segment import Frame
-from shared.sealing import FileKey
 from tests.azurite import Azurite
 from tests.epoch_ids import CLAIM
 from tests.logs import make_batch, make_chain

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from shared import api, tls
+from shared import api
 from shared.api.points import FlushRequest
 from shared.api.protection import Protection
 from shared.api.route import Nothing
 from shared.blob import BlobConfig
-from shared.rest import RestClient
+from shared.control.rest import RestClient
+from shared.trust import tls
 from shared.vocabulary import Health
 from tests.config_parts import config_for, running, until
 from tests.deletions import delete, hurry, is_gone, pass_delay

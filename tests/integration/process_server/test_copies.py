@@ -14,8 +14,6 @@ import pytest
 from process_server.reception import admission, boots
 from process_server.spool.sides import Sides
 from process_server.standing import Standing
-from shared import active_side, durable
-from shared.active_side import ActiveSide, Direction
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.errors import (
     CopyRefusedError,
@@ -24,8 +22,11 @@ from shared.errors import (
     SupersededError,
     TransientError,
 )
+from shared.host import durable
 from shared.log import names
-from shared.machine_storage import MachineStorage
+from shared.machine import active_side
+from shared.machine.active_side import ActiveSide, Direction
+from shared.machine.storage import MachineStorage
 from shared.wire import transport
 from shared.wire.messages import Fault, Hello
 from tests.azurite import Azurite, in_one

@@ -21,11 +21,12 @@ from process_server.spool import machine_folder, watermark
 from process_server.spool.aside import Kind, Note
 from process_server.spool.epoch_log import EpochLog
 from process_server.spool.machine_log import MachineLog
-from shared import durable, remote_vault
 from shared.blob import BlobConfig
+from shared.control import remote_vault
 from shared.errors import StorageForgotError, UnderstudyError
-from shared.machine_storage import REGISTRY, MachineStorage
-from shared.vault import Vault
+from shared.host import durable
+from shared.keys.vault import Vault
+from shared.machine.storage import REGISTRY, MachineStorage
 from tests.azurite import Azurite
 from tests.deleted_machines import HARDWARE, Parts, parts, remove
 from tests.deletions import in_storage

@@ -21,7 +21,7 @@ from shared.errors import (
 from shared.log import names
 from shared.log.epochs import newest_epoch
 from shared.log.writer import IndexWriter
-from shared.machine_storage import MachineStorage
+from shared.machine.storage import MachineStorage
 from shared.recovery import point_store
 from shared.recovery.points import logged_point
 from shared.recovery.position import Position

@@ -12,15 +12,15 @@ import pytest
 from master_target.config import MasterTargetConfig
 from master_target.service import run as run_master_target
 from process_server.spool.spool import LogSettings, SegmentLimits, Spool
-from shared import tls
 from shared.blob import BlobConfig, BlobStore
 from shared.errors import KeyUnavailableError, WrongKeyError
-from shared.key_cache import FOLDER
+from shared.keys.key_cache import FOLDER
 from shared.log.epochs import newest_epoch
 from shared.log.reader import LogReader
-from shared.machine_storage import MachineStorage
+from shared.machine.storage import MachineStorage
 from shared.naming import is_name
 from shared.recovery import point_store
+from shared.trust import tls
 from shared.wire.messages import Hello
 from tests.azurite import in_one
 from tests.config_parts import config_for, running

@@ -10,9 +10,9 @@ import pytest
 
 from process_server.machine_files import MachineFiles
 from process_server.reception.boots import Admitted, BootFiles
-from shared import durable
 from shared.batch import Buffer
 from shared.errors import BootFileError, SideFileError
+from shared.host import durable
 from tests.receiver_site import Site
 from tests.small_fs import fill, remount, small_fs
 from tests.wire_parts import hello

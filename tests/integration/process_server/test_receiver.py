@@ -17,7 +17,6 @@ from process_server.reception.credit import MIB, CacheSpace, CreditPolicy
 from process_server.reception.machine import Machine
 from process_server.reception.pace import Pace
 from process_server.reception.receiver import Receiver
-from shared import tls
 from shared.api.certificates import Revocations
 from shared.batch import Buffer, StreamState
 from shared.errors import (
@@ -31,6 +30,7 @@ from shared.errors import (
     TooManyHellosError,
     WrongRoleError,
 )
+from shared.trust import tls
 from shared.wire import frames
 from shared.wire import transport as channels
 from shared.wire.frames import FrameType

@@ -23,7 +23,8 @@ from process_server.reception.admission import Admission
 from process_server.reception.boots import BootFiles
 from process_server.reception.credit import MIB, CacheSpace, CreditPolicy
 from process_server.reception.receiver import Receiver
-from shared import door, tls
+from shared.serving import door
+from shared.trust import tls
 from shared.wire import frames
 from shared.wire.frames import FrameType
 from shared.wire.messages import Hello

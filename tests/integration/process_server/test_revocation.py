@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from shared import tls
 from shared.blob import BlobConfig
 from shared.errors import CertificateRevokedError
+from shared.trust import tls
 from tests.config_parts import config_for, running, serial
 from tests.process_server_site import Site
 from tests.wire_parts import Agent, Chain, hello

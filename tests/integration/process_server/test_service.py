@@ -14,9 +14,9 @@ import pytest
 
 from process_server.config import ProcessServerConfig
 from process_server.service import flush, run
-from shared import tls
 from shared.api.certificates import Revocations
 from shared.blob import BlobConfig
+from shared.daemon.service import load_config
 from shared.errors import (
     CertificateRevokedError,
     ConfigError,
@@ -25,8 +25,8 @@ from shared.errors import (
     UnderstudyError,
     UsageError,
 )
-from shared.revocation import REVOKED_FILE
-from shared.service import load_config
+from shared.trust import tls
+from shared.trust.revocation import REVOKED_FILE
 from tests.azurite import Azurite
 from tests.process_server_site import Site
 from tests.wire_parts import Chain, hello

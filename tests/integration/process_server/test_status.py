@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from shared.machine_storage import MachineStorage
+from shared.machine.storage import MachineStorage
 from shared.vocabulary import Severity
 from tests.deleted_machines import parts, remove
 from tests.logs import make_chain

@@ -11,7 +11,7 @@ import pytest
 from shared.blob import BlobConfig, BlobStore
 from shared.errors import IndexMissingError, MachineNotFoundError, PointNotFoundError, SnapshotError
 from shared.log import names
-from shared.machine_storage import MachineStorage
+from shared.machine.storage import MachineStorage
 from shared.recovery import listing, point_store
 from shared.recovery.alone import UNTOLD_DISKS, UNTOLD_SUSPICION
 from shared.recovery.catalog import Catalog

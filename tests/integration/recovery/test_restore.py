@@ -15,6 +15,7 @@ from shared.errors import (
     SnapshotError,
     WrongKeyError,
 )
+from shared.keys.vault import FileVault
 from shared.log import names
 from shared.recovery import materialise as materialise_module
 from shared.recovery import point_store
@@ -24,7 +25,6 @@ from shared.recovery.position import Position, format_ns
 from shared.recovery.references import resolve
 from shared.recovery.seed import seed_blob
 from shared.recovery.verify import make_plan, verify
-from shared.vault import FileVault
 from tests.machine_log import ModelMachine
 from tests.restores import check, restore, shown_now, snapshot_now, with_base
 

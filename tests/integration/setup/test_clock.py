@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from shared import enrol, identity, tls
+from shared.control import enrol
 from shared.errors import HostClockError, UnknownAuthorityError
 from shared.setup.checks import Clock, ConfigServer
 from shared.setup.steps import Outcome, carry_out
+from shared.trust import identity, tls
 from tests.config_parts import config_for, running
 
 

@@ -27,14 +27,14 @@ from config_server.cli import profile
 from config_server.config import ConfigServerConfig
 from config_server.data_folder import tools
 from config_server.data_folder.belonging import RESTORING
-from shared import enrol
 from shared.blob import BlobConfig, BlobStore
-from shared.control_client import ControlClient
+from shared.control import enrol
+from shared.control.control_client import ControlClient
+from shared.daemon.service import load_config
 from shared.errors import ConfigError
-from shared.machine_storage import MachineStorage
-from shared.service import load_config
-from shared.vault import FileVault, add, machine_key
-from shared.vault_record import RecordedVault
+from shared.keys.vault import FileVault, add, machine_key
+from shared.keys.vault_record import RecordedVault
+from shared.machine.storage import MachineStorage
 from tests.cli import ROOT, Done, begun, ended, understudy
 from tests.config_parts import running
 from tests.dispositions import inherited

@@ -19,6 +19,7 @@ from shared import api
 from shared.api.protection import Protection
 from shared.api.route import Nothing
 from shared.blob import BlobConfig, BlobStore
+from shared.daemon.service import load_config
 from shared.errors import (
     ConfigError,
     ControlStateMissingError,
@@ -27,10 +28,9 @@ from shared.errors import (
     UsageError,
     WrongKeyError,
 )
-from shared.service import load_config
+from shared.keys.vault import FileVault
 from shared.status import AgentReport
-from shared.tls import TlsFiles
-from shared.vault import FileVault
+from shared.trust.tls import TlsFiles
 from tests.cli import Done
 from tests.config_parts import ConfigServer, config_for, daemon, running, until
 from tests.marks import some

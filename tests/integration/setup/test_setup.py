@@ -16,12 +16,12 @@ import pytest
 from agent.config import AgentConfig
 from master_target.config import MasterTargetConfig
 from process_server.config import ProcessServerConfig
-from shared import identity
 from shared.blob import BlobConfig
-from shared.enrol import NEW_KEY
-from shared.service import load_config
+from shared.control.enrol import NEW_KEY
+from shared.daemon.service import load_config
 from shared.setup import command, host
 from shared.setup.host import alone
+from shared.trust import identity
 from shared.vocabulary import Role
 from tests.cli import Done
 from tests.config_parts import ConfigServer, config_for, daemon, running

@@ -15,9 +15,10 @@ import pytest
 from aiohttp import web
 
 from agent.stream.link import Link
-from shared import api, clock_evidence, tls
+from shared import api
 from shared.api.route import Nothing
 from shared.blob import BlobConfig, BlobStore, Retry
+from shared.control.rest import RestClient
 from shared.errors import (
     CertificateExpiredError,
     HostClockError,
@@ -28,7 +29,8 @@ from shared.errors import (
     UnknownAuthorityError,
     WrongHostError,
 )
-from shared.rest import RestClient
+from shared.http import clock_evidence
+from shared.trust import tls
 from tests.pki import TestCa
 
 YEARS: Final = dt.timedelta(days=3 * 365)

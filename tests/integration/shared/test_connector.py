@@ -7,8 +7,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from shared import tls
-from shared.connector import TlsConnector
+from shared.http.connector import TlsConnector
+from shared.trust import tls
 from tests.pki import TestCa
 
 

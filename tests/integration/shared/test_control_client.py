@@ -20,15 +20,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from structlog.testing import capture_logs
 
 from config_server.identity.ca import CertificateAuthority, pem_of
-from shared import api, control_client, enrol, identity, tls
+from shared import api
 from shared.api.certificates import Certificate
 from shared.api.commands import Command
 from shared.api.daemons import StatusReply
 from shared.api.route import Nothing
-from shared.control_client import ControlClient
+from shared.control import control_client, enrol
+from shared.control.control_client import ControlClient
 from shared.desired import Desired, Mark, Settings, Verb, Wish
 from shared.errors import OthersFolderError
 from shared.status import AgentReport
+from shared.trust import identity, tls
 from shared.vocabulary import Role
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.impostor import answering

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from shared import tls
-from shared.door import Door, Peer, Visit
+from shared.serving.door import Door, Peer, Visit
+from shared.trust import tls
 from tests.pki import TestCa
 from tests.wire_parts import until
 

@@ -10,9 +10,10 @@ import pytest
 from aiohttp import web
 
 from config_server.identity.ca import CertificateAuthority
-from shared import enrol, tls
 from shared.api.certificates import CaCertificate, Certificate
+from shared.control import enrol
 from shared.errors import PeerError, UnknownAuthorityError
+from shared.trust import tls
 from tests.impostor import answering
 from tests.pki import TestCa
 

@@ -15,10 +15,10 @@ import process_server.service
 from agent.config import AgentConfig
 from master_target.config import MasterTargetConfig
 from process_server.config import ProcessServerConfig
-from shared import identity
 from shared.blob import BlobConfig
 from shared.errors import ConfigError, IdentityFileError, OthersFolderError
-from shared.tls import TlsFiles
+from shared.trust import identity
+from shared.trust.tls import TlsFiles
 from tests.pki import TestCa
 
 

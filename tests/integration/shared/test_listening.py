@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from shared.connections import origin, unmapped
-from shared.door import Peer
 from shared.errors import ListenError
-from shared.listening import listening_socket
+from shared.serving.connections import origin, unmapped
+from shared.serving.door import Peer
+from shared.serving.listening import listening_socket
 from tests.integration.shared.test_door import Site
 
 needs_ipv6 = pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this kernel has no IPv6")

@@ -17,7 +17,7 @@ from shared.errors import (
     StorageForgotError,
     UsageError,
 )
-from shared.machine_storage import MachineStorage
+from shared.machine.storage import MachineStorage
 
 ONCE = Retry(deadline_s=0.0)
 

@@ -18,10 +18,10 @@ from master_target import service as master_target_service
 from master_target.config import MasterTargetConfig
 from process_server import service as process_server_service
 from process_server.config import ProcessServerConfig
-from shared import mounts
 from shared.blob import BlobConfig
 from shared.errors import NotMountedError
-from shared.vault import FileVault
+from shared.host import mounts
+from shared.keys.vault import FileVault
 from tests.pki import TestCa
 
 

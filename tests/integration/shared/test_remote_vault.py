@@ -15,12 +15,12 @@ from config_server.config import ConfigServerConfig
 from shared import api
 from shared.api.certificates import RevokeRequest
 from shared.api.route import Page
+from shared.control.remote_vault import RemoteVault, warnings
+from shared.daemon.threads import Threads
 from shared.errors import KeyCacheError, KeyUnavailableError, WrongKeyError
-from shared.key_cache import CachedKey, KeyCache
-from shared.remote_vault import RemoteVault, warnings
-from shared.threads import Threads
-from shared.tls import TlsFiles, read_chain
-from shared.vault import FileVault, WrappedKey
+from shared.keys.key_cache import CachedKey, KeyCache
+from shared.keys.vault import FileVault, WrappedKey
+from shared.trust.tls import TlsFiles, read_chain
 from tests.config_parts import ConfigServer, config_for, running
 from tests.no_threads import no_room
 from tests.process_server_site import free_port
@@ -76,7 +76,7 @@ async def test_keys_outlive_the_config_server_and_restarts(daemon: Daemon) -> No
 async def test_the_keys_of_a_deleted_machine_go_and_are_got_anew_if_they_are_asked_for(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.remote_vault._RETRY_S", 0.05)
+    monkeypatch.setattr("shared.control.remote_vault._RETRY_S", 0.05)
     one, key = await daemon.wrapped()
     other, _ = await daemon.wrapped("web2")
     async with running(daemon.config) as server, daemon.remote() as vault:
@@ -88,7 +88,7 @@ async def test_the_keys_of_a_deleted_machine_go_and_are_got_anew_if_they_are_ask
         assert daemon.path(one).exists()
         assert await handed_out(server) == 3
         with monkeypatch.context() as patch:
-            patch.setattr("shared.durable.remove_file", _failing)
+            patch.setattr("shared.host.durable.remove_file", _failing)
             with pytest.raises(KeyCacheError, match="cannot be removed") as caught:
                 await vault.forgotten("web1")
             assert caught.value.cause.startswith("Input/output error")
@@ -138,7 +138,7 @@ def _failing(path: Path) -> None:
 async def test_keys_that_no_thread_could_be_had_to_read_are_read_when_there_is_one(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.remote_vault._RETRY_S", 0.05)
+    monkeypatch.setattr("shared.control.remote_vault._RETRY_S", 0.05)
     one, key = await daemon.wrapped()
     async with running(daemon.config), daemon.remote() as vault:
         await vault.unwrap(one, "web1")
@@ -241,7 +241,7 @@ async def test_a_cache_that_cannot_be_read_is_told_and_fetched_again(daemon: Dae
 async def test_what_could_not_be_read_is_neither_lost_to_new_keys_nor_forgotten(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr("shared.remote_vault._RETRY_S", 0.05)
+    monkeypatch.setattr("shared.control.remote_vault._RETRY_S", 0.05)
     one, key = await daemon.wrapped("web1")
     two, _ = await daemon.wrapped("web2")
     async with running(daemon.config), daemon.remote() as vault:
@@ -280,7 +280,7 @@ async def test_what_another_process_of_the_daemon_was_given_is_kept_and_found(da
 
 
 async def test_a_full_disk_keeps_nobody_from_a_key(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.remote_vault._RETRY_S", 0.05)
+    monkeypatch.setattr("shared.control.remote_vault._RETRY_S", 0.05)
     one, key = await daemon.wrapped()
     with small_fs(daemon.folder / "state") as state:
         ballast = fill(state)

@@ -21,10 +21,10 @@ import pytest
 from azure.core.credentials import AccessToken
 from azure.core.exceptions import ResourceNotFoundError
 
-from shared import proxies
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.blob.check import Aspect, Finding, Limits, Report, State, check, rights
 from shared.errors import UsageError
+from shared.http import proxies
 from tests.azurite import Azurite
 from tests.http_proxy import connect_through, refuse
 from tests.http_proxy import proxy as proxy_between

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from shared import storage_stack
-from shared.storage_stack import disks_below, whole_disk
+from shared.host import storage_stack
+from shared.host.storage_stack import disks_below, whole_disk
 from tests.loopdisk import attached, loop_disk
 
 MIB = 1 << 20
@@ -122,7 +122,7 @@ def test_in_a_container_whose_root_is_an_overlay_nothing_is_found_below_it(folde
     script = (
         f"mount -t overlay -o {options} none {names['root']} && cd {names['root']} && mkdir -p old && "
         f"pivot_root . old && mount -t proc proc /proc && umount -l /old && exec {sys.executable} -c "
-        "'from shared.storage_stack import disks_below; from pathlib import Path; print(disks_below(Path(\"/var\")))'"
+        "'from shared.host.storage_stack import disks_below; from pathlib import Path; print(disks_below(Path(\"/var\")))'"
     )
     found = command("unshare", "--mount", "--propagation=private", "sh", "-c", script)
     assert found == "set()"

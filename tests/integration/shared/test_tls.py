@@ -15,8 +15,7 @@ import pytest
 
 from config_server.identity.ca import CertificateAuthority
 from config_server.identity.own_certificate import OwnCertificate
-from shared import tls
-from shared.control_client import ControlClient
+from shared.control.control_client import ControlClient
 from shared.errors import (
     CertificateExpiredError,
     CertificateMissingError,
@@ -24,6 +23,7 @@ from shared.errors import (
     PeerError,
     UnknownAuthorityError,
 )
+from shared.trust import tls
 from tests.config_parts import config_for
 from tests.pki import TestCa
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shared import vault
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.errors import VaultMisfitError, VaultUnrecordedError
-from shared.machine_storage import MachineStorage
-from shared.vault import FileVault, machine_key
-from shared.vault_record import FOLDER, RecordedVault, Records
+from shared.keys import vault
+from shared.keys.vault import FileVault, machine_key
+from shared.keys.vault_record import FOLDER, RecordedVault, Records
+from shared.machine.storage import MachineStorage
 from tests.process_server_site import free_port
 
 

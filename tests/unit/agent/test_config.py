@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from agent.config import AgentConfig, check_disks
+from shared.daemon.service import load_config
 from shared.desired import WantedDisk
 from shared.errors import ConfigError
-from shared.service import load_config
 
 BASE = """
 machine = "m"

@@ -13,10 +13,10 @@ from agent import desired
 from agent.capture.bindings import NotedDisk
 from agent.config import AgentConfig, ProtectedDisk
 from agent.desired import Goal, WishFile, applied
-from shared import durable
+from shared.daemon.threads import Threads
 from shared.desired import Desired, Mark, Settings, Verb, WantedDisk, Wish
-from shared.threads import Threads
-from shared.tls import TlsFiles
+from shared.host import durable
+from shared.trust.tls import TlsFiles
 from tests.no_threads import no_room
 from tests.setups import tree
 

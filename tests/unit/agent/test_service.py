@@ -22,13 +22,13 @@ from agent.config import AgentConfig
 from agent.desired import Goal, WishFile
 from agent.host_note import HostNote
 from agent.pipeline import Agent
-from shared import mounts
 from shared.batch import StreamState
+from shared.daemon.threads import Threads
 from shared.desired import Desired, Mark, Verb, WantedDisk, Wish
 from shared.errors import BpfError, NotMountedError, NoUsableDiskError
+from shared.host import mounts
 from shared.status import BoundDisk
-from shared.threads import Threads
-from shared.tls import TlsFiles
+from shared.trust.tls import TlsFiles
 from tests.no_threads import no_room
 
 
@@ -65,7 +65,7 @@ async def test_why_an_agent_ends_is_told_also_when_a_part_of_a_running_one_faile
             group.create_task(part())
 
     monkeypatch.setattr(service, "check_machine", lambda: None)
-    monkeypatch.setattr("shared.identity.check_name", lambda files, name: None)
+    monkeypatch.setattr("shared.trust.identity.check_name", lambda files, name: None)
     monkeypatch.setattr(pins, "ensure_bpffs", lambda pin_dir: None)
     monkeypatch.setattr(service, "tell_why", tell)
     monkeypatch.setattr(service, "running", running)
@@ -102,7 +102,7 @@ async def test_last_words_say_what_is_to_be_protected_unless_nobody_has_read_tha
         yield
 
     monkeypatch.setattr(service, "check_machine", lambda: None)
-    monkeypatch.setattr("shared.identity.check_name", lambda files, name: None)
+    monkeypatch.setattr("shared.trust.identity.check_name", lambda files, name: None)
     monkeypatch.setattr(pins, "ensure_bpffs", lambda pin_dir: None)
     monkeypatch.setattr(mounts, "check", check)
     monkeypatch.setattr(service, "tell_why", tell)
@@ -188,7 +188,7 @@ async def test_a_host_without_room_for_a_thread_keeps_no_agent_from_running_what
 ) -> None:
     monkeypatch.setattr(service, "NOTE_S", 0.01)
     written: list[str] = []
-    monkeypatch.setattr("shared.protected.note", lambda machine, *_: written.append(machine))
+    monkeypatch.setattr("shared.host.protected.note", lambda machine, *_: written.append(machine))
     config: Any = SimpleNamespace(machine="m", pin_dir=tmp_path)
     note = HostNote(config, cast("Any", SimpleNamespace(disks=[])))
     with no_room():

@@ -10,7 +10,7 @@ from agent.desired import WishFile
 from agent.setup import _address, _after
 from shared.desired import Desired, Mark, Verb, WantedDisk, Wish
 from shared.errors import UsageError
-from shared.toml import to_toml
+from shared.host.toml import to_toml
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from config_server.config import ConfigServerConfig
+from shared.daemon.service import load_config
 from shared.errors import ConfigError
-from shared.service import load_config
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from config_server.cli.profile import Profile
 from deploy import configurations
 from deploy.configurations import SMALLEST, reference, type_of
 from shared.configuration.sample import sample
-from shared.service import load_config
-from shared.toml import to_toml
+from shared.daemon.service import load_config
+from shared.host.toml import to_toml
 from shared.vocabulary import Role
 
 ROOT = Path(configurations.__file__).parent.parent

@@ -8,8 +8,8 @@ import pytest
 
 from master_target.__main__ import start
 from master_target.config import MasterTargetConfig
+from shared.daemon.service import load_config, run_daemon
 from shared.errors import ConfigError
-from shared.service import load_config, run_daemon
 
 GOOD = """
 name = "mt1"

@@ -8,8 +8,8 @@ import pytest
 
 from process_server.config import ProcessServerConfig
 from process_server.spool.ownership import LONGEST_PAUSE_S, LONGEST_SEGMENT_S, Patience
+from shared.daemon.service import load_config
 from shared.errors import ConfigError
-from shared.service import load_config
 
 REST = """
 name = "ps1"

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from config_server.operations import granting
-from shared import active_side, api
+from shared import api
 from shared.api.protection import Protection
 from shared.blob import BlobConfig
-from shared.machine_storage import MachineStorage
-from shared.tls import TlsFiles
+from shared.machine import active_side
+from shared.machine.storage import MachineStorage
+from shared.trust.tls import TlsFiles
 from tests.azurite import Azurite
 from tests.config_parts import ConfigServer, config_for, running
 from tests.deletions import HARDWARE, Looks, hurry

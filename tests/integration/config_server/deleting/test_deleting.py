@@ -15,12 +15,13 @@ from config_server.operations import deletion_sweep
 from config_server.operations.control import Control
 from config_server.rules.deletion import Stage
 from config_server.store import deletions, jobs
-from shared import active_side, api
+from shared import api
 from shared.api.events import EventQuery
 from shared.api.jobs import JobProgress, WorkerState
 from shared.api.protection import Protection
 from shared.api.restores import GrantEnd, RestoreRequest
 from shared.api.route import Nothing
+from shared.control.rest import RestClient
 from shared.desired import Verb
 from shared.errors import (
     BeingDeletedError,
@@ -29,10 +30,10 @@ from shared.errors import (
     ToBeDeletedError,
     TransientError,
 )
-from shared.machine_storage import REGISTRY, MachineStorage
-from shared.rest import RestClient
+from shared.machine import active_side
+from shared.machine.storage import REGISTRY, MachineStorage
 from shared.status import ProcessServerReport, StreamReport
-from shared.tls import TlsFiles
+from shared.trust.tls import TlsFiles
 from tests import older_jobs
 from tests.config_parts import ConfigServer, daemon, until
 from tests.deletions import (

@@ -22,10 +22,10 @@ from shared.api.protection import Protection
 from shared.api.restores import GrantEnd, RestoreRequest
 from shared.api.route import Nothing, Page
 from shared.blob import BlobConfig
+from shared.control.rest import RestClient
 from shared.desired import Verb
 from shared.errors import AskerGoneError, ConfigError, RequestError
-from shared.machine_storage import REGISTRY, MachineStorage
-from shared.rest import RestClient
+from shared.machine.storage import REGISTRY, MachineStorage
 from shared.status import Problem
 from shared.vocabulary import Severity
 from tests import older_jobs

@@ -13,14 +13,15 @@ from config_server.operations import deletion_sweep
 from config_server.rules import deletion
 from config_server.rules.deletion import Stage
 from config_server.storage import removal
-from shared import api, enrol
+from shared import api
 from shared.api.copies import RebindRequest
 from shared.api.protection import Protection
 from shared.api.route import Nothing, Page
 from shared.blob import BlobConfig
+from shared.control import enrol
+from shared.control.rest import RestClient
 from shared.errors import BeingDeletedError, RequestError, StorageError, ToBeDeletedError
-from shared.machine_storage import MachineStorage
-from shared.rest import RestClient
+from shared.machine.storage import MachineStorage
 from tests.config_parts import ConfigServer, config_for, running, until
 from tests.deletions import (
     HARDWARE,

@@ -17,9 +17,9 @@ from config_server.storage import deletion_note, removal
 from config_server.store import deletions
 from shared import api
 from shared.api.protection import Protection
+from shared.control.rest import RestClient
 from shared.errors import StorageError
-from shared.machine_storage import MachineStorage
-from shared.rest import RestClient
+from shared.machine.storage import MachineStorage
 from tests.config_parts import ConfigServer, until
 from tests.deletions import (
     NOTE,

@@ -19,10 +19,10 @@ from shared.api.copies import RebindRequest
 from shared.api.protection import Protection
 from shared.api.route import Nothing
 from shared.blob import BlobConfig, Retry
+from shared.control.rest import RestClient
 from shared.errors import BeingDeletedError, CertificateRevokedError
-from shared.machine_storage import MachineStorage
-from shared.rest import RestClient
-from shared.tls import TlsFiles
+from shared.machine.storage import MachineStorage
+from shared.trust.tls import TlsFiles
 from tests import older_jobs
 from tests.config_parts import ConfigServer, config_for, daemon, running, until
 from tests.deletions import (

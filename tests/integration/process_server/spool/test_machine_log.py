@@ -13,7 +13,6 @@ import msgspec
 import pytest
 
 from process_server.spool import watermark
-from shared import durable
 from shared.batch import NO_DIGEST, Buffer, encode
 from shared.blob import BlobConfig, BlobCore, BlobStore
 from shared.errors import (
@@ -22,6 +21,7 @@ from shared.errors import (
     TransientError,
     UsageError,
 )
+from shared.host import durable
 from shared.log import names
 from tests.azurite import Azurite
 from tests.epoch_ids import id_in

@@ -11,8 +11,8 @@ from structlog.testing import capture_logs
 from process_server.machine_files import MachineFiles
 from process_server.spool.epoch_log import _judged
 from shared.blob import BlobStore
+from shared.daemon.threads import Threads
 from shared.errors import FencedError, NoThreadError, SideFileError, SpoolError, SpoolLostError
-from shared.threads import Threads
 from tests.logs import make_chain
 from tests.no_threads import all_busy, no_room
 from tests.spools import (

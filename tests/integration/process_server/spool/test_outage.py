@@ -13,7 +13,7 @@ import pytest
 from process_server.spool import spool as spool_module
 from process_server.spool.file import Readout, SpooledSegment
 from shared.blob import BlobConfig, BlobStore
-from shared.machine_storage import MachineStorage
+from shared.machine.storage import MachineStorage
 from tests.azurite import Azurite
 from tests.logs import Made, make_chain
 from tests.spools import (

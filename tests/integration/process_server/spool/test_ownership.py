@@ -19,8 +19,8 @@ from process_server.spool import recovery
 from process_server.spool.machine_log import MachineLog
 from process_server.spool.ownership import Patience
 from process_server.status import StatusBoard
-from shared import durable
 from shared.blob import BlobStore
+from shared.daemon.trouble import Trouble
 from shared.errors import (
     EpochRefusedError,
     FencedError,
@@ -30,11 +30,11 @@ from shared.errors import (
     SpoolError,
     StorageForgotError,
 )
+from shared.host import durable
 from shared.log import names, segment
 from shared.log.epochs import EpochDisk, allocate_epoch, newest_epoch
 from shared.log.reader import LogReader
 from shared.log.writer import IndexWriter
-from shared.trouble import Trouble
 from tests.epoch_ids import id_in
 from tests.lives import copied, set_back
 from tests.logs import Made, make_chain

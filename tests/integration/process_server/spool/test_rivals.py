@@ -10,7 +10,6 @@ import pytest
 
 from process_server.spool import rivals
 from process_server.spool.ownership import LONGEST_PAUSE_S, Patience
-from shared import active_side
 from shared.blob import BlobStore
 from shared.errors import (
     CopyRefusedError,
@@ -19,6 +18,7 @@ from shared.errors import (
 )
 from shared.log import names
 from shared.log.epochs import EpochDisk, allocate_epoch, newest_epoch
+from shared.machine import active_side
 from shared.wire.messages import Hello
 from tests.logs import Made, make_batch, make_chain
 from tests.spools import (

@@ -16,7 +16,7 @@ from shared.errors import (
 from shared.log import names
 from shared.log.epochs import newest_epoch
 from shared.log.reader import LogReader
-from shared.machine_storage import MachineStorage
+from shared.machine.storage import MachineStorage
 from tests.azurite import Azurite
 from tests.logs import make_chain
 from tests.spools import (

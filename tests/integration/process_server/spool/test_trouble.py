@@ -19,8 +19,8 @@ from process_server.service import watch_storage
 from process_server.spool import epoch_log, machine_log
 from process_server.spool.spool import Spool
 from process_server.status import StatusBoard
-from shared import durable
 from shared.blob import BlobConfig, BlobCore, BlobStore, Retry
+from shared.daemon.trouble import Trouble
 from shared.errors import (
     LeaseHeldError,
     SpoolError,
@@ -28,8 +28,8 @@ from shared.errors import (
     TransientError,
     UploadsStoppedError,
 )
-from shared.machine_storage import MachineStorage
-from shared.trouble import Trouble
+from shared.host import durable
+from shared.machine.storage import MachineStorage
 from tests.azurite import Azurite
 from tests.logs import make_chain
 from tests.spools import (

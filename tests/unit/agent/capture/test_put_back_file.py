@@ -51,7 +51,7 @@ def test_where_it_cannot_be_kept_it_is_not_written_over(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("shared.durable.create_file", full)
+        patch.setattr("shared.host.durable.create_file", full)
         for _ in range(2):
             with pytest.raises(StateFileError, match="noted") as caught:
                 file.write([NOW])

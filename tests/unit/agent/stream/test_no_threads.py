@@ -11,8 +11,8 @@ import pytest
 from agent.stream import records
 from agent.stream.records import Records
 from agent.stream.rounds import Rounds
+from shared.daemon.threads import Threads
 from shared.errors import NoThreadError
-from shared.threads import Threads
 from tests.no_threads import no_room
 
 

@@ -13,8 +13,8 @@ from shared import api
 from shared.api.restores import RestoreRequest
 from shared.api.route import API_VERSION
 from shared.api.server import ServerInfo
+from shared.control.rest import RestClient
 from shared.errors import RequestError, ServerOutdatedError
-from shared.rest import RestClient
 
 OLDER = msgspec.defstruct(
     "RestoreRequest",

@@ -10,8 +10,8 @@ from config_server.cli import versions
 from shared import api
 from shared.api.route import API_VERSION
 from shared.api.server import ServerInfo
+from shared.control.rest import RestClient
 from shared.errors import FewerDisksError, RequestError, ServerOutdatedError, UnderstudyError
-from shared.rest import RestClient
 
 
 def older(error: UnderstudyError) -> RestClient:

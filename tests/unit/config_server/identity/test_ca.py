@@ -14,9 +14,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from config_server.identity.ca import CertificateAuthority, check_host, hosts_of, pem_of
 from config_server.store import sqlite
 from config_server.store.files import DATABASE_FILE
-from shared import enrol, identity
+from shared.control import enrol
 from shared.errors import CertificateExpiredError, ConfigError, HostClockError, RequestError, UnderstudyError
-from shared.tls import TlsFiles
+from shared.trust import identity
+from shared.trust.tls import TlsFiles
 from shared.vocabulary import Role
 
 NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)

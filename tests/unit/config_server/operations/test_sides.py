@@ -8,9 +8,9 @@ import pytest
 
 from config_server.operations.sides import Sides
 from config_server.rules.copies import LASTING_S, SHOWN_S
-from shared import active_side
-from shared.active_side import ActiveSide
 from shared.errors import CopyRefusedError, StorageError
+from shared.machine import active_side
+from shared.machine.active_side import ActiveSide
 from shared.wire.transport import SILENCE_S
 
 TO_RETRY_S = 2.0

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config_server.recovery import sealed
-from shared import vault
 from shared.errors import IntegrityError, WrongKeyError
-from shared.vault import FileVault
+from shared.keys import vault
+from shared.keys.vault import FileVault
 
 PARTS = {"ca.key": b"key", "state.db": b"\0" * 100_000, "empty": b""}
 

@@ -6,9 +6,9 @@ import pytest
 
 from config_server.cli import rebinding
 from config_server.rules.copies import MOST, SHOWN_S, Copies, meant
-from shared.active_side import ActiveSide
 from shared.api.copies import CopyList, CopyView
 from shared.errors import CopyRefusedError, RequestError
+from shared.machine.active_side import ActiveSide
 
 
 class Site:

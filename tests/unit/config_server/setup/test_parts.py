@@ -13,9 +13,9 @@ import pytest
 from config_server.data_folder.restoring import remove_new
 from config_server.setup.parts import Vault
 from config_server.store.files import DATABASE_FILE
-from shared import durable
+from shared.host import durable
+from shared.keys.vault import FileVault, add
 from shared.setup.steps import Done, Outcome, carry_out
-from shared.vault import FileVault, add
 
 
 async def vault(etc: Path, data: Path, *, dry_run: bool = False) -> Done:

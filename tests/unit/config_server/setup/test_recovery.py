@@ -12,10 +12,11 @@ import pytest
 
 from config_server.setup import recovery
 from config_server.setup.recovery import NOTE, RecoveryKey, noted
-from shared import durable, vault
 from shared.errors import ConfigError, RecoveryFileThereError, StateFileError, UsageError
+from shared.host import durable
+from shared.keys import vault
+from shared.keys.vault import FileVault
 from shared.setup.steps import Done, Outcome, carry_out
-from shared.vault import FileVault
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from deploy.lab.vocabulary import Daemon
 from master_target.config import MasterTargetConfig
 from process_server.config import ProcessServerConfig
 from shared.blob import BlobConfig
+from shared.daemon.service import load_config
 from shared.errors import LabError, LabNotFoundError
-from shared.service import load_config
-from shared.vault import FileVault
+from shared.keys.vault import FileVault
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from process_server.spool import recovery
 from process_server.spool.aside import Aside, Kind, Note
 from process_server.spool.file import SpooledSegment, SpoolFile
 from process_server.spool.recovery import Damage, KeyWantedError, recover_folder
-from shared import durable
 from shared.errors import SpoolError, SpoolFullError, SpoolLostError
+from shared.host import durable
+from shared.keys.sealing import MachineKey
 from shared.log import segment
 from shared.log.segment import FileHeader, Frame
-from shared.sealing import MachineKey
 from tests.epoch_ids import eid
 from tests.logs import KEY, Made, file_header, make_chain
 

@@ -29,7 +29,7 @@ from shared.errors import (
     ThrottledError,
     TransientError,
 )
-from shared.proxies import Proxy
+from shared.http.proxies import Proxy
 
 CONFIG = BlobConfig(url="https://acct.blob.core.windows.net", container="vault")
 

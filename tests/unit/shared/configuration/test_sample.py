@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from shared import decoding
 from shared.configuration.sample import sample
+from shared.daemon.service import load_config
 from shared.errors import ConfigError
-from shared.service import load_config
 
 
 class Colour(enum.StrEnum):

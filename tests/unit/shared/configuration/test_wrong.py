@@ -15,9 +15,9 @@ from config_server.config import ConfigServerConfig
 from master_target.config import MasterTargetConfig
 from process_server.config import ProcessServerConfig
 from shared.configuration import shape
+from shared.daemon.service import load_config
 from shared.errors import ConfigError
-from shared.service import load_config
-from shared.toml import to_toml
+from shared.host.toml import to_toml
 
 
 class Colour(enum.StrEnum):

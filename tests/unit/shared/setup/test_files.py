@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from shared.daemon.service import load_config
 from shared.errors import ConfigError, StateFileError
-from shared.owner import as_owner
-from shared.service import load_config
+from shared.host.owner import as_owner
 from shared.setup.files import Configuration, Folder, GivenFile, differences
 from shared.setup.steps import Outcome, Step, carry_out
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from shared import tls
 from shared.errors import MalformedFrameError, UnderstudyError
+from shared.trust import tls
 from shared.wire import transport
 from shared.wire.messages import Welcome
 from shared.wire.protocol import BatchReceived, Event, Faulted, HelloReceived, Side, Welcomed

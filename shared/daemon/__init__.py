@@ -1,0 +1,1 @@
+"""What every daemon is made of: its run, its configuration, its log, its threads."""

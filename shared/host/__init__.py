@@ -1,0 +1,1 @@
+"""The Linux host: files that survive a crash, mounts, disks' stacks, memory."""

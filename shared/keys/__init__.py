@@ -1,0 +1,1 @@
+"""What disks are sealed with, and where the keys are."""

@@ -1,0 +1,1 @@
+"""How a server is reached: its port, whom it lets in, and how many."""

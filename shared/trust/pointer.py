@@ -1,0 +1,161 @@
+"""Where the config server is now: what storage says of it, signed by the installation's CA, and what a daemon keeps of that.
+
+    <vault container>/control/pointer.json    {"pointer": the document as JSON text, "signature": by the CA, base64}; compare-and-swap
+
+The config server that is in force writes it, when it takes over and when its names change (config_server/recovery/pointing.py). A process
+server or master target reads it when its config server says nothing for a while, or says that it has been superseded; process servers hand
+it to agents in WELCOME. Whoever takes one keeps it beside his certificate (`config-server.json`) and goes there from then on.
+
+Nobody but the CA can write one, so it may come from anybody. An older one is none: the highest generation counts, and of that the last.
+What an administrator has said since counts more: one that was taken while the configuration named another `control_url` is forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from shared import decoding
+from shared.daemon import logging
+from shared.errors import UNDECODABLE, ConfigError, cause_of
+from shared.host import durable
+from shared.naming import is_server_url
+from shared.trust import identity
+
+_log = logging.get()
+
+BLOB: Final = "control/pointer.json"
+MOST_B: Final = 2048
+FILE: Final = "config-server.json"
+"""Beside the certificate."""
+_SIGNED: Final = b"understudy pointer\0"
+_MOST_URLS: Final = 8
+
+
+class Pointer(msgspec.Struct, frozen=True, kw_only=True):
+    v: int = 1
+    generation: Annotated[int, msgspec.Meta(ge=1)]
+    urls: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=_MOST_URLS)]
+    """As a `control_url`; the first is tried first."""
+    made_ns: int
+    """By the config server's clock: of two of one generation the later one counts."""
+
+
+class _Signed(msgspec.Struct, frozen=True):
+    pointer: str
+    signature: bytes
+
+
+class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """The file."""
+
+    v: int = 1
+    over: str
+    """The `control_url` of the configuration when it was taken."""
+    signed: str
+
+
+def statement(pointer: Pointer) -> bytes:
+    """What the CA signs."""
+    return _SIGNED + msgspec.json.encode(pointer)
+
+
+def encoded(pointer: Pointer, signature: bytes) -> bytes:
+    return msgspec.json.encode(_Signed(msgspec.json.encode(pointer).decode(), signature))
+
+
+def opened(data: bytes, ca: Path) -> Pointer | None:
+    """None for what the CA (its certificate, PEM) did not sign, or what this version does not understand. Raises ConfigError."""
+    try:
+        signed = decoding.decode(data[: MOST_B + 1], type=_Signed)
+        pointer = decoding.decode(signed.pointer, type=Pointer)
+    except UNDECODABLE:
+        return None
+    if pointer.v != 1 or not all(is_server_url(url) for url in pointer.urls):
+        return None
+    try:
+        key = identity.only_certificate(ca.read_text("ascii")).public_key()
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"The CA's certificate {ca} could not be read", cause=str(exc)) from exc
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        return None
+    try:
+        key.verify(signed.signature, _SIGNED + signed.pointer.encode(), ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        return None
+    return pointer
+
+
+class Whereabouts:
+    """Of a daemon's config server. `configured`: its `control_url`; `cert`, `ca`: its own certificate and the CA's."""
+
+    def __init__(
+        self, configured: str, cert: Path, ca: Path, on_news: Callable[[bytes], None] = lambda _signed: None
+    ) -> None:
+        """`on_news` is called with each that is taken, if `url` is another one by it."""
+        self._on_news: Final = on_news
+        self._configured: Final = configured
+        self._file: Final = cert.with_name(FILE)
+        self._ca: Final = ca
+        self._at = 0
+        self.pointer: Pointer | None = None
+        self.signed = b""
+        """It, as it is handed on."""
+
+    @property
+    def url(self) -> str:
+        return (self._configured if self.pointer is None else self.pointer.urls[self._at]).rstrip("/")
+
+    def load(self) -> None:
+        """What an earlier run kept, unless the configuration says something else since. What cannot be read is as if it were not there: it
+        is in storage."""
+        try:
+            kept = decoding.decode(self._file.read_bytes(), type=_Kept)
+            pointer = opened(kept.signed.encode(), self._ca)
+        except FileNotFoundError:
+            return
+        except (OSError, ConfigError, *UNDECODABLE) as exc:
+            _log.warning("where the config server is cannot be read", file=str(self._file), cause=str(exc))
+            return
+        if pointer is not None and kept.over == self._configured:
+            self.pointer, self.signed = pointer, kept.signed.encode()
+
+    async def take(self, data: bytes) -> bool:
+        """Whether it is news: then `url` is another one, perhaps. What is not signed by the CA, or older, is not."""
+        if not data or data == self.signed:
+            return False
+        try:
+            pointer = opened(data, self._ca)
+        except ConfigError as exc:
+            _log.warning("where the config server is could not be checked", **exc.as_dict())
+            return False
+        before = self.pointer
+        if pointer is None or (before is not None and _order(pointer) <= _order(before)):
+            return False
+        was = self.url
+        self.pointer, self.signed, self._at = pointer, data, 0
+        if self.url != was:
+            _log.info("the config server is elsewhere now", url=self.url, generation=pointer.generation)
+            self._on_news(data)
+        try:
+            kept = _Kept(over=self._configured, signed=data.decode())
+            await asyncio.to_thread(durable.replace_file, self._file, msgspec.json.encode(kept), mode=0o600)
+        except OSError as exc:  # in force all the same, and in storage for the next start
+            _log.warning("where the config server is was not kept", file=str(self._file), cause=cause_of(exc))
+        return True
+
+    def next(self) -> None:
+        """Nobody answers there: its next name, if it has several."""
+        if self.pointer is not None:
+            self._at = (self._at + 1) % len(self.pointer.urls)
+
+
+def _order(pointer: Pointer) -> tuple[int, int]:
+    return pointer.generation, pointer.made_ns
