@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from config_server import service
+from config_server import background
 from config_server.operations import protection_jobs, rebind_job
 from shared import api
 from shared.api.jobs import JobQuery, JobState, JobView, StepState
@@ -20,7 +20,7 @@ ENDED = (JobState.DONE, JobState.FAILED, JobState.CANCELLED, JobState.ABANDONED)
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "_BEAT_S", 0.05)
+    monkeypatch.setattr(background, "_BEAT_S", 0.05)
     look_each(monkeypatch, 0.05)
 
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from sqlalchemy import Connection
 
-from config_server import service
+from config_server import background
 from config_server.operations import deletion_sweep
 from config_server.operations.deletion_sweep import DeletionSweep
 from config_server.rules import deletion
@@ -39,7 +39,7 @@ HARDWARE: Final[dict[str, Any]] = {"identity": "hw1", "boot": "1"}
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """A look follows the other, and a log that was written a moment ago is nobody's."""
-    monkeypatch.setattr(service, "PASS_S", 0.05)
+    monkeypatch.setattr(background, "PASS_S", 0.05)
     monkeypatch.setattr(deletion_sweep, "LOOK_S", 0.0)
     monkeypatch.setattr(deletion, "QUIET_S", 0.0)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from config_server import service
+from config_server import background
 from shared import api
 from shared.api.events import EventQuery
 from shared.api.jobs import JobQuery, JobView
@@ -58,7 +58,7 @@ class Site:
 
 @pytest.fixture
 def quick_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "_SWEEP_S", 0.05)
+    monkeypatch.setattr(background, "_SWEEP_S", 0.05)
 
 
 @pytest.fixture

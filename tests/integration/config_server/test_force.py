@@ -49,7 +49,7 @@ def config(blob_config: BlobConfig, tmp_path: Path) -> ConfigServerConfig:
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("config_server.service.FORCE_S", 0.05)
+    monkeypatch.setattr("config_server.background.FORCE_S", 0.05)
 
 
 async def said(store: BlobStore) -> Generation:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from config_server import service
+from config_server import background
 from config_server.rules import wrong
 from config_server.rules.presence import MAX_PROBLEMS
 from shared import api
@@ -28,7 +28,7 @@ LONGER = "1" + "0" * 5000
 
 @pytest.fixture(autouse=True)
 def sweeps_come_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "_SWEEP_S", 0.05)
+    monkeypatch.setattr(background, "_SWEEP_S", 0.05)
 
 
 async def send(client: ControlClient, body: str) -> None:

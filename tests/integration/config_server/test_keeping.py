@@ -57,7 +57,7 @@ async def test_a_change_is_in_storage_soon_and_it_is_a_backup_that_can_be_put_ba
     vault: FileVault,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("config_server.service.KEEP_S", 0.1)
+    monkeypatch.setattr("config_server.background.KEEP_S", 0.1)
     monkeypatch.setattr(keeping, "PAUSE_S", 0.1)
     if kind == "postgresql":
         database: DatabaseConfig = request.getfixturevalue("database_config")

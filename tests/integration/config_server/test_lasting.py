@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from config_server import service
+from config_server import background, sweep
 from config_server.rules import lasting
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.conditions import CONDITIONS
@@ -25,7 +25,7 @@ from tests.config_parts import config_for, running
 
 @pytest.fixture(autouse=True)
 def sweeps_come_soon_and_nothing_is_put_up_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "_SWEEP_S", 0.05)
+    monkeypatch.setattr(background, "_SWEEP_S", 0.05)
     # Not those with a key: they would come beside the ones that are looked for here.
     at_once = tuple(
         condition if condition.key else msgspec.structs.replace(condition, after_s=0.0)
@@ -55,7 +55,7 @@ async def test_a_protected_machine_whose_agent_never_came_is_an_event_until_it_c
 async def test_what_lasts_is_kept_over_a_start_of_the_config_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_LASTING_NS", -1)
+    monkeypatch.setattr(sweep, "_LASTING_NS", -1)
     never_came = msgspec.structs.replace(CONDITIONS[0], after_s=0.2)
     monkeypatch.setattr(lasting, "CONDITIONS", (never_came,))
     monkeypatch.setattr(lasting, "_AT_ONCE_NS", SECOND_NS // 10)

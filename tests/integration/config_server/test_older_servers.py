@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, text
 
-from config_server import service
+from config_server import background, service
 from config_server.store import audit, older_servers
 from config_server.store.config import DatabaseConfig
 from config_server.store.postgresql import Postgresql
@@ -191,7 +191,7 @@ async def test_a_config_server_whose_database_an_older_one_uses_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What it remembers is not all that was said: its service manager starts it anew, which is refused while the other one runs."""
-    monkeypatch.setattr(service, "_SWEEP_S", 0.05)
+    monkeypatch.setattr(background, "_SWEEP_S", 0.05)
     started = asyncio.Event()
     config = config_for(tmp_path, database=database_config)
     server = asyncio.create_task(service.run(config, asyncio.Event(), lambda _port: started.set()))

@@ -13,7 +13,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from config_server import service
+from config_server import background
 from config_server.storage.account import Storage
 from shared import api
 from shared.api.commands import Command, CommandView
@@ -380,7 +380,7 @@ async def test_a_list_of_machines_waits_for_storage_once_and_not_for_each(
 async def test_of_two_servers_with_one_certificate_the_first_is_heard_and_an_event_names_both(
     server: ConfigServer, operator: RestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_SWEEP_S", 0.05)
+    monkeypatch.setattr(background, "_SWEEP_S", 0.05)
     files = await server.enrolled("process-server", "ps1", tmp_path / "ps1")
     problem = Problem(code="US403", what="Storage does not answer")
     async with daemon(server, files) as original, daemon(server, files) as clone:

@@ -42,7 +42,7 @@ def config(blob_config: BlobConfig, tmp_path: Path) -> ConfigServerConfig:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("config_server.service.FORCE_S", 0.05)
+    monkeypatch.setattr("config_server.background.FORCE_S", 0.05)
     monkeypatch.setattr(control_client, "_SILENT_S", 0.3)
     monkeypatch.setattr(control_client, "_SUPERSEDED_S", 0.1)
 

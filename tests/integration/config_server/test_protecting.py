@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from config_server import service
+from config_server import background
 from config_server.data_folder import backup, restoring
 from config_server.operations import desired_state
 from config_server.rules import wish_view
@@ -391,7 +391,7 @@ async def test_an_agent_that_reports_and_does_not_do_it_is_a_warning_with_its_ca
     operator: RestClient, web1: ObedientAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wish_view, "UNTAKEN_S", 0.0)
-    monkeypatch.setattr(service, "_SWEEP_S", 0.05)
+    monkeypatch.setattr(background, "_SWEEP_S", 0.05)
     web1.obeys, web1.available = False, []
     await web1.report(version="0.1")
     await protect(operator, "sda")
@@ -415,7 +415,7 @@ async def test_an_act_that_waits_for_its_agent_to_look_which_disks_there_are_is_
 ) -> None:
     """It cannot, say. To tell it the path all the same may drop the disk that it has by another name."""
     monkeypatch.setattr(wish_view, "UNTAKEN_S", 0.0)
-    monkeypatch.setattr(service, "_SWEEP_S", 0.05)
+    monkeypatch.setattr(background, "_SWEEP_S", 0.05)
     available, web1.available = web1.available, []
     await web1.report()
     await protect(operator, "sda", "sdb", force=True)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from msgspec.structs import replace
 
-from config_server import service
+from config_server import background
 from config_server.rules.facts import SELF
 from config_server.rules.twins import SILENT_S
 from config_server.store.config import DatabaseConfig
@@ -180,7 +180,7 @@ async def test_that_an_agent_fell_silent_is_one_event_whoever_has_heard_it_last(
 
     await until(is_silent)
     # Who heard it last, and who did not, have both looked again since.
-    await asyncio.sleep(2 * service._SWEEP_S)
+    await asyncio.sleep(2 * background._SWEEP_S)
     found = await pair.at_a.call(api.EVENTS, EventQuery(object="web1"))
     assert await pair.at_b.call(api.EVENTS, EventQuery(object="web1")) == found
     problems = [event for event in found.events if event.kind is EventKind.PROBLEM]
@@ -223,7 +223,7 @@ async def test_one_that_ends_and_comes_back_knows_what_was_heard_meanwhile(
 
 AGENTS = 5
 GONE = OtherServerGoneError.code
-FALLS_SILENT_S = SILENT_S + 2 * service._SWEEP_S
+FALLS_SILENT_S = SILENT_S + 2 * background._SWEEP_S
 """So long after its last word a daemon is called silent at the latest."""
 
 

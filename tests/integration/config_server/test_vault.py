@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from config_server import service
+from config_server import background
 from config_server.storage import account
 from shared import api
 from shared.api.events import EventQuery
@@ -33,7 +33,7 @@ async def codes(server: ConfigServer, wanted: set[str]) -> None:
 async def test_a_wrong_vault_file_is_an_event_and_wraps_nothing_until_the_right_one_is_back(
     tmp_path: Path, blob_config: BlobConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_SWEEP_S", 0.02)
+    monkeypatch.setattr(background, "_SWEEP_S", 0.02)
     monkeypatch.setattr(account, "_DEADLINE", Retry(deadline_s=0.1))
     ours, other = (FileVault.create(tmp_path / name) for name in ("ours", "other"))
     right = config_for(tmp_path, blob=blob_config, vault_file=ours.path)

@@ -52,7 +52,7 @@ def foreign_key(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def keeps_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("config_server.service.KEEP_S", 0.1)
+    monkeypatch.setattr("config_server.background.KEEP_S", 0.1)
     monkeypatch.setattr("config_server.recovery.keeping.PAUSE_S", 0.1)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from config_server import service
+from config_server import background
 from config_server.operations import deletion_sweep
 from config_server.rules import deletion
 from config_server.rules.deletion import Stage
@@ -84,7 +84,7 @@ async def test_what_was_brought_back_while_nobody_knew_whether_it_had_gone_is_no
 
     monkeypatch.setattr(removal, "remove_container", remove)
     monkeypatch.setattr(removal, "reach", reach)
-    monkeypatch.setattr(service, "PASS_S", 0.5)
+    monkeypatch.setattr(background, "PASS_S", 0.5)
     config = config_for(tmp_path, blob=blob_config, vault_file=machine.vault.path)
     async with running(config) as server, server.operator() as operator:
         await operator.call(api.PROTECT, Protection(disks=["/dev/sda"], offline=True), machine="web1")
@@ -92,7 +92,7 @@ async def test_what_was_brought_back_while_nobody_knew_whether_it_had_gone_is_no
         pass_delay(config.data_dir)
         await struck.wait()
     monkeypatch.undo()
-    monkeypatch.setattr(service, "PASS_S", 0.05)
+    monkeypatch.setattr(background, "PASS_S", 0.05)
     monkeypatch.setattr(deletion_sweep, "LOOK_S", 0.0)
     monkeypatch.setattr(deletion, "QUIET_S", 0.0)
     assert not await is_there(machine_storage, machine)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from config_server import service
+from config_server import background
 from config_server.rules import view
 from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.rules.facts import facts_of
@@ -549,7 +549,7 @@ def test_after_a_gap_of_the_config_servers_own_everybody_gets_time() -> None:
 
 
 async def test_a_gap_is_told_by_the_servers_own_monotonic_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "_BEAT_S", 0.0)
+    monkeypatch.setattr(background, "_BEAT_S", 0.0)
     times = iter([0.0, 1.0, 8.0, 28.0, 29.0])
     gaps: list[tuple[int, int]] = []
 
@@ -561,5 +561,5 @@ async def test_a_gap_is_told_by_the_servers_own_monotonic_clock(monkeypatch: pyt
     presence = SimpleNamespace(excuse=lambda *gap: gaps.append(gap))
     control: Any = SimpleNamespace(mono_ns=mono_ns, presence=presence, stillness=Stillness())
     with pytest.raises(asyncio.CancelledError):
-        await service._watch_for_gaps(control)
+        await background.watch_for_gaps(control)
     assert gaps == [(8 * SECOND_NS, 28 * SECOND_NS)]
