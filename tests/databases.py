@@ -1,14 +1,21 @@
-"""SQLite's databases of the config server without a server: in memory, copies of them, and beside one that runs."""
+"""The config server's databases without a server: SQLite's in memory, copies of them, and beside one that runs; of older revisions."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationStep
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-from config_server.store import sqlite
+from config_server.store import migrations, schema, sqlite
+
+REVISIONS: Final = ScriptDirectory(str(Path(migrations.__file__).parent))
 
 
 def copied(db: Connection) -> Connection:
@@ -23,3 +30,16 @@ def opened(path: Path) -> Iterator[Connection]:
     with contextlib.closing(sqlite.connect(path)) as db:
         yield db
         db.commit()
+
+
+def begin_with(db: Connection, revision: str) -> None:
+    """Instead of what there is: an empty database of this revision."""
+    schema.METADATA.drop_all(db)
+    db.exec_driver_sql("DROP TABLE alembic_version")
+    steps = [
+        MigrationStep.upgrade_from_script(REVISIONS.revision_map, one)
+        for one in REVISIONS.iterate_revisions(revision, "base")
+    ]
+    context = MigrationContext.configure(db, opts={"fn": lambda *_: reversed(steps)})
+    with Operations.context(context):
+        context.run_migrations()

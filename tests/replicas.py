@@ -25,6 +25,8 @@ class Replica:
 
     def __init__(self, folder: Path, url: str, name: str) -> None:
         self.name = name
+        self.program: Path | None = None
+        """The folder of another one than this tree, with which it is started (next_program.py)."""
         self.folder = folder
         self.port = free_port()
         self._config = folder / "config-server.toml"
@@ -73,11 +75,17 @@ class Replica:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "config_server", "--config", str(self._config)),
                 env={**os.environ, "NOTIFY_SOCKET": str(notify)},
+                cwd=self.program,
                 stderr=log,
             )
             async with asyncio.timeout(60):
-                while b"READY=1" not in await asyncio.get_running_loop().sock_recv(manager, 4096):
-                    pass
+                ready = asyncio.create_task(_ready(manager))
+                ended = asyncio.create_task(self._process.wait())
+                await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+                for task in (ready, ended):
+                    task.cancel()
+            if not ready.done() or ready.cancelled():
+                raise AssertionError(f"{self.name} did not start: {self.log}")
 
     def send(self, how: signal.Signals) -> None:
         assert self._process is not None
@@ -89,6 +97,11 @@ class Replica:
                 self._process.send_signal(how)
             await self._process.wait()
             self._process = None
+
+
+async def _ready(manager: socket.socket) -> None:
+    while b"READY=1" not in await asyncio.get_running_loop().sock_recv(manager, 4096):
+        pass
 
 
 class Balancer:

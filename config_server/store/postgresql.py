@@ -83,6 +83,9 @@ _AGAIN_S: Final = 1.0
 """While it cannot be reached: how long nobody tries it."""
 _MIGRATING: Final = 0x756E6465
 """The lock of whoever brings the schema up: two servers may start at once."""
+_TABLE_S: Final = 1
+"""How long a migration waits for a table, before it lets go of all and tries again, at most _MOST times."""
+_NO_LOCK: Final = "55P03"
 _IN_THE_WAY: Final = ("40001", "40P01")
 """Serialization failure, and deadlock. (That a row is there already is no such thing: who looked for it first is told the former.)"""
 _NO_ROOM: Final = "53200"
@@ -143,11 +146,7 @@ class Postgresql:
             with self.engine.connect().execution_options(isolation_level="READ COMMITTED") as db:
                 self._check(db)
                 self._older.begin()
-                with db.begin():
-                    # Not serializable: who waited for the lock has to see what the other one did meanwhile.
-                    db.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATING})
-                    migrations.upgrade(db, self._config.place)
-                    self._older.sign(db)
+                self._bring_up(db)
         except (DBAPIError, psycopg.Error) as exc:
             self.close()
             raise self._translated(exc) from exc
@@ -155,6 +154,23 @@ class Postgresql:
             self.close()
             raise
         return self
+
+    def _bring_up(self, db: Connection) -> None:
+        """Others may serve meanwhile. Who waits for a table has all wait behind him who want it later: so not for long, and again."""
+        for attempt in itertools.count(1):
+            try:
+                with db.begin():
+                    # Not serializable: who waited for the lock has to see what the other one did meanwhile.
+                    db.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATING})
+                    db.execute(text(f"SET LOCAL lock_timeout = '{_TABLE_S}s'"))
+                    migrations.upgrade(db, self._config.place)
+                    self._older.sign(db)
+                return
+            except DBAPIError as exc:
+                if attempt == _MOST or getattr(exc.orig, "sqlstate", "") not in (_NO_LOCK, *_IN_THE_WAY):
+                    raise
+                _log.info("the schema is not brought up yet", database=self._config.place, cause=_cause(exc))
+            time.sleep(_TABLE_S * random.random())
 
     def close(self) -> None:
         self.engine.dispose()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from alembic.operations import Operations
-from alembic.runtime.migration import MigrationStep
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from config_server.store import (
@@ -28,15 +26,17 @@ from config_server.store import (
     policies,
     revocation,
     schema,
+    settings,
     sqlite,
     sqlite_steps,
 )
 from config_server.store.database import Engine
 from shared.api.jobs import JobQuery
+from shared.errors import ConfigError
+from tests.databases import REVISIONS, begin_with
 
 _DISKS: Final = '[{"device": "/dev/sda"}]'
 _POLICY: Final = '{"point_interval_s": 60.0}'
-REVISIONS: Final = ScriptDirectory(str(Path(migrations.__file__).parent))
 OLDER: Final = [one.revision for one in REVISIONS.iterate_revisions("head", "base")][1:]
 
 
@@ -87,19 +87,6 @@ def test_a_file_of_any_version_before_alembic_keeps_its_rows_and_gets_the_schema
         ]
 
 
-def begin_with(db: Connection, revision: str) -> None:
-    """Instead of what there is: an empty database of this revision."""
-    schema.METADATA.drop_all(db)
-    db.exec_driver_sql("DROP TABLE alembic_version")
-    steps = [
-        MigrationStep.upgrade_from_script(REVISIONS.revision_map, one)
-        for one in REVISIONS.iterate_revisions(revision, "base")
-    ]
-    context = MigrationContext.configure(db, opts={"fn": lambda *_: reversed(steps)})
-    with Operations.context(context):
-        context.run_migrations()
-
-
 @pytest.mark.parametrize("revision", OLDER)
 def test_a_database_of_any_older_revision_keeps_its_rows_and_gets_the_schema(
     engine: Engine, revision: str
@@ -113,6 +100,53 @@ def test_a_database_of_any_older_revision_keeps_its_rows_and_gets_the_schema(
     engine.transact(lambda db: migrations.upgrade(db, "state.db"), vital=False)
     assert engine.transact(differences, vital=False) == []
     assert engine.transact(lambda db: jobs.running(db, "web1"), vital=False) == [("j1", "restore")]
+
+
+def usable_from(revision: str) -> str:
+    found: str = REVISIONS.get_revision(revision).module.usable_from
+    return found
+
+
+def test_no_revision_lets_in_a_program_that_the_one_before_it_refuses() -> None:
+    floors = [(usable_from(one), one) for one in [*reversed(OLDER), migrations.NEWEST]]
+    assert floors == sorted(floors)
+    assert all(floor <= revision for floor, revision in floors)
+
+
+def as_a_newer_program_left_it(usable_from: str | None) -> Callable[[Connection], None]:
+    def work(db: Connection) -> None:
+        db.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+        db.exec_driver_sql("ALTER TABLE machines ADD COLUMN newer TEXT NOT NULL DEFAULT 'x'")
+        settings.forget(db, migrations.USABLE_FROM)
+        if usable_from is not None:
+            settings.put(db, migrations.USABLE_FROM, usable_from)
+
+    return work
+
+
+def test_a_database_that_a_newer_program_only_added_to_is_used_as_it_is(engine: Engine) -> None:
+    assert engine.transact(lambda db: settings.get(db, migrations.USABLE_FROM), vital=False) == usable_from(
+        migrations.NEWEST
+    )
+    engine.transact(as_a_newer_program_left_it(migrations.NEWEST), vital=False)
+    engine.transact(lambda db: migrations.upgrade(db, "state.db"), vital=False)
+    engine.transact(lambda db: inventory.ensure_machine(db, "web1", 1), vital=False)
+    [machine] = engine.transact(inventory.machines, vital=False)
+    found = engine.transact(
+        lambda db: db.exec_driver_sql("SELECT version_num, newer FROM alembic_version, machines").all(),
+        vital=False,
+    )
+    assert (machine.name, [tuple(row) for row in found]) == ("web1", [("9999", "x")])
+
+
+@pytest.mark.parametrize("usable_from", ["9998", "", None])
+def test_a_database_from_which_a_newer_program_took_something_is_refused(
+    engine: Engine, usable_from: str | None
+) -> None:
+    engine.transact(as_a_newer_program_left_it(usable_from), vital=False)
+    with pytest.raises(ConfigError, match="has version 9999, this program knows") as caught:
+        engine.transact(lambda db: migrations.upgrade(db, "state.db"), vital=False)
+    assert "restore" in caught.value.action
 
 
 def tables(db: sqlite3.Connection) -> list[str]:

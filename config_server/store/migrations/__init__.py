@@ -6,8 +6,13 @@ has made of it. So a revision only adds: tables, indexes, columns that may be NU
 what only the newest may write, goes one version later (the contract), when no program runs that knows it. Nothing is renamed; nothing
 changes what it means. A revision that fills what it has added says what rows get that the old program writes meanwhile.
 
-**Forward only.** There is no way back but a backup. A program refuses to open a database with a revision that it does not know: it cannot
-tell whether that was a contract. (One that runs already goes on.) The programs of before alembic look at SQLite's `user_version` alone:
+**Which older programs may use it.** Each revision says down to which one (`usable_from`): of programs that know that one, but not the
+newest. It is in the database (`USABLE_FROM`), since they cannot ask a revision that they do not know. So the older one of two servers can
+be started again behind the newer, and a program that does not please gives way to the one of before. A contract says itself: whoever does
+not know it is refused. (One that runs already goes on: so a contract comes a version later than the last program that needs what it
+removes.)
+
+**Forward only.** Nothing takes a revision back. The programs of before alembic look at SQLite's `user_version` alone:
 revision 0001 leaves it as they have it, since it changes nothing for them; the first contract raises it, so that they refuse, too. (0002
 adds columns to `jobs`, into which they INSERT without naming any: they make no job any more, and do all else. Better so than that nobody
 can be revoked: docs/operations/database.md.)
@@ -25,12 +30,15 @@ from shared.errors import ConfigError
 
 NEWEST: Final = "0002"
 """The revision that databases have then. (A test compares it with versions/: only to bring one up loads alembic.)"""
+USABLE_FROM: Final = "schema usable from"
+"""The setting with the oldest revision whose programs may use the database as it is."""
 _REVISION: Final = table("alembic_version", column("version_num"))
 
 
 def upgrade(db: Connection, named: str, *, has_first: bool = False) -> None:
     """To the newest revision, in the caller's transaction, which nobody else's may run beside. `has_first`: it is a database of before
-    alembic, which has all of FIRST. Raises ConfigError for one of a newer program; `named` is the database, for people."""
+    alembic, which has all of FIRST. Raises ConfigError for one of a newer program that this one may
+    not use; `named` is the database, for people."""
     current = db.scalar(select(_REVISION.c.version_num)) if inspect(db).has_table(_REVISION.name) else None
     if current == NEWEST:
         return
@@ -43,5 +51,6 @@ def newer(named: str, version: str, known: str) -> ConfigError:
     return ConfigError(
         f"The database {named} could not be opened",
         cause=f"its schema has version {version}, this program knows {known}",
-        action="Install the newer version of Understudy again, or restore a backup.",
+        action="A newer version of Understudy has used it, and this one would damage what that wrote. Install the newer one"
+        " again, or restore a backup of before.",
     )

@@ -12,7 +12,10 @@ from alembic.runtime.migration import MigrationStep
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-from config_server.store import migrations
+from config_server.store import migrations, settings
+from shared.daemon import logging
+
+_log = logging.get()
 
 FIRST: Final = "0001"
 """What databases of before alembic have (sqlite_steps.py)."""
@@ -32,6 +35,12 @@ def bring_up(db: Connection, named: str, current: str | None, *, has_first: bool
     if current is None and has_first:
         context.stamp(script, FIRST)
     elif current is not None and current not in known:
-        raise migrations.newer(named, current, known[0])
+        if settings.get(db, migrations.USABLE_FROM) not in known:
+            raise migrations.newer(named, current, known[0])
+        _log.info(
+            "a newer version has used the database, and this one may, too", database=named, schema=current
+        )
+        return
     with Operations.context(context):
         context.run_migrations()
+    settings.put(db, migrations.USABLE_FROM, script.get_revision(known[0]).module.usable_from)

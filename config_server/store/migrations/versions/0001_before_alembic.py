@@ -11,6 +11,7 @@ from alembic import op
 
 revision = "0001"
 down_revision = None
+usable_from = "0001"
 
 NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 FLAG = sa.Boolean().with_variant(sa.Integer(), "sqlite")

@@ -11,6 +11,7 @@ from alembic import op
 
 revision = "0002"
 down_revision = "0001"
+usable_from = "0002"
 
 NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 FLAG = sa.Boolean().with_variant(sa.Integer(), "sqlite")
