@@ -1,4 +1,4 @@
-"""`python -m config_server --config FILE` runs the daemon; `setup`, `backup` and `restore` are tools."""
+"""`python -m config_server --config FILE` runs the daemon; `setup`, `backup`, `restore` and `put-back` are tools."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _TOOLS: Final = """tools:
   python -m config_server restore --config FILE --from FILE   and back, while it does not
                              (--new-operator-token: the backup's serves no more; on a host that has no
                              configuration yet: --data-dir DIR --vault-file FILE in its place)
+  python -m config_server put-back --config FILE              its database was put back otherwise, with pg_restore say
 """
 
 
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
             from config_server.setup import recover_command
 
             return recover_command.main(argv[1:])
-        case ["backup" | "restore" as verb]:
+        case ["backup" | "restore" | "put-back" as verb]:
             from config_server.data_folder import tools
 
             return tools.main(verb, argv[1:])

@@ -1,4 +1,4 @@
-"""`python -m config_server backup` and `restore`: what people call on the host itself."""
+"""`python -m config_server backup`, `restore` and `put-back`: what people call on the host itself."""
 
 from __future__ import annotations
 
@@ -9,13 +9,35 @@ from pathlib import Path
 from config_server.config import ConfigServerConfig
 from config_server.data_folder.backup import backup
 from config_server.data_folder.belonging import TOKEN_FILE
+from config_server.data_folder.put_back import put_back
 from config_server.data_folder.restoring import Done, restore
 from config_server.rules.clock import rfc3339
+from config_server.store.restored import Restored
 from shared.daemon.service import load_config
 from shared.errors import UnderstudyError
 
 
 def main(verb: str, argv: list[str]) -> int:
+    return _put_back(argv) if verb == "put-back" else _backup_or_restore(verb, argv)
+
+
+def _put_back(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m config_server put-back",
+        description="Says of a database that it was put back (pg_restore, a copy of its file): it is older than what has happened since.",
+    )
+    parser.add_argument("--config", type=Path, required=True, help="config-server.toml")
+    options = parser.parse_args(argv)
+    try:
+        config = load_config(options.config, ConfigServerConfig)
+        print(f"The database is marked as put back.\n{_missing(put_back(config))}")
+    except UnderstudyError as exc:
+        print(f"config-server: {exc}", file=sys.stderr)
+        return exc.exit_code
+    return 0
+
+
+def _backup_or_restore(verb: str, argv: list[str]) -> int:
     way, says = ("to", "file to write") if verb == "backup" else ("from", "file that `backup` wrote")
     parser = argparse.ArgumentParser(
         prog=f"python -m config_server {verb}", description="The data folder as one file."
@@ -80,9 +102,13 @@ def _told(config: ConfigServerConfig, source: Path, done: Done) -> str:
         if done.is_roots
         else ""
     )
+    return f"{config.data_dir} is restored from {source}{kept}.\n{_missing(done.restored)}{owner}"
+
+
+def _missing(restored: Restored) -> str:
     return (
-        f"{config.data_dir} is restored from {source}{kept}.\nIts newest entry is of {rfc3339(done.restored.newest_ns)}; what was done"
-        f" since is missing. Void now: {done.restored.tokens} unused enrolment tokens, {done.restored.commands} pending commands."
-        f" To be said again: {done.restored.deletions} deletions of machines."
-        f" Next: `understudy init`, or start the config server; then `understudy event list` says what to look at.{owner}"
+        f"Its newest entry is of {rfc3339(restored.newest_ns)}; what was done since is missing. Void now: {restored.tokens} unused"
+        f" enrolment tokens, {restored.operator_tokens} tokens of operators, {restored.commands} pending commands. To be said again:"
+        f" {restored.deletions} deletions of machines; {restored.jobs} jobs wait for somebody to say how they go on."
+        f" Next: `understudy init`, or start the config server; then `understudy event list` says what to look at."
     )

@@ -165,6 +165,12 @@ def living(db: Connection) -> list[str]:
     return list(db.scalars(_LIVING))
 
 
+def forget_all(db: Connection) -> None:
+    """None of them uses the database as it is now."""
+    for table in (rings, replicas, leases):
+        db.execute(delete(table))
+
+
 def bury(db: Connection) -> list[str]:
     """Servers of which nothing was heard for long are forgotten, with what they rang; what they heard stays. Their ids. What one has leased
     that writes nothing is anybody's before that: should it live, it does nothing more by it than it is let."""

@@ -3,7 +3,6 @@ from it all when servers die and come back, the property test says (tests/proper
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -492,27 +491,6 @@ def test_of_a_database_that_was_put_back_all_steps_are_looked_at_again(
         "copy": Entry(state=looked_at, tries=0),
     }
     assert not journal.renew(db, held, HOUR_NS).in_doubt
-
-
-def test_what_people_say_to_a_database_that_they_put_back_is_what_a_restore_says(db: Connection) -> None:
-    page = (Path(__file__).parents[2] / "docs/operations/database.md").read_text(encoding="utf-8")
-    [statement] = [each for each in page.split("```") if "UPDATE jobs SET" in each]
-    for machine in ("web1", "web2"):
-        journal.ask_for_attention(db, claimed(db, begun(db, machine)), waits="a person", error=FAILED)
-        claimed(db, begun(db, machine, "life"))
-        journal.end(db, claimed(db, begun(db, machine, "drill")), JobState.DONE, None, NOW)
-        older_jobs.create(db, f"worker {machine}", "restore", machine, "operator:o", {}, NOW)
-    everything = select(schema.jobs).order_by(schema.jobs.c.rowid)
-    before = db.execute(everything).all()
-    db.execute(text(statement.partition("UPDATE")[2].partition(";")[0].join(["UPDATE", ""])))
-    said = db.execute(everything).all()
-    journal.hold_unended(db, "the database was put back")
-    held = db.execute(everything).all()
-    driven = [row.state == JobState.RUNNING and row.version > journal.OF_WORKER for row in before]
-    assert driven.count(True) == driven.count(False) == 4
-    for was, by_hand, by_restore, is_held in zip(before, said, held, driven, strict=True):
-        assert {**by_hand._mapping, "term": 0} == {**by_restore._mapping, "term": 0}
-        assert (by_hand.term, by_hand == was) == (was.term + is_held, not is_held)
 
 
 def test_what_was_undone_is_looked_for_once_more_until_nothing_can_come_of_it(db: Connection) -> None:

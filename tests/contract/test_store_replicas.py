@@ -49,6 +49,16 @@ def stored(db: Connection) -> list[tuple[str, int]]:
 # ---- batches
 
 
+def test_behind_a_restore_none_of_them_uses_the_database(db: Connection) -> None:
+    replicas.join(db, "a", "config1")
+    replicas.write(db, "a", "", [], ["a bell"])
+    assert replicas.hold(db, "sweep", "a", 3600 * SECOND_NS)
+    replicas.forget_all(db)
+    assert replicas.living(db) == []
+    replicas.join(db, "b", "config2")
+    assert replicas.hold(db, "sweep", "b", 3600 * SECOND_NS)
+
+
 def test_what_one_has_heard_and_rung_another_reads_once(two: Connection) -> None:
     assert replicas.write(two, "a", "", [of_web1(1)], ["agent:web1"]) == 1
     [other] = replicas.read(two, "b", {}).others
