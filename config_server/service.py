@@ -21,7 +21,7 @@ from config_server.identity.own_certificate import OwnCertificate
 from config_server.jobs.janitor import Janitor
 from config_server.jobs.kinds import Kinds
 from config_server.jobs.runner import Runner
-from config_server.operations import keys, protection_jobs, rebind_job, restore_job, resync
+from config_server.operations import deletion_job, keys, protection_jobs, rebind_job, restore_job, resync
 from config_server.operations.call import Operator
 from config_server.operations.control import Control
 from config_server.operations.deleting import Deleting
@@ -44,6 +44,7 @@ from config_server.operations.sides import Sides
 from config_server.recovery.generation import Force
 from config_server.recovery.keeping import Keeping
 from config_server.recovery.pointing import Pointing
+from config_server.rules.lanes import Watch
 from config_server.storage.account import Storage
 from config_server.store import inventory, lasting_record
 from config_server.store.database import Database
@@ -117,6 +118,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
         listener = Listener.open(config.listen, config.port, own.context)
         protecting = Protecting(control, sides)
         deletions = DeletionSweep(control, sides, revoking)
+        deleting = Deleting(control, protecting)
         handlers = Handlers(
             identity=known,
             revoking=revoking,
@@ -124,9 +126,9 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             machines=Machines(control),
             points=Points(control),
             restores=Restores(control, granting),
-            jobs=Jobs(control),
+            jobs=Jobs(control, {Watch.DELETE: deleting.cancel}),
             protecting=protecting,
-            deleting=Deleting(control, protecting),
+            deleting=deleting,
             policies=PolicyOperations(control),
             granting=granting,
             keys=Keys(control, vault),
@@ -147,6 +149,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
                 restore_job.kind(control, granting),
                 *protection_jobs.kinds(control, sides),
                 rebind_job.kind(control, sides),
+                deletion_job.kind(control),
             ]
         )
         # Of a file no other process has the lock.

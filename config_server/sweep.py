@@ -14,6 +14,7 @@ from config_server.operations.sides import Sides
 from config_server.rules import wrong
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.facts import SELF, facts_of, replicates, reported_ns
+from config_server.rules.lanes import Watch
 from config_server.rules.machine import Machine
 from config_server.store import commands, events, inventory, jobs, lasting_record, replicas
 from config_server.store.database import Connection
@@ -53,7 +54,11 @@ async def once(control: Control, sides: Sides) -> None:
             return heard, [], []  # another server has the sweep; this one has looked, and can go on with it
         if kept is not None:
             lasting_record.save(db, kept)
-        standing = [problem_of(job) for job in jobs.that_need_attention(db)]
+        standing = [
+            problem_of(job)
+            for job in jobs.that_need_attention(db)
+            if job.kind != Watch.DELETE  # the deletion tells it itself
+        ]
         changed = events.reconcile(db, SELF, [*problems, *standing], now_ns)
         for job in jobs.fail_silent(db, heard, mono_ns, now_ns):
             note_ended(db, job, SELF, now_ns)

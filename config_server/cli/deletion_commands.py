@@ -7,13 +7,14 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 import click
+from msgspec.structs import replace
 
 from config_server.cli import versions
 from config_server.cli.machine_pages import lost_page, machine_page, minute
 from config_server.cli.names import name_argument
 from config_server.cli.options import COMMON, add_options, find_target
 from config_server.cli.output import console, emit, plain, run, say
-from config_server.cli.protection_commands import no_wait, wait_until_taken
+from config_server.cli.protection_commands import job_of, no_wait, wait_until_taken
 from shared.errors import RequestError
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def delete(name: str, after_s: float, *, yes: bool, no_wait: bool) -> None:
             f"'{name}' is deleted on {minute(found.deletion.due)}, not earlier. Until then its points stay. To take it back: understudy"
             f" machine keep {name}."
         )
+    if found.job:
+        say(job_of(found.job))
     for line in stays:
         say(f"Not deleted with it, {line}.")
     emit(found, lambda: machine_page(found))
@@ -120,7 +123,7 @@ async def _delete(name: str, after_s: float, *, yes: bool, wait: bool) -> tuple[
         body = DeletionRequest(after_s=after_s, container=lost.container)
         found = await client.call(api.DELETE, body, machine=name)
         if wait:
-            found = await wait_until_taken(client, found)
+            found = replace(await wait_until_taken(client, found), job=found.job)
         return found, lost.stays
 
 

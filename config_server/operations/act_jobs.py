@@ -31,8 +31,6 @@ VERSION: Final = 1
 """Of the steps of each of these kinds."""
 SET: Final = "set"
 """Their first step: what the act's own transaction does."""
-DELETION: Final = "deletion"
-"""What takes the place of jobs of a machine that is to be deleted."""
 
 
 def facts(control: Control, machine: str) -> Facts:
@@ -64,11 +62,15 @@ def begin(db: Connection, kind: Watch, before: Machine | None, after: Machine, a
     assert after.wish is not None
     act = rules.act_over(before, after.wish, at.report)
     there = journal.in_lane(db, after.name, Lane.LIFE)
+    if kind is Watch.UNPROTECT and there is not None and there.kind == Watch.DELETE and goes_on(there):
+        return (
+            there.id
+        )  # that it is to stop was said with its deletion, too, which goes on (deletions.follow)
     its_act = act_of(there) if there is not None and there.kind in (Watch.PROTECT, Watch.UNPROTECT) else None
     if before is not None and before.wish is not None:
         is_its_own = its_act is not None and its_act.act == before.wish.mark.act
         if rules.is_same(before.wish, after.wish):
-            if there is not None and its_act is not None and is_its_own and _goes_on(there):
+            if there is not None and its_act is not None and is_its_own and goes_on(there):
                 again = msgspec.structs.replace(its_act, act=act.act, wants=act.wants)
                 journal.say_again(db, there.id, msgspec.to_builtins(again), at.now_ns)
                 return there.id
@@ -89,7 +91,7 @@ def begin_rebind(
     """As `begin`. `machine`: None where nothing is known of it but in storage; `is_repeated`: it was that hardware before."""
     there = journal.in_lane(db, name, Lane.LIFE)
     if is_repeated:
-        is_rebind = there is not None and there.kind == Watch.REBIND and _goes_on(there)
+        is_rebind = there is not None and there.kind == Watch.REBIND and goes_on(there)
         if there is not None and is_rebind and rebound_of(there).identity == rebound.identity:
             return there.id
         if not rules.unserved(machine, rebound.identity, at.facts, at.mono_ns):
@@ -129,12 +131,12 @@ def take_back(db: Connection, job: Job, report: AgentReport | None, now_ns: int)
     return True
 
 
-# ---- inside
-
-
-def _goes_on(job: Job) -> bool:
+def goes_on(job: Job) -> bool:
     """One that stands still sees to nothing."""
     return job.direction is Direction.FORWARD and not job.attention
+
+
+# ---- inside
 
 
 def _instead(

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 
-from config_server.operations import act_jobs, machines
+import msgspec
+
+from config_server.operations import deletion_job, machines
 from config_server.operations.call import Call
 from config_server.operations.control import Control, new_id
 from config_server.operations.jobs import DRIVEN
@@ -22,12 +24,12 @@ from config_server.operations.protecting import Protecting
 from config_server.rules import deletion_view
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.deletion import Deletion, Found, Stage
-from config_server.rules.lanes import Lane
 from config_server.rules.machine import Machine
 from config_server.storage import removal
 from config_server.storage.deletion_note import NONE, Written
 from config_server.store import audit, certificates, deletions, incarnations, inventory, journal, revocation
 from config_server.store.database import Connection
+from config_server.store.journal import Job
 from shared.api.deletion import DeletionRequest, Kept
 from shared.api.machines import DeletionView, MachineView
 from shared.api.points import PointView
@@ -36,6 +38,7 @@ from shared.daemon import logging
 from shared.errors import (
     AskerGoneError,
     ContainerMissingError,
+    JobActError,
     RequestError,
     StorageError,
     UnderstudyError,
@@ -131,8 +134,7 @@ class Deleting:
             day = deletion_view.day(deletion)
             back = f"To take it back: understudy machine keep {name}."
             deletions.note(db, name, f"{name} is to be deleted on {day}, as {call.who} asked", back, now_ns)
-            journal.supersede(db, name, (Lane.LIFE, Lane.DATA), call.who, act_jobs.DELETION, now_ns)
-            return ""
+            return deletion_job.begin(db, name, id_, call.who, now_ns)
 
         async with self._one_at_a_time(name):
             await self._control.db.run(check)
@@ -141,21 +143,30 @@ class Deleting:
                 if container and not _is_gone(container, found):  # one that is brought back notes none: US631
                     written = await removal.note(self._control.storage.machines(), container, id_)
                     await removal.fence(self._control.storage.machines(), container)
-                machine, _ = await self._protecting.stop(call, name, also)
+                machine, job = await self._protecting.stop(call, name, also)
             except BaseException:
                 if written is not None:
                     await self._take_back(name, container, written)
                 raise
         self._control.bell.ring(DRIVEN)
-        return await machines.shown(self._control, machine)
+        return msgspec.structs.replace(await machines.shown(self._control, machine), job=job)
 
     async def keep(self, call: Call, _body: Nothing) -> Kept:
         """Raises MachineNotFoundError, BeingDeletedError; StorageError where storage has to say first what became of it."""
-        name, now_ns, place = call.path["machine"], self._control.now_ns(), self._control.storage.place
+        return await self._keep(call, call.path["machine"])
+
+    async def cancel(self, call: Call, job: Job) -> None:
+        """The deletion to which it sees is taken back. Raises as `keep`, and JobActError where it is not that one any more."""
+        await self._keep(call, job.machine, job)
+
+    async def _keep(self, call: Call, name: str, job: Job | None = None) -> Kept:
+        now_ns, place = self._control.now_ns(), self._control.storage.place
         what = f"The deletion of '{name}' was not taken back"
 
         def check(db: Connection) -> Machine:
             self._control.turns.check(db, _saying(name))
+            if job is not None and (deletion_job.of_machine(db, name) or job).id != job.id:
+                raise JobActError(what, cause=f"job {job.id} has ended, and another deletion was said since")
             deletions.check_not_removed(db, name, place, what)
             return inventory.machine(db, name)
 
@@ -163,6 +174,9 @@ class Deleting:
             deletion = check(db).deletion
             if deletion is None:
                 return None, False
+            there = deletion_job.of_machine(db, name)
+            if there is not None:
+                journal.cancel(db, there.id, call.who, now_ns)
             deletions.put(db, name, None)
             audit.add(db, call.who, "machine.keep", name, deletion_view.plain(deletion), now_ns)
             deletions.note(db, name, f"{name} is not to be deleted any more, as {call.who} asked", "", now_ns)
@@ -173,6 +187,7 @@ class Deleting:
             asked = (await self._control.db.run(check)).deletion
             is_there = asked is None or await self._note_kept(asked)
             deletion, is_refused = await self._control.db.run(work)
+        self._control.bell.ring(DRIVEN)
         machine = await machines.known(self._control, name)
         return Kept(
             machine=await machines.shown(self._control, machine),

@@ -34,7 +34,7 @@ from typing import Final, NamedTuple, Protocol
 
 from msgspec.structs import replace
 
-from config_server.operations import act_jobs
+from config_server.operations import deletion_job
 from config_server.operations.control import Control
 from config_server.operations.sides import Sides
 from config_server.rules import deletion as rules
@@ -42,11 +42,10 @@ from config_server.rules import deletion_view
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.deletion import Deletion, Found, Stage
 from config_server.rules.facts import SELF
-from config_server.rules.lanes import Lane
 from config_server.rules.machine import Machine
 from config_server.storage import removal
 from config_server.storage.deletion_note import Written
-from config_server.store import audit, deleted, deletions, incarnations, inventory, journal
+from config_server.store import audit, deleted, deletions, incarnations, inventory
 from config_server.store.database import Connection
 from shared.api.certificates import RefusedList
 from shared.crashpoints import reach
@@ -344,9 +343,7 @@ class DeletionSweep:
             what = f"{name} was deleted, as {deletion.who} asked{others}"
             rest = f"What was not deleted: {'; '.join(stays)}. The name can be used again: enrol it with a new token."
             deletions.note(db, name, what, rest, now_ns)
-            journal.supersede(
-                db, name, tuple(Lane), SELF, act_jobs.DELETION, now_ns
-            )  # what was said since: it waits in vain
+            deletion_job.end(db, name, machine.deletion, SELF, now_ns)
             if deletion.container:
                 deleted.note(db, deletion.container, name, now_ns)
             if named:

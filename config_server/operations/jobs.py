@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -19,12 +19,16 @@ from shared.status import Problem
 
 DRIVEN: Final = "jobs"
 """The bell that is rung when there is something to do for a job."""
+Cancel = Callable[[Call, journal.Job], Awaitable[None]]
+"""Behind it the job is cancelled."""
 _Act = Callable[[Connection, str], bool]
 
 
 class Jobs:
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, cancels: Mapping[str, Cancel]) -> None:
+        """`cancels`: by kind, where more has to be done at once than that the job turns back."""
         self._control = control
+        self._cancels = cancels
 
     async def all(self, _call: Call, body: JobQuery) -> JobList:
         more = msgspec.structs.replace(body, limit=body.limit + 1)
@@ -37,8 +41,11 @@ class Jobs:
         return await self._control.db.run(lambda db: jobs.get(db, call.path["id"]))
 
     async def cancel(self, call: Call, _body: Nothing) -> JobView:
-        """A second time it is no error: it is being undone, or was."""
-        now_ns = self._control.now_ns()
+        """A second time it is no error: it is being undone, or was. Raises JobNotFoundError, JobActError, and what such a kind's raises."""
+        now_ns, id_ = self._control.now_ns(), call.path["id"]
+        shown = await self._control.db.run(lambda db: jobs.get(db, id_))
+        if (cancel := self._cancels.get(shown.kind)) is not None and JobAct.CANCEL in shown.allowed:
+            await cancel(call, await self._control.db.run(lambda db: journal.find(db, id_)))
         return await self._act(
             call, JobAct.CANCEL, lambda db, id_: journal.cancel(db, id_, call.who, now_ns), done=_is_cancelled
         )

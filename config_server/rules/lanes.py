@@ -19,6 +19,7 @@ class Watch(enum.StrEnum):
     PROTECT = "protect"
     UNPROTECT = "unprotect"
     REBIND = "rebind"
+    DELETE = "delete"
 
 
 WATCHES: Final = frozenset(Watch)

@@ -162,6 +162,11 @@ def was_done(db: Connection, name: str, mark: Mark) -> bool:
     return mark.act in acts or (made is not None and any(made < last for last in later))
 
 
+def is_done(db: Connection, name: str, id_: str) -> bool:
+    """Whether this deletion of a machine of that name was done."""
+    return any(detail.get("deletion") == id_ for detail in audit.details(db, DONE, name))
+
+
 def remove(db: Connection, name: str, now_ns: int) -> None:
     """All that is kept of the machine goes, but what happened: events, jobs, and the audit log. Nobody else says that what its agent
     reported is over."""

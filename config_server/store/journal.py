@@ -417,6 +417,18 @@ def say_again(db: Connection, id_: str, args: Mapping[str, Any], now_ns: int) ->
     db.execute(said.values(args=plain, wake_ns=WOKEN, waits="", updated_ns=now_ns), {"it": id_})
 
 
+def complete(db: Connection, id_: str, step: str, result: Mapping[str, Any] | None, now_ns: int) -> None:
+    """What a job that goes forward was to see to its end was done by this transaction, with its last step. Whoever has it finds that it is
+    not his any more."""
+    done = update(jobs).where(_IT, _DRIVEN, jobs.c.direction == Direction.FORWARD)
+    values: dict[str, Any] = {
+        **_FREE, "state": JobState.DONE, "progress": 1.0, "waits": "", "attention": False, "term": jobs.c.term + 1,
+        "ended_ns": now_ns, "updated_ns": now_ns, "result": msgspec.json.encode(result).decode(),
+    }  # fmt: skip
+    if db.execute(done.values(**values), {"it": id_}).rowcount:
+        _write(db, id_, step, Entry(state=StepState.DONE, tries=0, result=result), now_ns)
+
+
 def wake(db: Connection, machine: str, lane: str) -> None:
     """What the job of this lane waits for may have come: it is due at once, unless it waits for a person; also where its owner is just
     about to let it go, since it had not come yet when he looked."""

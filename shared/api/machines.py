@@ -141,7 +141,8 @@ class MachineView(msgspec.Struct, kw_only=True):
     deletion: DeletionView | None = None
     """Null: nobody wants it deleted."""
     job: str = ""
-    """In the answer to `protect` and `unprotect`: the job that sees whether it comes true; empty where it is so already, and elsewhere."""
+    """In the answer to `protect`, `unprotect` and `delete`: the job that sees whether it comes true; empty where it is so already, and
+    elsewhere."""
 
 
 class MachineList(msgspec.Struct):

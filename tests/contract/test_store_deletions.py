@@ -200,3 +200,10 @@ def test_a_stop_that_is_said_again_keeps_the_deletion_and_another_act_does_not(d
     assert deletions.all_(db) == []
     deletions.note(db, "web1", "it stays", "", NOW)
     assert [event.what for event in events.find(db, "web1", False, 9)] == ["it stays"]
+
+
+def test_which_deletions_of_a_name_were_done_stays_known(db: Connection) -> None:
+    assert not deletions.is_done(db, "web1", "d1")
+    audit.add(db, "config-server", deletions.DONE, "web1", {"deletion": "d1"}, NOW)
+    found = [deletions.is_done(db, *one) for one in (("web1", "d1"), ("web1", "d2"), ("web2", "d1"))]
+    assert found == [True, False, False]

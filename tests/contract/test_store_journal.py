@@ -493,6 +493,22 @@ def test_of_a_database_that_was_put_back_all_steps_are_looked_at_again(
     assert not journal.renew(db, held, HOUR_NS).in_doubt
 
 
+def test_what_was_done_by_another_transaction_is_done_and_its_owner_finds_it_gone(db: Connection) -> None:
+    id_, back = begun(db), begun(db, "web2")
+    held = claimed(db, id_)
+    assert journal.cancel(db, back, "operator:o", NOW)
+    for one in (id_, back):
+        journal.complete(db, one, "ask", {"n": 1}, NOW)
+    assert journal.entries(db, id_) == {"ask": Entry(state=StepState.DONE, tries=0, result={"n": 1})}
+    done = jobs.get(db, id_)
+    assert (done.state, done.result) == (JobState.DONE, {"n": 1})
+    with pytest.raises(LostJobError):
+        journal.renew(db, held, HOUR_NS)
+    assert journal.in_lane(db, "web1", "data") is None
+    assert jobs.get(db, back).state is not JobState.DONE, "it goes back"
+    assert journal.entries(db, back) == {}
+
+
 def test_what_was_undone_is_looked_for_once_more_until_nothing_can_come_of_it(db: Connection) -> None:
     undone = Entry(state=StepState.UNDONE, tries=0, undone_ns=NOW)
     ids = [begun(db, f"web{number}") for number in range(3)]

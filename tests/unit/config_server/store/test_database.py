@@ -23,7 +23,9 @@ from config_server.store import (
     events,
     incarnations,
     inventory,
+    migrations,
     policies,
+    settings,
     sqlite,
     sqlite_steps,
     tokens,
@@ -112,6 +114,7 @@ def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     path.unlink()
     with opened(path) as db:
         db.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        settings.put(db, migrations.USABLE_FROM, "9999")
     with pytest.raises(ConfigError, match="version 9999, this program knows 0002"):
         sqlite.connect(path)
 
@@ -210,6 +213,7 @@ def test_what_is_wrong_when_it_is_opened_is_told_without_a_traceback(
 ) -> None:
     with opened(tmp_path / "state.db") as db:
         db.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        settings.put(db, migrations.USABLE_FROM, "9999")
     with pytest.raises(ConfigError):
         sqlite.connect(tmp_path / "state.db")
     gc.collect()

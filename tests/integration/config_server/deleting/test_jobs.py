@@ -1,0 +1,175 @@
+"""The job of a deletion: what it shows from the day on which that is asked for, until the machine is in no list any more. A real config
+server, and real storage."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from config_server.store import restored
+from shared import api
+from shared.api.events import EventQuery
+from shared.api.jobs import JobQuery, JobState, JobView
+from shared.api.protection import Protection
+from shared.api.route import Nothing
+from shared.blob import BlobConfig
+from shared.control.rest import RestClient
+from shared.errors import BeingDeletedError, JobActError
+from shared.trust.tls import TlsFiles
+from tests.config_parts import ConfigServer, config_for, running, until
+from tests.deletions import (
+    HARDWARE,
+    delete,
+    folder,
+    is_gone,
+    is_waiting,
+    kept,
+    opened,
+    pass_delay,
+    shown,
+    stops,
+)
+from tests.machine_log import ModelMachine
+from tests.obedient_agent import ObedientAgent, obedient_agent
+from tests.storage_faults import FaultProxy, Stall
+
+
+async def job(operator: RestClient, id_: str) -> JobView:
+    return await operator.call(api.JOB, Nothing(), id=id_)
+
+
+async def jobs_of(operator: RestClient, machine: str = "web1") -> list[JobView]:
+    """Of deletions, the newest first."""
+    found = (await operator.call(api.JOBS, JobQuery(machine=machine))).jobs
+    return [one for one in found if one.kind == "delete"]
+
+
+async def is_in(operator: RestClient, id_: str, state: JobState) -> JobView:
+    async def so() -> bool:
+        return (await job(operator, id_)).state is state
+
+    await until(so)
+    return await job(operator, id_)
+
+
+async def test_it_waits_for_the_day_and_is_done_when_the_machine_is_gone(
+    server: ConfigServer, operator: RestClient, web1: ObedientAgent, machine: ModelMachine
+) -> None:
+    said = await delete(operator)
+    [begun] = await jobs_of(operator)
+    assert (begun.id, begun.who) == (said.job, "operator:admin")
+    waiting = await is_in(operator, said.job, JobState.WAITING)
+    assert said.deletion is not None and said.deletion.due is not None
+    assert said.deletion.due[:10] in waiting.waits
+    await stops(web1)
+    pass_delay(folder(server))
+    await until(lambda: is_gone(operator))
+    done = await job(operator, said.job)
+    assert (done.state, done.result) == (
+        JobState.DONE,
+        {"container": machine.store.container, "points": said.deletion.points},
+    ), "with the transaction that ends the deletion"
+
+
+async def test_who_cancels_it_takes_the_deletion_back_and_who_takes_that_back_cancels_it(
+    operator: RestClient, web1: ObedientAgent
+) -> None:
+    for take_back in ("cancel", "keep"):
+        said = await delete(operator)
+        if take_back == "cancel":
+            await operator.call(api.JOB_CANCEL, Nothing(), id=said.job)
+        else:
+            assert (await kept(operator)).taken_back
+        assert (await shown(operator)).deletion is None
+        ended = await is_in(operator, said.job, JobState.CANCELLED)
+        assert ended.cancelled_by == "operator:admin"
+        again = await operator.call(api.JOB_CANCEL, Nothing(), id=said.job)
+        assert again.state is JobState.CANCELLED, "it changes nothing"
+    assert [one.state for one in await jobs_of(operator)] == [JobState.CANCELLED] * 2
+
+
+async def test_said_again_it_is_the_same_job_and_sees_to_the_later_one(
+    server: ConfigServer, operator: RestClient, web1: ObedientAgent
+) -> None:
+    first, second = await delete(operator), await delete(operator)
+    assert first.job == second.job
+    stopped = await operator.call(api.UNPROTECT, Nothing(), machine="web1")
+    assert stopped.job == first.job, "that it is to stop was said with it, too"
+    await stops(web1)
+    pass_delay(folder(server))
+    await until(lambda: is_gone(operator))
+    assert (await job(operator, first.job)).state is JobState.DONE
+    assert len(await jobs_of(operator)) == 1
+
+
+async def test_protected_again_it_gives_its_place_and_said_again_another_one_sees_to_it(
+    operator: RestClient, web1: ObedientAgent
+) -> None:
+    first = await delete(operator)
+    protected = await operator.call(api.PROTECT, Protection(disks=["/dev/sda"]), machine="web1")
+    await is_waiting(operator, "US631")
+    over = await is_in(operator, first.job, JobState.CANCELLED)
+    assert over.superseded_by == protected.job
+    assert (await shown(operator)).deletion is not None, "a person says whether it stands"
+    second = await delete(operator)
+    assert second.job != first.job
+    assert (await job(operator, second.job)).state in (JobState.RUNNING, JobState.WAITING)
+
+
+async def test_what_was_put_back_waits_for_a_person_with_the_deletions_own_event(
+    server: ConfigServer, operator: RestClient, web1: ObedientAgent
+) -> None:
+    said = await delete(operator)
+    with opened(folder(server)) as db:
+        restored.prepare(db, 1)
+    await is_waiting(operator, "US631")
+    await is_in(operator, said.job, JobState.ATTENTION)
+    await operator.call(api.JOB_RETRY, Nothing(), id=said.job)
+    await is_in(operator, said.job, JobState.ATTENTION)
+    open_ = (await operator.call(api.EVENTS, EventQuery(open=True))).events
+    codes = [event.code for event in open_ if event.object == "web1"]
+    assert (codes.count("US631"), "US638" in codes) == (1, False)
+    second = await delete(operator)
+    assert (await job(operator, said.job)).superseded_by == second.job
+
+
+async def test_it_is_not_cancelled_when_storage_was_asked_and_is_done_by_a_server_that_begins_meanwhile(
+    machine: ModelMachine, proxy: FaultProxy, blob_config: BlobConfig, tmp_path: Path
+) -> None:
+    config = config_for(tmp_path, blob=proxy.config(blob_config.container), vault_file=machine.vault.path)
+    async with running(config) as server, server.operator() as operator:
+        files: TlsFiles = await server.enrolled("agent", "web1", tmp_path / "agent")
+        async with obedient_agent(server, files) as agent:
+            await agent.report(**HARDWARE)
+            said = await delete(operator)
+            await stops(agent)
+        # Nobody knows what becomes of the request, until somebody looks.
+        proxy.add(Stall(), method="DELETE", times=None)
+        pass_delay(folder(server))
+
+        async def is_removing() -> bool:
+            found = (await shown(operator)).deletion
+            return found is not None and found.stage == "removing"
+
+        await until(is_removing)
+        with pytest.raises(BeingDeletedError):
+            await operator.call(api.JOB_CANCEL, Nothing(), id=said.job)
+    proxy.clear()
+    async with running(config) as server, server.operator() as operator:
+        await until(lambda: is_gone(operator))
+        assert (await job(operator, said.job)).state is JobState.DONE
+        with pytest.raises(JobActError):
+            await operator.call(api.JOB_ABANDON, Nothing(), id=said.job)
+
+
+async def test_two_that_cancel_and_keep_at_once_take_it_back_once(
+    operator: RestClient, web1: ObedientAgent
+) -> None:
+    said = await delete(operator)
+    await asyncio.gather(
+        operator.call(api.JOB_CANCEL, Nothing(), id=said.job), kept(operator), kept(operator)
+    )
+    assert (await shown(operator)).deletion is None
+    await is_in(operator, said.job, JobState.CANCELLED)
