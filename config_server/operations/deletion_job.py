@@ -17,7 +17,7 @@ Said again while the job goes on, it sees to that later deletion from then on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -36,7 +36,7 @@ from shared.api.jobs import StepState
 from shared.errors import DeletionOfAnotherError, DeletionUnconfirmedError, SaidSinceError
 
 LOOK_S: Final = 60.0
-"""As often as deletions are looked at."""
+"""As often as deletions are looked at. (What hinders one otherwise than before wakes its job: deletion_sweep.py.)"""
 _STEP: Final = "delete"
 
 
@@ -91,6 +91,13 @@ def end(db: Connection, machine: str, deletion: Deletion, who: str, now_ns: int)
         journal.supersede(db, machine, tuple(Lane), who, there.id, now_ns)
     else:
         journal.supersede(db, machine, tuple(Lane), who, deletion.id, now_ns)
+
+
+def wake(db: Connection, machines: Iterable[str]) -> None:
+    """What hinders these deletions is something else than before, or nothing."""
+    for machine in machines:
+        if of_machine(db, machine) is not None:
+            journal.wake(db, machine, Lane.LIFE)
 
 
 def kind(control: Control) -> Kind:

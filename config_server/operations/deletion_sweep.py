@@ -36,6 +36,7 @@ from msgspec.structs import replace
 
 from config_server.operations import deletion_job
 from config_server.operations.control import Control
+from config_server.operations.jobs import DRIVEN
 from config_server.operations.sides import Sides
 from config_server.rules import deletion as rules
 from config_server.rules import deletion_view
@@ -155,7 +156,15 @@ class DeletionSweep:
             if wrong is not None:
                 hindered[deletion.id] = wrong
                 self._log_new(machine.name, self._control.hindered.get(deletion.id), wrong)
-        self._control.hindered = hindered
+        before, self._control.hindered = self._control.hindered, hindered
+        changed = [
+            machine.name
+            for machine, deletion in found
+            if _words(before.get(deletion.id)) != _words(hindered.get(deletion.id))
+        ]
+        if changed:
+            await self._control.db.run(lambda db: deletion_job.wake(db, changed))
+            self._control.bell.ring(DRIVEN)
         standing = {deletion.id for _, deletion in found}
         self._said = {id_: said for id_, said in self._said.items() if id_ in standing}
         self._notes = {id_: note for id_, note in self._notes.items() if id_ in standing}
@@ -380,8 +389,12 @@ class DeletionSweep:
 
     @staticmethod
     def _log_new(name: str, before: UnhealthyError | None, wrong: UnhealthyError) -> None:
-        if before is None or (before.code, before.cause) != (wrong.code, wrong.cause):
+        if _words(before) != _words(wrong):
             _log.warning("machine not deleted", machine=name, **wrong.as_dict())
+
+
+def _words(hinders: UnhealthyError | None) -> tuple[str, str]:
+    return ("", "") if hinders is None else (hinders.code, hinders.cause)
 
 
 def _storage(name: str, deletion: Deletion, exc: UnderstudyError) -> DeletionStorageError:
