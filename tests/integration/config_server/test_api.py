@@ -103,7 +103,7 @@ async def answer_to(route: Route[Any, Any], allowed: frozenset[Permission]) -> t
     binder = Binder(eve, lambda *_certificate: False, lambda _request, *, proved: None)
     for each in api.ROUTES:
         binder.on(each, done)
-    path = route.path.format(machine="web1", id="x", policy="gold")
+    path = route.path.format(machine="web1", id="x", policy="gold", operator="anna")
     async with TestClient(TestServer(binder.application())) as client:
         headers = {"Authorization": "Bearer t"}
         answer = await client.request(route.method, path, headers=headers, json=BODIES.get(route.name, {}))
