@@ -48,6 +48,10 @@ SETTINGS: Final = {
 class Postgres:
     """One server process. `start` it again after `stop` or a kill: what it had is there."""
 
+    owner: Final = _TEMPLATE
+    """Who may everything in it."""
+    programs: Final = _PROGRAMS
+
     def __init__(self) -> None:
         if not (_PROGRAMS / "postgres").exists():
             raise RuntimeError("PostgreSQL is not installed: run `make setup`")

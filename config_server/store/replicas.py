@@ -67,6 +67,9 @@ _DEAD: Final = select(replicas.c.id).where(replicas.c.beat_ns < clock_ns() - BUR
 _LIVING: Final = (
     select(replicas.c.name).where(replicas.c.beat_ns > clock_ns() - LIVING_NS).order_by(replicas.c.name)
 )
+_BATCHES: Final = select(replicas.c.id, replicas.c.name, replicas.c.batch).where(
+    replicas.c.beat_ns > clock_ns() - LIVING_NS
+)
 _FREE: Final = (
     update(leases)
     .where(
@@ -163,6 +166,12 @@ def read(db: Connection, id_: str, known: Mapping[str, int]) -> News:
 def living(db: Connection) -> list[str]:
     """The names of the servers that have written something lately."""
     return list(db.scalars(_LIVING))
+
+
+def batches(db: Connection) -> dict[str, tuple[str, int]]:
+    """By its id, of each that has written something lately: its name, and how often it has. Of one that lives that rises each second."""
+    found = db.execute(_BATCHES)
+    return {id_: (name, batch) for id_, name, batch in found}
 
 
 def forget_all(db: Connection) -> None:

@@ -53,6 +53,7 @@ def test_behind_a_restore_none_of_them_uses_the_database(db: Connection) -> None
     replicas.join(db, "a", "config1")
     replicas.write(db, "a", "", [], ["a bell"])
     assert replicas.hold(db, "sweep", "a", 3600 * SECOND_NS)
+    assert replicas.batches(db) == {"a": ("config1", 1)}
     replicas.forget_all(db)
     assert replicas.living(db) == []
     replicas.join(db, "b", "config2")
