@@ -84,6 +84,9 @@ class _Known:
         self.batch = 0
         self.risen_ns = now_ns
         """When that was another one than before (monotonic, here)."""
+        self.stood_ns = 0
+        """How long it has been that one, in looks of this server: what passed while this one stood still, or could not read, is not its
+        silence."""
         self.told = ""
         self.said = Said()
         self.stands = False
@@ -230,11 +233,10 @@ class Replicas:
     # ---- inside
 
     def _living(self) -> Iterator[_Known]:
-        now_ns = self._control.mono_ns()
         return (
             known
             for known in self._known.values()
-            if not known.said.left and now_ns - known.risen_ns < _GONE_S * SECOND_NS
+            if not known.said.left and known.stood_ns < _GONE_S * SECOND_NS
         )
 
     def _said(self) -> Said:
@@ -276,7 +278,7 @@ class Replicas:
                 if not is_first or age_ns < SILENT_S * SECOND_NS:
                     self._hear(other, report, now_ns - age_ns)
             rung |= dict.fromkeys(other.rung)
-            missed |= self._note(other, known, now_ns)
+            missed |= self._note(other, known, now_ns, now_ns - before_ns)
         for id_ in self._known.keys() - {other.id for other in news.others}:
             del self._known[id_]
         if not is_first and now_ns - before_ns > _GAP_S * SECOND_NS:
@@ -284,15 +286,16 @@ class Replicas:
             self._control.presence.excuse(before_ns, now_ns)
         await self._pass_on(rung, everything=missed)
 
-    def _note(self, other: Other, known: _Known, now_ns: int) -> bool:
-        """What it is now; whether something that it rang may never be read."""
+    def _note(self, other: Other, known: _Known, now_ns: int, since_ns: int) -> bool:
+        """What it is now, `since_ns` behind the last look; whether something that it rang may never be read."""
         if other.said != known.told:
             known.told, known.said = other.said, _said_by(other)
         if other.batch != known.batch:
             if known.stands:
                 _log.info("another config server is there again", server=other.name)
-            known.batch, known.risen_ns, known.stands = other.batch, now_ns, False
+            known.batch, known.risen_ns, known.stood_ns, known.stands = other.batch, now_ns, 0, False
             return False
+        known.stood_ns += min(since_ns, int(FRESH_S * SECOND_NS))
         stands_ns = now_ns - known.risen_ns
         if stands_ns <= _STANDS_S * SECOND_NS:
             return False

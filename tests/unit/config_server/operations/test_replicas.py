@@ -221,6 +221,30 @@ async def test_what_is_wrong_with_another_server_counts_while_it_lives(site: Sit
     assert (gone.code, gone.what) == ("US660", "Config server cs2 does nothing any more")
 
 
+async def test_who_stood_still_itself_calls_no_other_server_gone(site: Site) -> None:
+    """Both did, maybe: their hosts were suspended, or the database was away."""
+    await beats(site, 3)
+    site.now_s += 40
+    assert site.here.problems() == [], "it has not looked yet"
+    await site.look()
+    assert site.here.problems() == [], "nor could the other one write"
+    await beats(site, 10, other=False)
+    assert site.here.problems() == []
+    await beats(site, 10, other=False)
+    assert [problem.code for problem in site.here.problems()] == ["US660"]
+
+
+async def test_a_server_that_was_killed_and_begins_again_within_seconds_is_never_gone(site: Site) -> None:
+    await beats(site, 3)
+    for _ in range(10):
+        await beats(site, 1, other=False)
+        assert site.here.problems() == []
+    site.known_as = "anew"
+    for _ in range(30):
+        await beats(site, 1)
+        assert site.here.problems() == []
+
+
 async def test_a_server_that_said_that_it_ends_is_no_problem_and_nothing_is_looked_for(site: Site) -> None:
     await beats(site, 3, hears=True)
     site.said = Said(left=True)
