@@ -87,6 +87,8 @@ class _Known:
         self.stood_ns = 0
         """How long it has been that one, in looks of this server: what passed while this one stood still, or could not read, is not its
         silence."""
+        self.beat_ns = 0
+        """When it wrote last, by the database's clock."""
         self.told = ""
         self.said = Said()
         self.stands = False
@@ -137,14 +139,12 @@ class Replicas:
     # ---- what they have said
 
     def problems(self) -> list[Problem]:
-        """What is wrong with them; and who is gone without a word, unless it has begun anew."""
+        """What is wrong with them; and who is gone without a word, unless it has begun anew: of a name the start that wrote last counts,
+        also where that one has ended since, and said so."""
         living = [*self._living()]
+        last = {known.name: known for known in sorted(self._known.values(), key=lambda known: known.beat_ns)}
         names = {known.name for known in living} | {self._name}
-        gone = {
-            known.name: known
-            for known in self._known.values()
-            if known.name not in names and not known.said.left
-        }
+        gone = [name for name, known in last.items() if name not in names and not known.said.left]
         return [*(problem for known in living for problem in known.said.own), *map(_gone, gone)]
 
     def more_problems(self) -> list[Problem]:
@@ -288,6 +288,7 @@ class Replicas:
 
     def _note(self, other: Other, known: _Known, now_ns: int, since_ns: int) -> bool:
         """What it is now, `since_ns` behind the last look; whether something that it rang may never be read."""
+        known.beat_ns = other.beat_ns
         if other.said != known.told:
             known.told, known.said = other.said, _said_by(other)
         if other.batch != known.batch:
