@@ -9,8 +9,8 @@ changes what it means. A revision that fills what it has added says what rows ge
 **Which older programs may use it.** Each revision says down to which one (`usable_from`): of programs that know that one, but not the
 newest. It is in the database (`USABLE_FROM`), since they cannot ask a revision that they do not know. So the older one of two servers can
 be started again behind the newer, and a program that does not please gives way to the one of before. A contract says itself: whoever does
-not know it is refused. (One that runs already goes on: so a contract comes a version later than the last program that needs what it
-removes.)
+not know it is refused, and it waits until no such one runs (US552): in PostgreSQL each server's session says what it knows
+(older_servers.py). Numbers of revisions rise, so whoever knows one knows all that are lower.
 
 **Forward only.** Nothing takes a revision back. The programs of before alembic look at SQLite's `user_version` alone:
 revision 0001 leaves it as they have it, since it changes nothing for them; the first contract raises it, so that they refuse, too. (0002
@@ -22,6 +22,7 @@ Each revision is frozen: it imports nothing of the program, which goes on, and i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from sqlalchemy import Connection, column, inspect, select, table
@@ -35,22 +36,34 @@ USABLE_FROM: Final = "schema usable from"
 _REVISION: Final = table("alembic_version", column("version_num"))
 
 
-def upgrade(db: Connection, named: str, *, has_first: bool = False) -> None:
+def _nobody_else(_usable_from: str) -> None:
+    """Has it open."""
+
+
+def upgrade(
+    db: Connection, named: str, *, has_first: bool = False, check_older: Callable[[str], None] = _nobody_else
+) -> None:
     """To the newest revision, in the caller's transaction, which nobody else's may run beside. `has_first`: it is a database of before
-    alembic, which has all of FIRST. Raises ConfigError for one of a newer program that this one may
-    not use; `named` is the database, for people."""
+    alembic, which has all of FIRST. `check_older` raises where a program has it open that knows less than a revision. Raises ConfigError
+    for one of a newer program that this one may not use; `named` is the database, for people."""
     current = db.scalar(select(_REVISION.c.version_num)) if inspect(db).has_table(_REVISION.name) else None
     if current == NEWEST:
         return
     from config_server.store.migrations import missing
 
-    missing.bring_up(db, named, current, has_first=has_first)
+    missing.bring_up(db, named, current, has_first=has_first, check_older=check_older)
 
 
-def newer(named: str, version: str, known: str) -> ConfigError:
+def is_known(usable_from: str | None) -> bool:
+    """Whether a program that knows no more than this one may use such a database."""
+    return bool(usable_from) and str(usable_from) <= NEWEST
+
+
+def newer(named: str, version: str, known: str, usable_from: str | None = None) -> ConfigError:
+    least = f", and programs from {usable_from} on can use it" if usable_from else ""
     return ConfigError(
         f"The database {named} could not be opened",
-        cause=f"its schema has version {version}, this program knows {known}",
+        cause=f"its schema has version {version}, this program knows {known}{least}",
         action="A newer version of Understudy has used it, and this one would damage what that wrote. Install the newer one"
         " again, or restore a backup of before.",
     )
