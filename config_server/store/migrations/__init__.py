@@ -4,7 +4,9 @@ opens the database; there is no command for it.
 **Expand, later contract.** Of two config servers on one database one is upgraded first: the old program goes on working on what the new one
 has made of it. So a revision only adds: tables, indexes, columns that may be NULL or have a server default. What nobody writes any more, or
 what only the newest may write, goes one version later (the contract), when no program runs that knows it. Nothing is renamed; nothing
-changes what it means. A revision that fills what it has added says what rows get that the old program writes meanwhile.
+changes what it means. A revision that fills what it has added says what rows get that the old program writes meanwhile. In a row
+that this one changes, a new column keeps what it had: so it repeats nothing that an old column says, too. A revision is quick: who wants
+its tables waits for it (postgresql.py).
 
 **Which older programs may use it.** Each revision says down to which one (`usable_from`): of programs that know that one, but not the
 newest. It is in the database (`USABLE_FROM`), since they cannot ask a revision that they do not know. So the older one of two servers can
