@@ -13,7 +13,7 @@ from alembic.runtime.migration import MigrationStep
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-from config_server.store import migrations, schema, sqlite
+from config_server.store import migrations, schema, settings, sqlite
 
 REVISIONS: Final = ScriptDirectory(str(Path(migrations.__file__).parent))
 
@@ -43,3 +43,9 @@ def begin_with(db: Connection, revision: str) -> None:
     context = MigrationContext.configure(db, opts={"fn": lambda *_: reversed(steps)})
     with Operations.context(context):
         context.run_migrations()
+
+
+def left_by_a_newer_program(db: Connection, usable_from: str = "9999") -> None:
+    """Whose revision is 9999, and which says so of the oldest one that may use it."""
+    db.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    settings.put(db, migrations.USABLE_FROM, usable_from)

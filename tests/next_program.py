@@ -19,7 +19,7 @@ from alembic import op
 
 revision = "{REVISION}"
 down_revision = "{migrations.NEWEST}"
-usable_from = "{migrations.NEWEST}"
+usable_from = "USABLE_FROM"
 
 
 def upgrade() -> None:
@@ -34,13 +34,15 @@ newer: Final = Table("newer", METADATA, Column("name", Text, primary_key=True))
 """
 
 
-def make(folder: Path) -> Path:
-    """Where `python -m config_server` runs it, as the working directory."""
+def make(folder: Path, usable_from: str = migrations.NEWEST) -> Path:
+    """Where `python -m config_server` runs it, as the working directory. `usable_from`: what its revision says of itself."""
     for package in _PACKAGES:
         shutil.copytree(_TREE / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "shared/version.py").write_text(f"VERSION = {VERSION!r}\n")
     store = folder / "config_server/store"
-    (store / f"migrations/versions/{REVISION}_next.py").write_text(_MIGRATION)
+    (store / f"migrations/versions/{REVISION}_next.py").write_text(
+        _MIGRATION.replace("USABLE_FROM", usable_from)
+    )
     _change(store / "migrations/__init__.py", f'"{migrations.NEWEST}"', f'"{REVISION}"')
     with (store / "schema.py").open("a") as schema:
         schema.write(_SCHEMA)

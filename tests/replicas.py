@@ -84,6 +84,8 @@ class Replica:
                 await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
                 for task in (ready, ended):
                     task.cancel()
+                # Before its socket is closed: the loop knows it by a number, which somebody else gets.
+                await asyncio.gather(ready, ended, return_exceptions=True)
             if not ready.done() or ready.cancelled():
                 raise AssertionError(f"{self.name} did not start: {self.log}")
 

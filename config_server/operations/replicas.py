@@ -84,6 +84,11 @@ class _Known:
         self.batch = 0
         self.risen_ns = now_ns
         """When that was another one than before (monotonic, here)."""
+        self.stood_ns = 0
+        """How long it has been that one, in looks of this server: what passed while this one stood still, or could not read, is not its
+        silence."""
+        self.beat_ns = 0
+        """When it wrote last, by the database's clock."""
         self.told = ""
         self.said = Said()
         self.stands = False
@@ -134,14 +139,12 @@ class Replicas:
     # ---- what they have said
 
     def problems(self) -> list[Problem]:
-        """What is wrong with them; and who is gone without a word, unless it has begun anew."""
+        """What is wrong with them; and who is gone without a word, unless it has begun anew: of a name the start that wrote last counts,
+        also where that one has ended since, and said so."""
         living = [*self._living()]
+        last = {known.name: known for known in sorted(self._known.values(), key=lambda known: known.beat_ns)}
         names = {known.name for known in living} | {self._name}
-        gone = {
-            known.name: known
-            for known in self._known.values()
-            if known.name not in names and not known.said.left
-        }
+        gone = [name for name, known in last.items() if name not in names and not known.said.left]
         return [*(problem for known in living for problem in known.said.own), *map(_gone, gone)]
 
     def more_problems(self) -> list[Problem]:
@@ -230,11 +233,10 @@ class Replicas:
     # ---- inside
 
     def _living(self) -> Iterator[_Known]:
-        now_ns = self._control.mono_ns()
         return (
             known
             for known in self._known.values()
-            if not known.said.left and now_ns - known.risen_ns < _GONE_S * SECOND_NS
+            if not known.said.left and known.stood_ns < _GONE_S * SECOND_NS
         )
 
     def _said(self) -> Said:
@@ -276,7 +278,7 @@ class Replicas:
                 if not is_first or age_ns < SILENT_S * SECOND_NS:
                     self._hear(other, report, now_ns - age_ns)
             rung |= dict.fromkeys(other.rung)
-            missed |= self._note(other, known, now_ns)
+            missed |= self._note(other, known, now_ns, now_ns - before_ns)
         for id_ in self._known.keys() - {other.id for other in news.others}:
             del self._known[id_]
         if not is_first and now_ns - before_ns > _GAP_S * SECOND_NS:
@@ -284,15 +286,17 @@ class Replicas:
             self._control.presence.excuse(before_ns, now_ns)
         await self._pass_on(rung, everything=missed)
 
-    def _note(self, other: Other, known: _Known, now_ns: int) -> bool:
-        """What it is now; whether something that it rang may never be read."""
+    def _note(self, other: Other, known: _Known, now_ns: int, since_ns: int) -> bool:
+        """What it is now, `since_ns` behind the last look; whether something that it rang may never be read."""
+        known.beat_ns = other.beat_ns
         if other.said != known.told:
             known.told, known.said = other.said, _said_by(other)
         if other.batch != known.batch:
             if known.stands:
                 _log.info("another config server is there again", server=other.name)
-            known.batch, known.risen_ns, known.stands = other.batch, now_ns, False
+            known.batch, known.risen_ns, known.stood_ns, known.stands = other.batch, now_ns, 0, False
             return False
+        known.stood_ns += min(since_ns, int(FRESH_S * SECOND_NS))
         stands_ns = now_ns - known.risen_ns
         if stands_ns <= _STANDS_S * SECOND_NS:
             return False

@@ -24,23 +24,27 @@ class StillError(psycopg.OperationalError):
 
 
 class Impatient(psycopg.Connection[Any]):
+    more_s = 0.0
+    """What it is given beyond that: while statements are run that may take longer."""
+
     def wait(self, gen: Generator[Any, Any, _T], *args: Any, **more: Any) -> _T:
         try:
-            return super().wait(_until(gen, time.monotonic() + STILL_S), *args, **more)
+            return super().wait(_until(gen, STILL_S + self.more_s), *args, **more)
         except StillError:
             self.close()
             raise
 
 
-def _until(gen: Generator[Any, Any, _T], deadline_s: float) -> Generator[Any, Any, _T]:
+def _until(gen: Generator[Any, Any, _T], lasts_s: float) -> Generator[Any, Any, _T]:
     """As `gen`, which is asked every tenth of a second whether there is something, but not for longer."""
+    deadline_s = time.monotonic() + lasts_s
     try:
         waits_for = next(gen)
         while True:
             ready = yield waits_for
             if not ready and time.monotonic() > deadline_s:
                 gen.close()
-                raise StillError(f"it has not answered for {STILL_S:g} s: it stands still, or is not reached")
+                raise StillError(f"it has not answered for {lasts_s:g} s: it stands still, or is not reached")
             waits_for = gen.send(ready)
     except StopIteration as ended:
         found: _T = ended.value

@@ -10,6 +10,10 @@ A session can be lost while its server lives: PostgreSQL was started anew, fails
 lock is taken again, before the next transaction. An older server writes its own mark into the database; by that it is seen whether one had
 it meanwhile. A server has to start anew then, since it does not know what was said to that one. (Transactions are right in any case: they
 are serializable. One that was begun before the lock was lost may end behind the other's start.)
+
+The name of that session says which revision of the schema its program knows (migrations/). A server that brings the database to one which
+such a program cannot use asks for them first, holding the lock of those who bring it up: each server has its session before it looks at the
+schema, so none begins unseen. Whose session was lost sees, when he has it again, whether the database became such a one meanwhile.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import psycopg
 from sqlalchemy import Connection
 
-from config_server.store import settings
+from config_server.store import migrations, settings
 from shared.daemon import logging
 from shared.errors import DatabaseError, DataFolderInUseError
 
@@ -47,6 +51,12 @@ _SETTINGS: Final = {
 }
 _TOGETHER: Final = "shared"
 """The mark of all that hold it together."""
+_RUNS_ON: Final = """
+SELECT application_name, host(client_addr), to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS UTC')
+FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE locktype = 'advisory' AND classid = 0 AND objid = %s AND granted AND mode = 'ShareLock' AND datname = current_database()
+AND split_part(application_name, '-', 2) < %s AND pid <> pg_backend_pid()
+"""
 _ACTION: Final = "Stop the older one first, and bring it to this version: then both can use the database."
 _HOLDER: Final = """
 SELECT application_name, host(client_addr), to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS UTC')
@@ -81,7 +91,7 @@ class OlderServers:
         self._connect = connect
         self._place = place
         host = socket.gethostname().encode("ascii", "replace").decode()  # as PostgreSQL would have it
-        self._name = f"understudy-{secrets.token_hex(8)} {host}"[:_LONGEST]
+        self._name = f"understudy-{migrations.NEWEST}-{secrets.token_hex(8)} {host}"[:_LONGEST]
         self._session: psycopg.Connection[Any] | None = None
         self._turn = threading.Lock()
         self._failed: tuple[float, str] = (0.0, "")
@@ -106,6 +116,18 @@ class OlderServers:
         """No older one uses it. In the transaction that opens it, behind `begin`."""
         if settings.get(db, settings.USED_BY) != _TOGETHER:
             settings.put(db, settings.USED_BY, _TOGETHER)
+
+    def check_none_below(self, revision: str) -> None:
+        """No server has the database open whose program does not know that one. While the schema is brought up. Raises
+        DataFolderInUseError, which names its host; psycopg.Error."""
+        assert self._session is not None
+        found = self._session.execute(_RUNS_ON, [_KEY, revision]).fetchone()
+        if found is not None:
+            raise DataFolderInUseError(
+                f"The config server was not started on the database {self._place}",
+                cause=f"one of an older version runs, which could not use any more what this one makes of it{_Holder(*found).in_words()}",
+                action=_ACTION,
+            )
 
     def check(self) -> None:
         """Before each transaction: the lock is held, or taken again. Raises DataFolderInUseError, from then on always, if an older one has
@@ -134,7 +156,8 @@ class OlderServers:
         holder = self._take()
         if holder is not None and not holder.name:
             raise self._unknown("the connection was lost, and somebody had its lock who has gone this moment")
-        if holder is None and self._is_signed():
+        if holder is None and self._setting(settings.USED_BY) == _TOGETHER:
+            self._check_schema()
             _log.info("the database's lock is held again", database=self._place)
             return
         self._let_go()
@@ -168,12 +191,23 @@ class OlderServers:
             f"The database {self._place} could not be used", cause=cause, action="It is tried again."
         )
 
-    def _is_signed(self) -> bool:
+    def _check_schema(self) -> None:
+        usable_from = self._setting(migrations.USABLE_FROM)
+        if usable_from is None or migrations.is_known(usable_from):
+            return
+        self._let_go()
+        self._over = DataFolderInUseError(
+            f"The config server gives up the database {self._place}",
+            cause=f"the connection to it was lost, and since then a newer one made of it what this one cannot use: programs from"
+            f" {usable_from} on can, and this one knows {migrations.NEWEST}",
+            action="Bring this one to the newer version, too.",
+        )
+        raise self._over
+
+    def _setting(self, name: str) -> str | None:
         assert self._session is not None
-        found = self._session.execute(
-            "SELECT value FROM settings WHERE name = %s", [settings.USED_BY]
-        ).fetchone()
-        return found is not None and found[0] == _TOGETHER
+        found = self._session.execute("SELECT value FROM settings WHERE name = %s", [name]).fetchone()
+        return None if found is None else str(found[0])
 
     def _let_go(self) -> None:
         if self._session is not None:

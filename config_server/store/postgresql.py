@@ -33,7 +33,7 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Self, TypeVar, cast
 
 import psycopg
@@ -84,7 +84,11 @@ _AGAIN_S: Final = 1.0
 _MIGRATING: Final = 0x756E6465
 """The lock of whoever brings the schema up: two servers may start at once."""
 _TABLE_S: Final = 1
-"""How long a migration waits for a table, before it lets go of all and tries again, at most _MOST times."""
+"""How long a migration waits for a table, or for another server's migration, before it lets go of all and tries again, ..."""
+_MIGRATING_S: Final = 60
+"""... how long each of its statements may take (who wants the table meanwhile is refused), ..."""
+_MOST_OFTEN: Final = 2 * _MIGRATING_S
+"""... and how many times it tries, at most: another server's may take as long."""
 _NO_LOCK: Final = "55P03"
 _IN_THE_WAY: Final = ("40001", "40P01")
 """Serialization failure, and deadlock. (That a row is there already is no such thing: who looked for it first is told the former.)"""
@@ -159,15 +163,16 @@ class Postgresql:
         """Others may serve meanwhile. Who waits for a table has all wait behind him who want it later: so not for long, and again."""
         for attempt in itertools.count(1):
             try:
-                with db.begin():
+                with db.begin(), _patient(db):
+                    db.execute(text(f"SET LOCAL lock_timeout = '{_TABLE_S}s'"))
+                    db.execute(text(f"SET LOCAL statement_timeout = '{_MIGRATING_S}s'"))
                     # Not serializable: who waited for the lock has to see what the other one did meanwhile.
                     db.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATING})
-                    db.execute(text(f"SET LOCAL lock_timeout = '{_TABLE_S}s'"))
-                    migrations.upgrade(db, self._config.place)
+                    migrations.upgrade(db, self._config.place, check_older=self._older.check_none_below)
                     self._older.sign(db)
                 return
             except DBAPIError as exc:
-                if attempt == _MOST or getattr(exc.orig, "sqlstate", "") not in (_NO_LOCK, *_IN_THE_WAY):
+                if attempt == _MOST_OFTEN or _sqlstate(exc) not in (_NO_LOCK, *_IN_THE_WAY):
                     raise
                 _log.info("the schema is not brought up yet", database=self._config.place, cause=_cause(exc))
             time.sleep(_TABLE_S * random.random())
@@ -371,6 +376,18 @@ class Postgresql:
 _HAS_WRITTEN: Final = text(
     "SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
 )  # no other database knows it
+
+
+@contextlib.contextmanager
+def _patient(db: Connection) -> Iterator[None]:
+    """Its statements may take longer."""
+    raw = _raw_of(db)
+    assert isinstance(raw, Impatient)
+    raw.more_s = _MIGRATING_S
+    try:
+        yield
+    finally:
+        raw.more_s = Impatient.more_s
 
 
 def _raw_of(db: Connection) -> psycopg.Connection[Any]:

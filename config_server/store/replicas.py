@@ -46,7 +46,14 @@ _TRIM: Final = Prepared(
     delete(rings).where(rings.c.writer == bindparam("of_writer"), rings.c.batch < bindparam("below"))
 )
 _OTHERS: Final = Prepared(
-    select(replicas.c.id, replicas.c.name, replicas.c.batch, replicas.c.said, clock_ns().label("clock_ns"))
+    select(
+        replicas.c.id,
+        replicas.c.name,
+        replicas.c.batch,
+        replicas.c.beat_ns,
+        replicas.c.said,
+        clock_ns().label("clock_ns"),
+    )
     .where(replicas.c.id != bindparam("it"))
     .order_by(replicas.c.id)
 )
@@ -104,6 +111,8 @@ class Other(msgspec.Struct, frozen=True):
     name: str
     batch: int
     said: str
+    beat_ns: int = 0
+    """When it wrote that batch, by the database's clock."""
     reports: tuple[StoredReport, ...] = ()
     """That it heard since the batch that was asked for, but for those that another server has replaced by later ones."""
     rung: tuple[str, ...] = ()
@@ -151,7 +160,7 @@ def read(db: Connection, id_: str, known: Mapping[str, int]) -> News:
     for row in _OTHERS(db, {"it": id_}).all():
         now_ns = row.clock_ns
         above = known.get(row.id, 0)
-        other = Other(id=row.id, name=row.name, batch=row.batch, said=row.said)
+        other = Other(id=row.id, name=row.name, batch=row.batch, said=row.said, beat_ns=row.beat_ns)
         if row.batch > above:
             since = {"of_writer": row.id, "above": above}
             other = msgspec.structs.replace(

@@ -72,6 +72,14 @@ def test_what_one_has_heard_and_rung_another_reads_once(two: Connection) -> None
     assert heard(replicas.read(two, "a", {})) == [], "nobody reads what he wrote himself"
 
 
+def test_of_two_starts_of_a_server_it_is_known_which_one_wrote_last(two: Connection) -> None:
+    replicas.join(two, "0", "config1")
+    replicas.write(two, "a", "", [], [])
+    replicas.write(two, "0", "", [], [])
+    one, other = (other.beat_ns for other in replicas.read(two, "b", {}).others)
+    assert one > other > 0, "in the order of their ids: the later start is first"
+
+
 def test_of_two_batches_that_were_not_read_both_are(two: Connection) -> None:
     replicas.write(two, "a", "", [of_web1(1)], ["x"])
     replicas.write(two, "a", "", [StoredReport(Role.PROCESS_SERVER, "ps1", NOW, b"{}")], ["y", "x"])

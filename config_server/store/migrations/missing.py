@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,9 @@ FIRST: Final = "0001"
 """What databases of before alembic have (sqlite_steps.py)."""
 
 
-def bring_up(db: Connection, named: str, current: str | None, *, has_first: bool) -> None:
+def bring_up(
+    db: Connection, named: str, current: str | None, *, has_first: bool, check_older: Callable[[str], None]
+) -> None:
     """From `current` (None: alembic does not know it) on. See `migrations.upgrade`."""
     script = ScriptDirectory(str(Path(__file__).parent))
     known = [revision.revision for revision in script.walk_revisions()]  # the newest first
@@ -35,12 +37,15 @@ def bring_up(db: Connection, named: str, current: str | None, *, has_first: bool
     if current is None and has_first:
         context.stamp(script, FIRST)
     elif current is not None and current not in known:
-        if settings.get(db, migrations.USABLE_FROM) not in known:
-            raise migrations.newer(named, current, known[0])
+        floor = settings.get(db, migrations.USABLE_FROM)
+        if not migrations.is_known(floor):
+            raise migrations.newer(named, current, known[0], floor)
         _log.info(
             "a newer version has used the database, and this one may, too", database=named, schema=current
         )
         return
+    usable_from: str = script.get_revision(known[0]).module.usable_from
+    check_older(usable_from)
     with Operations.context(context):
         context.run_migrations()
-    settings.put(db, migrations.USABLE_FROM, script.get_revision(known[0]).module.usable_from)
+    settings.put(db, migrations.USABLE_FROM, usable_from)

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from config_server import background, service
-from config_server.store import audit, older_servers
+from config_server.store import audit, migrations, older_servers
 from config_server.store.config import DatabaseConfig
 from config_server.store.postgresql import Postgresql
 from shared.errors import DataFolderInUseError
@@ -218,3 +218,28 @@ async def test_a_config_server_under_which_the_database_is_put_back_ends(
     with pytest.raises(BaseExceptionGroup) as ended:
         await server
     assert ended.group_contains(DataFolderInUseError)
+
+
+def test_a_server_does_nothing_more_in_a_database_that_a_newer_one_made_unusable_for_it(
+    first: Postgresql, database_config: DatabaseConfig, postgres: Postgres
+) -> None:
+    """Its session was lost, or that one would have waited."""
+    with psycopg.connect(database_config.url, autocommit=True) as newer:
+        newer.execute("UPDATE settings SET value = '9999' WHERE name = %s", [migrations.USABLE_FROM])
+        cut_locks(postgres)
+        with pytest.raises(
+            DataFolderInUseError, match=f"from 9999 on can, and this one knows {migrations.NEWEST}"
+        ):
+            first.transact(note, vital=False)
+        with pytest.raises(DataFolderInUseError):
+            first.transact(note, vital=False)
+        assert newer.execute("SELECT count(*) FROM audit").fetchone() == (0,)
+
+
+def test_servers_say_in_their_sessions_which_revision_they_know(first: Postgresql) -> None:
+    first._older.check_none_below("9999")  # it does not count itself
+    second = Postgresql(first._config).open()
+    first._older.check_none_below(migrations.NEWEST)
+    with pytest.raises(DataFolderInUseError, match="could not use any more what this one makes of it: on "):
+        first._older.check_none_below("9999")
+    second.close()

@@ -36,6 +36,7 @@ from shared.errors import (
 )
 from shared.status import AgentReport, Problem
 from tests.config_parts import config_for, daemon, running, until
+from tests.databases import left_by_a_newer_program
 from tests.postgres import GUARDED, SETTINGS, Postgres
 
 NOW = 1_700_000_000 * 10**9
@@ -425,10 +426,9 @@ def test_of_two_servers_that_start_at_once_one_makes_the_schema(postgres: Postgr
 def test_a_database_of_a_newer_program_is_refused(
     engine: Postgresql, database_config: DatabaseConfig
 ) -> None:
-    engine.transact(
-        lambda db: db.execute(text("UPDATE alembic_version SET version_num = '9999'")), vital=False
-    )
-    with pytest.raises(ConfigError, match=f"version 9999, this program knows {migrations.NEWEST}"):
+    engine.transact(left_by_a_newer_program, vital=False)
+    known = f"version 9999, this program knows {migrations.NEWEST}, and programs from 9999 on can use it"
+    with pytest.raises(ConfigError, match=known):
         Postgresql(database_config).open()
 
 

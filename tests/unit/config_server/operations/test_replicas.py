@@ -41,6 +41,9 @@ class Site:
         self.rung: list[str] = []
         self.said = Said()
         self.known_as = "other"
+        self.beat_ns = 0
+        self.rows: dict[str, Other] = {}
+        """Of those that wrote last, and before; a server that begins has another one."""
         control: Any = SimpleNamespace(
             db=SimpleNamespace(run=self.run),
             presence=Presence(),
@@ -85,10 +88,12 @@ class Site:
             batch=self.batch,
             said=said,
             reports=tuple(self.reports),
+            beat_ns=self.beat_ns,
             rung=tuple(self.rung),
         )
         self.reports, self.rung = [], []
-        self.news = News(clock_ns=clock_ns, others=(other,))
+        self.rows[other.id] = other
+        self.news = News(clock_ns=clock_ns, others=tuple(self.rows.values()))
         await self.here.look()
 
     def missing(self) -> set[str]:
@@ -113,6 +118,8 @@ async def beats(site: Site, seconds: int, *, other: bool = True, hears: bool = F
     for _ in range(seconds):
         site.now_s += 1
         site.batch += other
+        if other:
+            site.beat_ns = int(site.now_s * SECOND_NS)
         if hears:
             site.hears(site.batch + 1)
         await site.look()
@@ -221,6 +228,30 @@ async def test_what_is_wrong_with_another_server_counts_while_it_lives(site: Sit
     assert (gone.code, gone.what) == ("US660", "Config server cs2 does nothing any more")
 
 
+async def test_who_stood_still_itself_calls_no_other_server_gone(site: Site) -> None:
+    """Both did, maybe: their hosts were suspended, or the database was away."""
+    await beats(site, 3)
+    site.now_s += 40
+    assert site.here.problems() == [], "it has not looked yet"
+    await site.look()
+    assert site.here.problems() == [], "nor could the other one write"
+    await beats(site, 10, other=False)
+    assert site.here.problems() == []
+    await beats(site, 10, other=False)
+    assert [problem.code for problem in site.here.problems()] == ["US660"]
+
+
+async def test_a_server_that_was_killed_and_begins_again_within_seconds_is_never_gone(site: Site) -> None:
+    await beats(site, 3)
+    for _ in range(10):
+        await beats(site, 1, other=False)
+        assert site.here.problems() == []
+    site.known_as = "anew"
+    for _ in range(30):
+        await beats(site, 1)
+        assert site.here.problems() == []
+
+
 async def test_a_server_that_said_that_it_ends_is_no_problem_and_nothing_is_looked_for(site: Site) -> None:
     await beats(site, 3, hears=True)
     site.said = Said(left=True)
@@ -236,6 +267,31 @@ async def test_a_server_that_was_killed_and_has_begun_anew_is_no_problem(site: S
     site.known_as = "anew"
     await beats(site, 1)
     assert site.here.problems() == []
+
+
+@pytest.mark.parametrize("ids", [("a", "b", "c"), ("c", "b", "a")])
+async def test_of_several_starts_of_a_server_the_last_one_counts(site: Site, ids: tuple[str, ...]) -> None:
+    """Rows of those that were killed stay for ten minutes."""
+    site.known_as, *later = ids
+    await beats(site, 3)  # then it is killed
+    site.known_as = later[0]
+    await beats(site, 20)
+    site.said = Said(left=True)
+    await beats(site, 1)
+    await beats(site, 30, other=False)
+    assert site.here.problems() == [], "it ended as it should, for an upgrade"
+    site.known_as, site.said = later[1], Said()
+    await beats(site, 3)
+    assert site.here.problems() == []
+    await beats(site, 20, other=False)
+    assert [problem.code for problem in site.here.problems()] == ["US660"]
+    anew = Replicas(site.control, site.here._sides, "cs1", take_revocations=site.take)
+    await anew.look()
+    site.now_s += 1
+    for _ in range(20):
+        site.now_s += 1
+        await anew.look()
+    assert [problem.code for problem in anew.problems()] == ["US660"], "also for who begins behind that"
 
 
 async def test_a_daemon_that_takes_part_no_more_is_forgotten_here_too(site: Site) -> None:

@@ -23,9 +23,7 @@ from config_server.store import (
     events,
     incarnations,
     inventory,
-    migrations,
     policies,
-    settings,
     sqlite,
     sqlite_steps,
     tokens,
@@ -41,7 +39,7 @@ from shared.errors import (
 )
 from shared.status import Problem
 from shared.vocabulary import Role
-from tests.databases import opened
+from tests.databases import left_by_a_newer_program, opened
 from tests.small_fs import fill, small_fs
 
 NOW = 1_700_000_000 * SECOND_NS
@@ -113,8 +111,7 @@ def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         sqlite.connect(path)
     path.unlink()
     with opened(path) as db:
-        db.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-        settings.put(db, migrations.USABLE_FROM, "9999")
+        left_by_a_newer_program(db)
     with pytest.raises(ConfigError, match="version 9999, this program knows 0002"):
         sqlite.connect(path)
 
@@ -212,8 +209,7 @@ def test_what_is_wrong_when_it_is_opened_is_told_without_a_traceback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with opened(tmp_path / "state.db") as db:
-        db.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-        settings.put(db, migrations.USABLE_FROM, "9999")
+        left_by_a_newer_program(db)
     with pytest.raises(ConfigError):
         sqlite.connect(tmp_path / "state.db")
     gc.collect()
