@@ -316,7 +316,7 @@ def remove(installation: Installation, disk: str, had: dict[str, belongings.Belo
         for container in hosts.values():
             shell(container, block)
     # The administrator's, as what was there before.
-    hosts["config-server"].run("rm", _RECOVERY_KEY, _BACKUP)
+    shell(hosts["config-server"], f"rm {_RECOVERY_KEY} {_BACKUP} /var/backups/understudy-?.tar")
     left = [
         f"{container.name}: {line}"
         for role, container in hosts.items()
