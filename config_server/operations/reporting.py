@@ -174,6 +174,7 @@ class Reporting:
             kept=kept,
             deleted=deleted,
             superseded=self._control.force.error is not None,
+            generation=self._control.force.generation,
         )
 
     def _answer(self, db: Connection, seen: Seen, now_ns: int, mono_ns: int) -> desired_state.Answer | None:

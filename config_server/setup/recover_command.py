@@ -148,7 +148,7 @@ def _ask() -> None:
 def _after(options: argparse.Namespace, done: Sequence[Done]) -> Sequence[str]:
     return (
         *after(options, done),
-        "What to look at now: understudy event list --open; jobs that wait for a word: understudy job list.",
+        "What to look at now: understudy event list; jobs that wait for a word: understudy job list.",
     )
 
 

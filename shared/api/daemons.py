@@ -29,6 +29,9 @@ class StatusReply(msgspec.Struct):
     superseded: bool = False
     """Another config server is in force: this one tells nothing any more, and where the other is stands in storage
     (shared/trust/pointer.py)."""
+    generation: int = 0
+    """Of the config server, as storage has numbered it, if it is in force as far as it knows; 0: it does not know. (An older one says
+    nothing.)"""
     deleted: list[str] = []
     """Of the containers that a process server or a master target named in its report: those that were deleted with their machines, because
     somebody wanted that. Of a container that is not among them nothing is said."""

@@ -50,6 +50,8 @@ _SILENT_S: Final = 60.0
 """So long it may be away before it is looked for elsewhere, ..."""
 _SUPERSEDED_S: Final = 5.0
 """... and where it says itself that it is not the one any more."""
+_LOOK_S: Final = 60.0
+"""How often storage is asked while all is well."""
 _RENEWAL_CHECK_S: Final = 60.0
 _RENEWAL_RETRY_S: Final = 15.0
 """While something hinders it."""
@@ -67,7 +69,7 @@ class ControlClient:
     admitted, with every answer that tells them; `on_desired` what an agent is to do, likewise: should it fail, the answer counts all the
     same. `on_deleted` gets, with every answer, which containers that the report named were deleted; it must not raise. `machine`: of an
     agent, the identity and boot that it reports, too. `where`: where the config server is, if that may change (`url` else). `find`
-    reads what storage says of it: it is called when the config server is silent for a minute, or says that it is not the one any more.
+    reads what storage says of it: it is called every minute, and sooner when the config server says that it is not the one any more.
     """
 
     def __init__(
@@ -94,6 +96,8 @@ class ControlClient:
         self._find = find
         self._sought_s = time.monotonic()
         """When it was sought last, or found."""
+        self._looked_s = -_LOOK_S
+        self._looking: asyncio.Task[None] | None = None
         self._superseded = False
         self._on_renewed = on_renewed
         self._round_trip_ns = 0
@@ -153,6 +157,8 @@ class ControlClient:
             await self._tell(reply.desired)
         self._kept = reply.kept
         self._superseded = reply.superseded
+        if not reply.superseded:
+            self._where.hear(reply.generation)
         return reply.commands
 
     def _note_lost(self, lost: list[newer.Lost]) -> None:
@@ -213,6 +219,9 @@ class ControlClient:
                         # The server holds its answer for the interval; should it not, this is no busy loop.
                         await desk.wait(stop, max(0.0, began + interval_s - time.monotonic()))
         finally:
+            if self._looking is not None:
+                self._looking.cancel()
+                await asyncio.gather(self._looking, return_exceptions=True)
             await desk.close()
 
     async def _exchange(
@@ -244,18 +253,32 @@ class ControlClient:
     async def _seek(self, link: _Link) -> None:
         """The config server that is in force, where this one says nothing, or that it is not. Whoever cannot ask storage is told by a
         process server, if he has one (`where`)."""
-        pause_s = _SUPERSEDED_S if self._superseded else _SILENT_S
-        if time.monotonic() - self._sought_s < pause_s:
+        now_s = time.monotonic()
+        if now_s - self._sought_s < (_SUPERSEDED_S if self._superseded else _SILENT_S):
+            # This one answers. Whether another is in force is asked beside the reports, which wait for no storage.
+            if self._find is not None and self._looking is None and now_s - self._looked_s >= _LOOK_S:
+                self._looked_s = now_s
+                self._looking = asyncio.create_task(self._look(), name="pointer")
             return
-        self._sought_s = time.monotonic()
-        try:
-            is_news = self._find is not None and await self._where.take(await self._find())
-        except UnderstudyError as exc:  # who works with storage says so
-            _log.info("not found out where the config server is", **exc.as_dict())
-            is_news = False
+        self._sought_s = self._looked_s = now_s
+        is_news = await self._found()
         if not is_news and not self._superseded:
             self._where.next()
         link.url = self._where.url
+
+    async def _look(self) -> None:
+        try:
+            await self._found()
+        finally:
+            self._looking = None
+
+    async def _found(self) -> bool:
+        """Whether storage has news."""
+        try:
+            return self._find is not None and await self._where.take(await self._find())
+        except UnderstudyError as exc:  # who works with storage says so
+            _log.info("not found out where the config server is", **exc.as_dict())
+            return False
 
     async def renew_if_due(self) -> bool:
         """Get a new certificate when less than a third of this one's life is left; whether there was one. The key stays the same, so that

@@ -3,11 +3,13 @@
     <vault container>/control/pointer.json    {"pointer": the document as JSON text, "signature": by the CA, base64}; compare-and-swap
 
 The config server that is in force writes it, when it takes over and when its names change (config_server/recovery/pointing.py). A process
-server or master target reads it when its config server says nothing for a while, or says that it has been superseded; process servers hand
-it to agents in WELCOME. Whoever takes one keeps it beside his certificate (`config-server.json`) and goes there from then on.
+server or master target reads it every minute: its own config server may answer, and not know that another is in force, since it does not
+reach storage. Process servers hand it to agents in WELCOME. Whoever takes one keeps it beside his certificate (`config-server.json`) and
+goes there from then on; where nobody answers there, he tries the names by turns, and that of his configuration as well.
 
-Nobody but the CA can write one, so it may come from anybody. An older one is none: the highest generation counts, and of that the last.
-What an administrator has said since counts more: one that was taken while the configuration named another `control_url` is forgotten.
+Nobody but the CA can write one, so it may come from anybody, and late. An older one is none: the highest generation counts, and of that the
+last; nor is one of a lower generation than a config server has said itself that it is in force with. What an administrator has said since
+counts more: one that was taken while the configuration named another `control_url` is forgotten, and is no news, nor is any before it.
 """
 
 from __future__ import annotations
@@ -60,6 +62,8 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
     over: str
     """The `control_url` of the configuration when it was taken."""
     signed: str
+    in_force: int = 0
+    """The highest generation that a config server has said it is in force with."""
 
 
 def statement(pointer: Pointer) -> bytes:
@@ -105,13 +109,21 @@ class Whereabouts:
         self._file: Final = cert.with_name(FILE)
         self._ca: Final = ca
         self._at = 0
+        self._past: Pointer | None = None
+        """What was taken before the configuration named another one."""
+        self._in_force = 0
         self.pointer: Pointer | None = None
         self.signed = b""
         """It, as it is handed on."""
 
     @property
     def url(self) -> str:
-        return (self._configured if self.pointer is None else self.pointer.urls[self._at]).rstrip("/")
+        return self._urls[self._at]
+
+    @property
+    def _urls(self) -> list[str]:
+        named = () if self.pointer is None else self.pointer.urls
+        return [*dict.fromkeys(url.rstrip("/") for url in (*named, self._configured))]
 
     def load(self) -> None:
         """What an earlier run kept, unless the configuration says something else since. What cannot be read is as if it were not there: it
@@ -124,8 +136,17 @@ class Whereabouts:
         except (OSError, ConfigError, *UNDECODABLE) as exc:
             _log.warning("where the config server is cannot be read", file=str(self._file), cause=str(exc))
             return
-        if pointer is not None and kept.over == self._configured:
+        self._in_force = kept.in_force
+        if pointer is None:
+            return
+        if kept.over == self._configured:
             self.pointer, self.signed = pointer, kept.signed.encode()
+        else:
+            self._past = pointer
+
+    def hear(self, generation: int) -> None:
+        """A config server says that it is in force with this generation; 0: it does not know."""
+        self._in_force = max(self._in_force, generation)
 
     async def take(self, data: bytes) -> bool:
         """Whether it is news: then `url` is another one, perhaps. What is not signed by the CA, or older, is not."""
@@ -136,8 +157,11 @@ class Whereabouts:
         except ConfigError as exc:
             _log.warning("where the config server is could not be checked", **exc.as_dict())
             return False
-        before = self.pointer
-        if pointer is None or (before is not None and _order(pointer) <= _order(before)):
+        if pointer is None or pointer.generation < self._in_force:
+            return False
+        if any(
+            before is not None and _order(pointer) <= _order(before) for before in (self.pointer, self._past)
+        ):
             return False
         was = self.url
         self.pointer, self.signed, self._at = pointer, data, 0
@@ -145,16 +169,15 @@ class Whereabouts:
             _log.info("the config server is elsewhere now", url=self.url, generation=pointer.generation)
             self._on_news(data)
         try:
-            kept = _Kept(over=self._configured, signed=data.decode())
+            kept = _Kept(over=self._configured, signed=data.decode(), in_force=self._in_force)
             await asyncio.to_thread(durable.replace_file, self._file, msgspec.json.encode(kept), mode=0o600)
         except OSError as exc:  # in force all the same, and in storage for the next start
             _log.warning("where the config server is was not kept", file=str(self._file), cause=cause_of(exc))
         return True
 
     def next(self) -> None:
-        """Nobody answers there: its next name, if it has several."""
-        if self.pointer is not None:
-            self._at = (self._at + 1) % len(self.pointer.urls)
+        """Nobody answers there: the next name, if there are several."""
+        self._at = (self._at + 1) % len(self._urls)
 
 
 def _order(pointer: Pointer) -> tuple[int, int]:

@@ -45,6 +45,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("config_server.background.FORCE_S", 0.05)
     monkeypatch.setattr(control_client, "_SILENT_S", 0.3)
     monkeypatch.setattr(control_client, "_SUPERSEDED_S", 0.1)
+    monkeypatch.setattr(control_client, "_LOOK_S", 0.2)
 
 
 def elsewhere(config: ConfigServerConfig, folder: Path) -> ConfigServerConfig:
@@ -172,9 +173,58 @@ async def test_only_what_the_ca_signed_counts_and_only_what_is_later(tmp_path: P
     assert not await where.take(site.signed(2, "https://bad.example.com", made_ns=time.time_ns()))
     assert not await where.take(good)
     assert await where.take(site.signed(3, "https://newer.example.com", made_ns=2))
-    where.next()
-    assert where.url == "https://newer.example.com"
+    tried = []
+    for _ in range(3):
+        where.next()
+        tried.append(where.url)
+    old, newer = "https://old.example.com", "https://newer.example.com"
+    assert tried == [old, newer, old], "also what the configuration names"
     assert len(news) == 2
+
+
+async def test_a_late_one_leads_nobody_away_from_a_server_that_is_in_force_with_a_higher_number(
+    tmp_path: Path,
+) -> None:
+    """From a process server that has not heard of the newer one, say."""
+    site = Site(tmp_path / "site")
+    where = site.where("https://new.example.com")
+    where.hear(2)
+    where.hear(0)  # it does not know just now
+    assert not await where.take(site.signed(1, "https://gone.example.com", made_ns=9))
+    assert where.url == "https://new.example.com"
+    assert await where.take(site.signed(2, "https://also.example.com"))
+    again = site.where("https://new.example.com")
+    assert not await again.take(site.signed(1, "https://gone.example.com", made_ns=9)), "nor behind a restart"
+
+
+async def test_what_an_administrator_has_said_since_is_not_undone_by_what_was_known_before(
+    tmp_path: Path,
+) -> None:
+    site = Site(tmp_path / "site")
+    wrong = site.signed(3, "https://wrong.example.com", made_ns=5)
+    assert await site.where().take(wrong)
+    mended = site.where("https://right.example.com")
+    for known in (wrong, site.signed(3, "https://wrong.example.com", made_ns=4)):
+        assert not await mended.take(known)
+    assert mended.url == "https://right.example.com"
+    once_more = site.where("https://right.example.com")
+    assert not await once_more.take(wrong), "also behind a second start"
+    assert await once_more.take(site.signed(3, "https://right.example.com", made_ns=6))
+
+
+async def test_a_daemon_goes_to_the_one_that_is_in_force_though_its_own_answers_and_does_not_know(
+    config: ConfigServerConfig, store: BlobStore, tmp_path: Path
+) -> None:
+    storage = MachineStorage(store)
+    async with running(config) as first:
+        files = await first.enrolled("process-server", "ps1", tmp_path / "ps1")
+        other = elsewhere(config, tmp_path / "second")
+    cut_off = msgspec.structs.replace(config, blob=None)  # it reaches no storage, so it goes on
+    async with running(other) as second, running(cut_off):
+        where = where_of(config, files)
+        async with reporting(where, files, storage.pointer):
+            await until(lambda: hears(second))
+        assert where.signed, "and it has something to tell agents"
 
 
 async def test_what_was_kept_is_of_one_ca_and_a_file_that_is_none_is_as_if_it_were_not_there(
