@@ -94,15 +94,17 @@ def restore_parts(
     *,
     new_operator_token: bool = False,
     recovered_from: str = "",
+    over: int | None = None,
 ) -> Done:
-    """As `restore`, of these parts. `what` is said where it fails. `recovered_from`: which state in storage they are, if they are one."""
+    """As `restore`, of these parts. `what` is said where it fails. `recovered_from`: which state in storage they are, if they are one;
+    `over`: over which generation the server takes over then, at most (rules/force.py)."""
     parts = dict(given)
     check(parts, what)
     if new_operator_token:
         parts[TOKEN_FILE] = operators.new_token().encode() + b"\n"
     try:
         parts[DATABASE_FILE], found = _prepared(
-            parts[DATABASE_FILE], parts[TOKEN_FILE] if new_operator_token else None, recovered_from
+            parts[DATABASE_FILE], parts[TOKEN_FILE] if new_operator_token else None, recovered_from, over
         )
     except sqlite.ERRORS as exc:  # whole, and not what a config server of any version wrote
         raise ConfigError(what, cause=str(exc), action="Take another backup.") from exc
@@ -191,14 +193,16 @@ def remove_new(folder: Path) -> None:
             durable.remove_file(left)
 
 
-def _prepared(data: bytes, new_token: bytes | None, recovered_from: str) -> tuple[bytes, Restored]:
+def _prepared(
+    data: bytes, new_token: bytes | None, recovered_from: str, over: int | None
+) -> tuple[bytes, Restored]:
     """The database as it shall be put in place: of this version, without what must end, and with that operator token, if there is a new
     one. Raises ConfigError."""
     now_ns = time.time_ns()
     with sqlite.of_bytes(data) as db:
         sqlite.migrate(db, "of the backup")
         with db.begin():
-            found = restored.prepare(db, now_ns, recovered_from)
+            found = restored.prepare(db, now_ns, recovered_from, over)
             if new_token is not None:
                 operators.set_first(db, OPERATOR, new_token.decode().strip(), now_ns)
                 audit.add(db, SELF, "operator.token", OPERATOR, {}, now_ns)

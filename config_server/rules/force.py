@@ -34,6 +34,10 @@ class Ours(NamedTuple):
     """0: it has had none."""
     takes_over: bool = False
     """It was put back, or made, since: that was somebody's act."""
+    over: int | None = None
+    """Over which generation that was said, at most: a later one is a later act. None: over whichever is there."""
+    superseded: int = 0
+    """The highest generation of which it knows that another one had it."""
 
 
 class InForce(NamedTuple):
@@ -55,8 +59,8 @@ def judge(ours: Ours, found: Generation | None, highest: int) -> InForce | Super
     `found` is not ours."""
     if found is not None and found.holder == ours.holder:
         return InForce(found.generation)
-    top = max(highest, 0 if found is None else found.generation)
-    if ours.takes_over:
+    top = max(highest, ours.superseded, 0 if found is None else found.generation)
+    if ours.takes_over and (ours.over is None or top <= ours.over):
         return Put(top + 1)
     if ours.generation > top or (found is None and ours.generation == top):
         return Put(max(1, ours.generation))  # the first start; or storage was set back, or lost it

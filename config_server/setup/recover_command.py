@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from config_server.config import ConfigServerConfig
 from config_server.identity.ca import check_host
@@ -21,7 +21,7 @@ from config_server.setup.command import Plan, after, steps_of
 from config_server.setup.recovering import DataBack, Found, KeyNoted, TookOver, VaultBack, find
 from deploy.systemd import host_files
 from shared.api.route import PORT
-from shared.errors import UsageError
+from shared.errors import ConfigError, UsageError
 from shared.keys.vault import FileVault
 from shared.setup.checks import PortFree
 from shared.setup.command import Answers, Show, parser, port, run
@@ -76,6 +76,8 @@ def _begin(options: argparse.Namespace, show: Show) -> Iterable[Step]:
     there = known(host.config, ConfigServerConfig)
     storage = storage_of(options, Answers(there), host)
     key = options.recovery_key.absolute()
+    vault_file = Path(there.get("vault_file", host.folder / _VAULT))
+    _check_place(host, there, key, vault_file)
     found = asyncio.run(find(storage.check, FileVault(key), options.generation))
     _tell(found)
     if not (options.dry_run or options.yes):
@@ -93,9 +95,32 @@ def _begin(options: argparse.Namespace, show: Show) -> Iterable[Step]:
         "certificate_days": settings.certificate_days,
         "grant_hours": settings.grant_hours,
     }
-    vault_file = Path(there.get("vault_file", host.folder / _VAULT))
     plan = Plan(host, storage, hosts, config, vault_file, KeyNoted(key, host.folder, vault_file))
     return _steps(plan, found, show, dry_run=options.dry_run)
+
+
+def _check_place(host: Host, there: Mapping[str, Any], key: Path, vault_file: Path) -> None:
+    """What would be found out when half of it is done. Raises UsageError, ConfigError."""
+    what = "Nothing was recovered"
+    if key.resolve() == vault_file.resolve() or (vault_file.exists() and key.samefile(vault_file)):
+        raise UsageError(
+            what,
+            cause=f"{key} is the vault file of this host itself, and the recovery key is deleted here in the end",
+            action=f"Copy it (install -m 600 {key} /root/recovery.key), and give the copy: --recovery-key /root/recovery.key.",
+        )
+    if there.get("database", {}).get("url"):
+        raise ConfigError(
+            what,
+            cause=f"{host.config} names a database of PostgreSQL ([database]), and what is recovered begins as a file",
+            action="Is that database there, start its config server. Shall this host begin from storage: move the configuration away, and"
+            " run the command again.",
+        )
+    if (named := there.get("data_dir")) is not None and Path(named) != host.state_dir:
+        raise ConfigError(
+            what,
+            cause=f"{host.config} names the data folder {named}, and this command puts the state into {host.state_dir}",
+            action="Move the configuration away, and run the command again.",
+        )
 
 
 def _steps(plan: Plan, found: Found, show: Show, *, dry_run: bool) -> Iterator[Step]:
@@ -115,7 +140,7 @@ def _tell(found: Found) -> None:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     listed = f": {', '.join(names[:_SHOWN])}{more}" if names else ""
     if said is None:
-        who = "Which config server is in force, storage does not say."
+        who = "Which config server is in force, storage does not say any more."
     else:
         since = f"since {rfc3339(said.since_ns)} (generation {said.generation})"
         who = f"In force is the config server on {said.host or 'a host without a name'}, {since}."

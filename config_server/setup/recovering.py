@@ -5,7 +5,6 @@ killed: nothing goes over a vault file, and over no data folder but one that is 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -50,11 +49,18 @@ class Found(NamedTuple):
     made_ns: int
     content: state.Content
     said: Generation | None
-    """Which config server is in force, as storage has it; None: that cannot be read."""
+    """Which config server is in force, as storage has it; None: that is not there."""
+    newest: int
+    """The highest generation of which there is a state, whether or not it can be opened."""
 
     @property
     def origin(self) -> str:
         return f"generation {self.generation} of {rfc3339(self.made_ns)}"
+
+    @property
+    def over(self) -> int:
+        """Which generation there is now: whoever takes over later has said so later."""
+        return max(self.newest, 0 if self.said is None else self.said.generation)
 
 
 async def find(config: BlobConfig, key: FileVault, wanted: int | None) -> Found:
@@ -65,6 +71,7 @@ async def find(config: BlobConfig, key: FileVault, wanted: int | None) -> Found:
         there = await generation.states(vault)
         if not there or (wanted is not None and wanted not in there):
             raise _missing(config, sorted(there), wanted)
+        found = await generation.read(vault)
         number = max(there) if wanted is None else wanted
         blob = there[number]
         try:
@@ -75,11 +82,7 @@ async def find(config: BlobConfig, key: FileVault, wanted: int | None) -> Found:
             raise WrongKeyError(exc.what, cause=exc.cause, action=action) from exc
         except (IntegrityError, ConfigError) as exc:
             raise IntegrityError(exc.what, cause=exc.cause, action=_others(sorted(there), number)) from exc
-        said = None
-        with contextlib.suppress(IntegrityError):
-            found = await generation.read(vault)
-            said = None if found is None else found[0]
-    return Found(number, opened.head.made_ns, content, said)
+    return Found(number, opened.head.made_ns, content, None if found is None else found[0], max(there))
 
 
 def _missing(config: BlobConfig, there: list[int], wanted: int | None) -> ControlStateMissingError:
@@ -145,11 +148,19 @@ class DataBack:
                 return self._done(Outcome.WOULD_CREATE)
             ours = _origin(self.data_dir)
             ca = CertificateAuthority.open(self.data_dir)
-        if ours.recovered_from and ca.pem.strip() == self.found.content.folder["ca.pem"].decode().strip():
+        is_its = ca.pem.strip() == self.found.content.folder["ca.pem"].decode().strip()
+        if is_its and ours.recovered_from == self.found.origin:
             return self._done(Outcome.KEPT, f"it was put there by an earlier run ({ours.recovered_from})")
+        said = self.found.said
+        if is_its and ours.recovered_from and said is not None and said.holder == ours.ours.holder:
+            return self._done(Outcome.KEPT, f"it is in force (generation {said.generation})")
+        if is_its and ours.recovered_from and ours.ours.takes_over:
+            more = f"; {ours.recovered_from}, which an earlier run has put there, was never in force, and goes aside"
+            return self._done(Outcome.WOULD_CREATE, f"{self._told}{more}")
+        since = f", of {ours.recovered_from}, and has been in force since" if ours.recovered_from else ""
         raise ConfigError(
             f"The data folder {self.data_dir} has a config server's data",
-            cause="it is not from this command: it may be newer than what is in storage",
+            cause=f"it is not the state that is shown above{since}: it may be newer than what is in storage",
             action="Start what is there (systemctl start understudy-config-server). Shall it give way: stop that, move the folder away, and"
             " run the command again.",
         )
@@ -163,6 +174,7 @@ class DataBack:
                 found.content.folder,
                 "The control state was not put back",
                 recovered_from=found.origin,
+                over=found.over,
             )
         )
         aside = f"; what was there is in {done.kept.aside}" if done.kept.aside is not None else ""
@@ -170,9 +182,12 @@ class DataBack:
         held = f"{done.restored.jobs} jobs and {done.restored.deletions} deletions wait for a person"
         return self._done(Outcome.CREATED, f"from {found.origin}{aside}; {void}, {held}")
 
+    @property
+    def _told(self) -> str:
+        return f"CA, database and operator token of {self.found.origin}"
+
     def _done(self, outcome: Outcome, detail: str = "") -> Done:
-        told = detail or f"CA, database and operator token of {self.found.origin}"
-        return Done(step="data-back", outcome=outcome, what=str(self.data_dir), detail=told)
+        return Done(step="data-back", outcome=outcome, what=str(self.data_dir), detail=detail or self._told)
 
 
 @dataclass(frozen=True)
@@ -231,10 +246,15 @@ class TookOver(Check):
                     )
                 if not self.is_started:
                     return self._done(Outcome.TO_DO, "it takes over when it is started")
-                if said is not None and not ours.ours.takes_over:
+                is_later = (
+                    ours.ours.over is not None and said is not None and said.generation > ours.ours.over
+                )
+                if said is not None and (is_later or not ours.ours.takes_over):
                     raise ServerSupersededError(
                         "This config server is not in force",
                         cause=f"the one on {said.host or 'another host'} has taken over since (generation {said.generation})",
+                        action="Nothing, if that one runs. If it is gone, too: stop this one, move its data folder away, and run the"
+                        " command again, which begins with what that one has kept in storage.",
                     )
                 if asyncio.get_running_loop().time() > until_s:
                     return self._done(Outcome.WARNING, "it has not taken over yet: see its log")

@@ -18,6 +18,7 @@ from shared import decoding
 _HOLDER: Final = "control holder"
 _GENERATION: Final = "control generation"
 _TAKES_OVER: Final = "control takes over"
+_AT_MOST: Final = "at most "
 _SUPERSEDED: Final = "control superseded"
 _FROM: Final = "control recovered from"
 
@@ -31,14 +32,17 @@ def ours(db: Connection) -> Ours:
     return Ours(
         holder,
         int(settings.get(db, _GENERATION) or 0),
-        settings.get(db, _TAKES_OVER) is not None,
+        (said := settings.get(db, _TAKES_OVER)) is not None,
+        int(said.removeprefix(_AT_MOST)) if said is not None and said.startswith(_AT_MOST) else None,
+        0 if (by := superseded(db)) is None else by.generation,
     )
 
 
-def take_over(db: Connection, recovered_from: str = "") -> None:
-    """This database is another server's from now on, which is to be in force. `recovered_from`: which state it is of, if it is of one."""
+def take_over(db: Connection, recovered_from: str = "", over: int | None = None) -> None:
+    """This database is another server's from now on, which is to be in force. `recovered_from`: which state it is of, if it is of one;
+    `over`: see Ours."""
     settings.put(db, _HOLDER, secrets.token_hex(16))
-    settings.put(db, _TAKES_OVER, "1")
+    settings.put(db, _TAKES_OVER, "1" if over is None else f"{_AT_MOST}{over}")
     settings.forget(db, _SUPERSEDED)
     settings.put(db, _FROM, recovered_from)
 

@@ -88,9 +88,9 @@ class Restored(NamedTuple):
     """Ended now."""
 
 
-def prepare(db: Connection, now_ns: int, recovered_from: str = "") -> Restored:
+def prepare(db: Connection, now_ns: int, recovered_from: str = "", over: int | None = None) -> Restored:
     """Ends what must end, and leaves the event and the mark; the server takes over when it begins. `recovered_from`: which state in storage
-    the database is of, if it is of one. In the transaction of the caller."""
+    the database is of, if it is of one; `over`: over which generation it takes over (rules/force.py). In the transaction of the caller."""
     newest_ns = max(db.scalar(newest) or 0 for newest in _NEWEST)
     void = tokens.make_void(db)
     ended = operators.end_all(db)
@@ -111,7 +111,7 @@ def prepare(db: Connection, now_ns: int, recovered_from: str = "") -> Restored:
     restored = Restored(newest_ns, len(void), len(withdrawn), len(waiting), len(held), len(ended))
     inventory.forget_unheard(db)
     lasting_record.forget(db)
-    force.take_over(db, recovered_from)
+    force.take_over(db, recovered_from, over)
     detail = {
         "newest": rfc3339(restored.newest_ns),
         "incarnation": incarnations.begin(db),

@@ -205,3 +205,115 @@ async def test_nothing_goes_over_another_vault_file_or_over_a_config_server_s_da
     assert {name: found for name, found in after.items() if not name.endswith(LOGS)} == {
         name: found for name, found in there.items() if not name.endswith(LOGS)
     }
+
+
+async def protects(blob: BlobConfig, tmp_path: Path, key: Path, names: list[str]) -> None:
+    """The config server that was goes on, and its state has these machines then."""
+    gone = config_for(
+        tmp_path / "gone", blob=blob, vault_file=tmp_path / "gone/vault.json", hosts=["127.0.0.1"]
+    )
+    async with running(gone) as server, server.operator() as operator:
+        for name in names:
+            body = Protection(disks=["/dev/loop0"], offline=True)
+            await operator.call(api.PROTECT, body, machine=name)
+        await until(lambda: has(blob, key, sorted({"web1", "web2", *names})))
+
+
+async def test_a_second_time_what_is_shown_is_put_back_and_not_what_an_earlier_run_left(
+    tmp_path: Path, words: list[str], files: TlsFiles, blob_config: BlobConfig, key: Path
+) -> None:
+    """A drill, which nobody started."""
+    assert (await recover(words, "--yes")).exit_code == 0
+    await protects(blob_config, tmp_path, key, ["web3"])
+    done = await recover(words, "--yes")
+    assert done.exit_code == 0, done.stderr
+    assert "web1, web2, web3" in done.stderr
+    async with running(begun(tmp_path)) as server, server.operator() as operator:
+        machines = (await operator.call(api.MACHINES, Nothing())).machines
+        assert [machine.name for machine in machines] == ["web1", "web2", "web3"]
+
+
+async def test_one_that_was_in_force_gives_way_to_nothing_by_itself(
+    tmp_path: Path, words: list[str], files: TlsFiles, blob_config: BlobConfig, key: Path
+) -> None:
+    """It was superseded since, by one that is lost, too."""
+    assert (await recover(words, "--yes")).exit_code == 0
+    async with running(begun(tmp_path)):
+        pass
+    third = [word.replace(str(tmp_path / "etc"), str(tmp_path / "etc3")) for word in words]
+    third = [word.replace(str(tmp_path / "state"), str(tmp_path / "state3")) for word in third]
+    assert (await recover(third, "--yes")).exit_code == 0
+    async with running(load_config(tmp_path / "etc3/config-server.toml", ConfigServerConfig)) as server:
+        await until(lambda: is_newest(blob_config, key, 3))
+    assert server
+    before = tree(tmp_path / "state")
+    done = await recover(words, "--yes")
+    assert (done.exit_code, "move the folder away" in done.stderr) == (ConfigError.exit_code, True)
+    after = tree(tmp_path / "state")
+    assert {name: found for name, found in after.items() if not name.endswith(LOGS)} == {
+        name: found for name, found in before.items() if not name.endswith(LOGS)
+    }
+
+
+async def is_newest(blob: BlobConfig, key: Path, number: int) -> bool:
+    return (await find(blob, FileVault(key), None)).generation == number
+
+
+async def test_one_that_was_not_started_takes_nothing_over_from_a_later_recovery(
+    tmp_path: Path, words: list[str], files: TlsFiles, store: BlobStore
+) -> None:
+    assert (await recover(words, "--yes")).exit_code == 0
+    third = [word.replace(str(tmp_path / "etc"), str(tmp_path / "etc3")) for word in words]
+    third = [word.replace(str(tmp_path / "state"), str(tmp_path / "state3")) for word in third]
+    assert (await recover(third, "--yes")).exit_code == 0
+    async with running(load_config(tmp_path / "etc3/config-server.toml", ConfigServerConfig)):
+        async with running(begun(tmp_path)) as late:
+            await is_read_only(late)
+        found = await generation.read(store)
+        assert found is not None
+        assert found[0].generation == 2
+
+
+async def test_the_vault_file_itself_is_no_recovery_key_since_that_is_deleted_in_the_end(
+    tmp_path: Path, words: list[str], files: TlsFiles, key: Path
+) -> None:
+    place = tmp_path / "etc/config-server/vault.json"
+    place.parent.mkdir(parents=True, mode=0o700)
+    shutil.copy(key, place)
+    (tmp_path / "link").hardlink_to(place)
+    for same in (place, tmp_path / "link"):
+        done = await recover(words, "--yes", "--recovery-key", str(same))
+        assert (done.exit_code, "give the copy" in done.stderr) == (UsageError.exit_code, True)
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('data_dir = "STATE"\n[database]\nurl = "postgresql://u@h/d"\n', "names a database of PostgreSQL"),
+        ('data_dir = "/elsewhere"\n', "names the data folder /elsewhere"),
+    ],
+)
+async def test_a_configuration_that_means_something_else_is_refused_before_anything_is_changed(
+    tmp_path: Path, words: list[str], files: TlsFiles, line: str, why: str
+) -> None:
+    config = tmp_path / "etc/config-server.toml"
+    config.parent.mkdir()
+    config.write_text(line.replace("STATE", str(tmp_path / "state/config-server")))
+    done = await recover(words, "--yes")
+    assert (done.exit_code, why in done.stderr) == (ConfigError.exit_code, True), done.stderr
+    assert not (tmp_path / "state").exists()
+
+
+async def test_a_word_of_who_is_in_force_that_cannot_be_read_is_told_before_anything_is_changed(
+    tmp_path: Path, words: list[str], files: TlsFiles, store: BlobStore
+) -> None:
+    found = await generation.read(store)
+    assert found is not None
+    await store.replace(generation.BLOB, b"garbage", if_match=found[1])
+    done = await recover(words, "--yes")
+    assert (done.exit_code, "generation.json in storage cannot be read" in done.stderr) == (
+        IntegrityError.exit_code,
+        True,
+    )
+    assert not (tmp_path / "state").exists()

@@ -36,6 +36,22 @@ def test_storage_that_was_set_back_or_lost_it_is_told_again_by_the_highest() -> 
     assert judge(Ours("a", 5), said(5, "b"), 5) == Superseded(said(5, "b"))
 
 
+def test_what_was_said_over_one_generation_takes_over_no_later_one() -> None:
+    drill = Ours("c", 1, takes_over=True, over=2)
+    assert judge(drill, said(2, "b"), 2) == Put(3)
+    assert judge(drill, None, 1) == Put(2)
+    assert judge(drill, said(3, "d"), 2) == Superseded(said(3, "d")), "somebody recovered another one since"
+    assert judge(drill, said(3, "c"), 0) == InForce(3), "it was killed behind its PUT"
+    assert judge(drill, None, 3) == Superseded(Generation(generation=3, holder="", host="", since_ns=0))
+
+
+def test_who_knows_that_it_was_superseded_begins_no_more_where_storage_has_lost_that() -> None:
+    old = Ours("a", 1, superseded=2)
+    assert judge(old, None, 0) == Superseded(Generation(generation=2, holder="", host="", since_ns=0))
+    assert judge(old, said(2, "b"), 2) == Superseded(said(2, "b"))
+    assert judge(old._replace(takes_over=True), None, 0) == Put(3)
+
+
 class Server:
     def __init__(self, ours: Ours) -> None:
         self.ours = ours
