@@ -58,6 +58,8 @@ from shared.daemon import logging, service
 from shared.errors import (
     ConfigError,
     RequestError,
+    UnderstudyError,
+    VaultMisfitError,
 )
 from shared.host import durable
 from shared.keys.vault import FileVault
@@ -112,9 +114,9 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             await known.recover()
             if others is not None:
                 await others.join()
-            keeping = await _begin_in_force(control, config, file)
+            vault = None if file is None else await _recorded(file, storage, control)
+            keeping = await _begin_in_force(control, config, vault)
             pointing = Pointing(config, ca, control.force)
-        vault = None if file is None else await _recorded(file, storage, control)
         listener = Listener.open(config.listen, config.port, own.context)
         protecting = Protecting(control, sides)
         deletions = DeletionSweep(control, sides, revoking)
@@ -201,6 +203,8 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
         finally:
             control.bell.close()  # held answers go out, so that their connections can close
             await runner.cleanup()
+            if keeping is not None:
+                await keeping.last()
             if others is not None:
                 await others.leave()
     finally:
@@ -264,21 +268,28 @@ async def _recover(control: Control, folder: Path) -> None:
 
 
 async def _begin_in_force(
-    control: Control, config: ConfigServerConfig, file: FileVault | None
+    control: Control, config: ConfigServerConfig, vault: RecordedVault | None
 ) -> Keeping | None:
     """Whether this server is the one, before anybody is answered; and what keeps its state, where there are storage and vault."""
     storage = control.storage
-    if file is None or not storage.place:
-        lacks = "no storage ([blob])" if file is not None else "no vault (vault_file)"
+    if vault is None or not storage.place:
+        lacks = "no storage ([blob])" if vault is not None else "no vault (vault_file)"
         _log.info("the control state is not kept in storage: the configuration names " + lacks)
         return None
     host = socket.gethostname()
     known_as = next((name for name in config.hosts if name != host), "")
     shown = f"{host} ({known_as})" if known_as else host
-    control.force = Force(control.db, storage.machines, shown, file.fingerprints)
+    control.force = Force(control.db, storage.machines, shown, vault.file.fingerprints)
     control.watched.append(lambda: control.force.error)
     await control.force.start()
-    return Keeping(control.db, config, file, control.force, lambda: storage.machines().vault)
+
+    async def misfit() -> UnderstudyError | None:
+        await vault.check()
+        return vault.problem if isinstance(vault.problem, VaultMisfitError) else None
+
+    return Keeping(
+        control.db, config, vault.file, control.force, lambda: storage.machines().vault, misfit=misfit
+    )
 
 
 async def _recorded(file: FileVault, storage: Storage, control: Control) -> RecordedVault:

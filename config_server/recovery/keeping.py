@@ -6,14 +6,19 @@ costs one PUT, at most every PAUSE_S: 4,320 a day at the very most, and one a st
 force is one GET every 10 s.)
 
 The blob has the number of this server's generation, which no other server has; replicas over one database write the same, under the ETag
-that they have seen, so that an older content that lands late goes over none. What could not be put back is no state, and is not put over
-one that can.
+that they have seen *before* they read the database, so that an older content that lands late goes over none. What could not be put back is
+no state, and is not put over one that can; nor is one with a vault that lacks a key that storage knows.
+
+**It is there still?** Somebody may delete it, or put an older version back, and a replica whose vault or configuration is another one may
+have written. So now and then its ETag is asked for, and where that is not the one that was written, it is put once more. A server that ends
+puts what it has, if that takes no longer than a few seconds.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from config_server.config import ConfigServerConfig
@@ -28,6 +33,7 @@ from shared.daemon.threads import in_thread
 from shared.errors import (
     BlobExistsError,
     BlobNotFoundError,
+    ContainerMissingError,
     ControlStateUnstoredError,
     DatabaseError,
     PreconditionError,
@@ -40,11 +46,19 @@ _log = logging.get()
 
 LOOK_S: Final = 15.0
 PAUSE_S: Final = 20.0
+CHECK_S: Final = 300.0
+"""How often it is looked whether it is there as it was put."""
+LAST_S: Final = 5.0
+"""So long an end waits for the last one."""
 LATE_S: Final = 300.0
 """So long a change may wait before that is a problem."""
 _RETRY: Final = Retry(deadline_s=60.0, attempt_s=20.0)
 _NONE: Final = ""
 """As an ETag: there is no blob."""
+
+
+async def _fits() -> None:
+    return None
 
 
 class Keeping:
@@ -56,9 +70,12 @@ class Keeping:
         force: Force,
         storage: Callable[[], BlobStore],
         clock: Callable[[], float] = time.monotonic,
+        misfit: Callable[[], Awaitable[UnderstudyError | None]] = _fits,
     ) -> None:
-        """`storage` gives the vault container."""
+        """`storage` gives the vault container; `misfit` says what the vault lacks of what storage knows."""
         self._clock: Final = clock
+        self._misfit: Final = misfit
+        self._checked_s = -1e9
         self._db: Final = db
         self._config: Final = config
         self._vault: Final = vault
@@ -71,6 +88,9 @@ class Keeping:
         self._why = "it was not tried yet"
         self._kept_ns = 0
         self._etag: str | None = None
+        """Of what was seen, or put, last; None: it is to be seen first."""
+        self._name = ""
+        """Of which blob."""
 
     @property
     def error(self) -> ControlStateUnstoredError | None:
@@ -88,7 +108,7 @@ class Keeping:
         if self._force.by is not None:
             self._waits_since_s = None  # it is another one's to keep
             return
-        if await state.digest(self._db, self._config, self._vault) == self._kept:
+        if await state.digest(self._db, self._config, self._vault) == self._kept and await self._is_there():
             self._waits_since_s = None
             return
         now_s = self._clock()
@@ -108,16 +128,52 @@ class Keeping:
         else:
             self._waits_since_s = None
 
+    async def last(self) -> None:
+        """What has changed since, when this server ends: for a few seconds it is tried, and nobody is told that it failed but the log."""
+        if self._force.by is not None or not self._force.generation:
+            return
+        try:
+            async with asyncio.timeout(LAST_S):
+                if await state.digest(self._db, self._config, self._vault) != self._kept:
+                    await self._put()
+        except (UnderstudyError, TimeoutError) as exc:
+            _log.warning("what was changed last is not in storage", cause=str(exc))
+
+    async def _is_there(self) -> bool:
+        """As it was put, as far as is known: storage that is away is asked again."""
+        now_s = self._clock()
+        if now_s - self._checked_s < CHECK_S:
+            return True
+        self._checked_s = now_s
+        try:
+            found = await self._storage().with_retry(_RETRY).properties(state_blob(self._force.generation))
+        except (BlobNotFoundError, ContainerMissingError):
+            etag = _NONE
+        except UnderstudyError as exc:
+            _log.info("not looked whether the control state is in storage", **exc.as_dict())
+            return True
+        else:
+            etag = found.etag
+        if etag == self._etag:
+            return True
+        _log.warning("the control state in storage is not the one that was put there")
+        self._etag = None
+        return False
+
     async def _put(self) -> None:
         generation = self._force.generation
         if not generation:
             raise TransientError("It waits", cause="storage has not said yet which config server is in force")
+        if (lacks := await self._misfit()) is not None:
+            raise lacks
+        name = state_blob(generation)
+        await self._see(name)  # before the database is read: what somebody has put since is not older
         parts, digest = await state.gathered(self._db, self._config, self._vault)
         made_ns = time.time_ns()
         data = await in_thread(self._sealed, parts, generation, made_ns)
         self._put_s = self._clock()
         reach("state.before-put")
-        await self._write(state_blob(generation), data)
+        await self._write(name, data)
         reach("state.put")
         self._kept, self._kept_ns = digest, made_ns
         _log.info("control state kept in storage", generation=generation, size_b=len(data))
@@ -126,13 +182,16 @@ class Keeping:
         now = FileVault(self._vault.path)  # which may have got a key since this server began
         return sealed.seal(parts, now, generation=generation, made_ns=made_ns)
 
-    async def _write(self, name: str, data: bytes) -> None:
-        vault = self._storage().with_retry(_RETRY)
-        if self._etag is None:
+    async def _see(self, name: str) -> None:
+        if self._etag is None or name != self._name:
             try:
-                self._etag = (await vault.properties(name)).etag
+                self._etag = (await self._storage().with_retry(_RETRY).properties(name)).etag
             except BlobNotFoundError:
                 self._etag = _NONE
+        self._name = name
+
+    async def _write(self, name: str, data: bytes) -> None:
+        vault = self._storage().with_retry(_RETRY)
         before, self._etag = self._etag, None
         try:
             if before == _NONE:

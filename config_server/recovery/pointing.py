@@ -9,6 +9,7 @@ from typing import Final
 from config_server.config import ConfigServerConfig
 from config_server.identity.ca import CertificateAuthority
 from config_server.recovery.generation import Force
+from config_server.recovery.keeping import CHECK_S
 from shared.api.route import PORT
 from shared.blob import BlobStore
 from shared.errors import BlobExistsError, BlobNotFoundError, PreconditionError
@@ -26,12 +27,16 @@ class Pointing:
         self._ca_file: Final = config.data_dir / "ca.pem"
         self._force: Final = force
         self._said = 0
-        """The generation for which it was written."""
+        """The generation for which it was written, ..."""
+        self._looked_s = 0.0
+        """... and when that was looked at last (monotonic): somebody may have deleted it since."""
 
     async def look(self, vault: BlobStore) -> None:
         """Raises StorageError. A server without names, or that is not known to be in force, says nothing."""
         generation = self._force.generation
-        if not generation or generation == self._said or not self._urls:
+        if not generation or not self._urls:
+            return
+        if generation == self._said and time.monotonic() - self._looked_s < CHECK_S:
             return
         found = await vault.read_versioned(BLOB, MOST_B)
         there = None if found is None else opened(found[0], self._ca_file)
@@ -48,4 +53,4 @@ class Pointing:
                     await vault.replace(BLOB, data, if_match=found[1])
             except (BlobExistsError, BlobNotFoundError, PreconditionError):
                 return  # somebody else wrote it: at the next look
-        self._said = generation
+        self._said, self._looked_s = generation, time.monotonic()

@@ -3,10 +3,12 @@ one."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,8 +24,9 @@ from config_server.store.files import DATABASE_FILE
 from shared import api
 from shared.api.protection import Protection
 from shared.blob import BlobConfig, BlobStore, Retry
-from shared.errors import BlobNotFoundError, ConfigError, ControlStateUnstoredError
+from shared.errors import BlobNotFoundError, ConfigError, ControlStateUnstoredError, IntegrityError
 from shared.keys.vault import FileVault, add
+from shared.keys.vault_record import RecordedVault
 from shared.machine.storage import MachineStorage
 from tests.azurite import Azurite
 from tests.config_parts import config_for, running, until
@@ -243,3 +246,115 @@ async def test_a_server_without_a_vault_says_once_that_nothing_is_kept(
         pass
     assert capfd.readouterr().out.count("the control state is not kept in storage") == 1
     assert [info.name async for info in store.list("control/")] == []
+
+
+async def test_what_was_deleted_or_put_by_somebody_else_is_put_again(
+    db: Database, config: ConfigServerConfig, store: BlobStore, vault: FileVault
+) -> None:
+    clock = Clock()
+    kept = await keeping_of(db, config, store, vault, clock)
+    await kept.look()
+    blob = state_blob(1)
+    for harm in ("deleted", "replaced"):
+        if harm == "deleted":
+            await store.delete(blob)
+        else:
+            await store.replace(blob, b"an older version", if_match=await puts(store))
+        clock.now_s += keeping.CHECK_S + 1
+        await kept.look()
+        if (
+            await content_or_none(store, vault) is None
+        ):  # it was not the one: at the next look it is put over what is seen now
+            clock.now_s += keeping.PAUSE_S + 1
+            await kept.look()
+        assert await content(store, vault) is not None, harm
+
+
+async def content_or_none(store: BlobStore, vault: FileVault) -> state.Content | None:
+    try:
+        return await content(store, vault)
+    except IntegrityError:
+        return None
+
+
+async def test_of_two_over_one_database_the_one_that_read_an_older_one_puts_nothing_over_the_newer(
+    db: Database,
+    config: ConfigServerConfig,
+    store: BlobStore,
+    vault: FileVault,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where it has put nothing yet, so that it has seen no ETag."""
+    slow, quick = [await keeping_of(db, config, store, vault) for _ in range(2)]
+    real, gathered, go_on = state.gathered, asyncio.Event(), asyncio.Event()
+
+    async def held(*arguments: Any) -> Any:
+        found = await real(*arguments)
+        gathered.set()
+        await go_on.wait()
+        return found
+
+    monkeypatch.setattr(state, "gathered", held)
+    putting = asyncio.create_task(slow.look())
+    await gathered.wait()
+    monkeypatch.setattr(state, "gathered", real)
+    await db.run(lambda opened: inventory.ensure_machine(opened, "web9", 1))
+    await quick.look()
+    newest = await puts(store)
+    go_on.set()
+    await putting
+    assert await puts(store) == newest
+    found = await content(store, vault)
+    assert found is not None
+    assert found.machines == ["web9"]
+
+
+async def test_a_vault_that_lacks_a_key_puts_nothing_over_a_state_that_has_it(
+    config: ConfigServerConfig, store: BlobStore, vault: FileVault, tmp_path: Path, db: Database
+) -> None:
+    older = tmp_path / "older.json"
+    older.write_bytes(vault.path.read_bytes())
+    older.chmod(0o600)
+    add(vault.path, FileVault.create(tmp_path / "more.json").path)
+    newer = FileVault(vault.path)
+    await RecordedVault(newer, lambda: MachineStorage(store)).check()
+    kept = await keeping_of(db, config, store, newer)
+    await kept.look()
+    good = await puts(store)
+    config.vault_file = older
+    async with running(config) as server, server.operator() as operator:
+        await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="web1")
+    assert await puts(store) == good
+
+
+async def test_what_is_changed_last_is_in_storage_when_the_server_has_ended(
+    config: ConfigServerConfig, store: BlobStore, vault: FileVault
+) -> None:
+    async with running(config) as server:
+
+        async def is_there() -> bool:
+            return await content(store, vault) is not None
+
+        await until(is_there)
+        async with server.operator() as operator:
+            await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="web1")
+    found = await content(store, vault)
+    assert found is not None
+    assert found.machines == ["web1"]
+
+
+async def test_an_end_waits_for_storage_for_a_few_seconds_and_no_longer(
+    db: Database,
+    config: ConfigServerConfig,
+    store: BlobStore,
+    vault: FileVault,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(keeping, "LAST_S", 0.1)
+    kept = await keeping_of(db, config, store, vault)
+
+    async def hangs(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(kept, "_put", hangs)
+    await kept.last()
