@@ -231,6 +231,7 @@ async def _serve_control(
 
     def renewed(chain: tls.Chain) -> None:
         tls.present(context, chain)
+        revoked.trusted(chain.ca)
         remote_vault.renewed(vault, chain)
 
     control = ControlClient(

@@ -17,6 +17,20 @@ class CaCertificate(msgspec.Struct):
 
     pem: str
     fingerprint: str
+    anchors: str = ""
+    """What is trusted now (PEM): it, and while the CA is renewed the other one. Empty: it alone. To be believed of a server that was
+    proven to have the CA."""
+    former: str = ""
+    """Those that were, and are not any more (PEM): a folder with a certificate of theirs is of this installation."""
+
+
+class Trust(msgspec.Struct, frozen=True):
+    """Whose certificates every part accepts."""
+
+    pem: str
+    """Certificates, one after the other."""
+    signer: str
+    """The SHA-256 (hexadecimal) of that which issues now: who has a certificate of another one renews it."""
 
 
 class TokenRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

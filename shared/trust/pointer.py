@@ -8,6 +8,9 @@ it to agents in WELCOME. Whoever takes one keeps it beside his certificate (`con
 
 Nobody but the CA can write one, so it may come from anybody. An older one is none: the highest generation counts, and of that the last.
 What an administrator has said since counts more: one that was taken while the configuration named another `control_url` is forgotten.
+
+While the CA is renewed a daemon has two anchors, and either may have signed it. The one in storage is signed anew at the switch, before the
+old anchor goes; what a daemon keeps may still be signed by that, and is as if it were not there at its next start: it is in storage.
 """
 
 from __future__ import annotations
@@ -18,16 +21,13 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from shared import decoding
 from shared.daemon import logging
 from shared.errors import UNDECODABLE, ConfigError, cause_of
 from shared.host import durable
 from shared.naming import is_server_url
-from shared.trust import identity
+from shared.trust import anchors
 
 _log = logging.get()
 
@@ -72,7 +72,7 @@ def encoded(pointer: Pointer, signature: bytes) -> bytes:
 
 
 def opened(data: bytes, ca: Path) -> Pointer | None:
-    """None for what the CA (its certificate, PEM) did not sign, or what this version does not understand. Raises ConfigError."""
+    """None for what none of the CA's certificates (PEM) has signed, or what this version does not understand. Raises ConfigError."""
     try:
         signed = decoding.decode(data[: MOST_B + 1], type=_Signed)
         pointer = decoding.decode(signed.pointer, type=Pointer)
@@ -80,17 +80,8 @@ def opened(data: bytes, ca: Path) -> Pointer | None:
         return None
     if pointer.v != 1 or not all(is_server_url(url) for url in pointer.urls):
         return None
-    try:
-        key = identity.only_certificate(ca.read_text("ascii")).public_key()
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"The CA's certificate {ca} could not be read", cause=str(exc)) from exc
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        return None
-    try:
-        key.verify(signed.signature, _SIGNED + signed.pointer.encode(), ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature:
-        return None
-    return pointer
+    said = _SIGNED + signed.pointer.encode()
+    return pointer if anchors.have_signed(anchors.of_file(ca), said, signed.signature) else None
 
 
 class Whereabouts:

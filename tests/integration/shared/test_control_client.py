@@ -21,16 +21,16 @@ from structlog.testing import capture_logs
 
 from config_server.identity.ca import CertificateAuthority, pem_of
 from shared import api
-from shared.api.certificates import Certificate
+from shared.api.certificates import Certificate, Trust
 from shared.api.commands import Command
 from shared.api.daemons import StatusReply
 from shared.api.route import Nothing
 from shared.control import control_client, enrol
 from shared.control.control_client import ControlClient
 from shared.desired import Desired, Mark, Settings, Verb, Wish
-from shared.errors import OthersFolderError
+from shared.errors import IdentityFileError, OthersFolderError
 from shared.status import AgentReport
-from shared.trust import identity, tls
+from shared.trust import anchors, identity, tls
 from shared.vocabulary import Role
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.impostor import answering
@@ -167,6 +167,75 @@ async def test_a_bad_answer_leaves_the_certificate_and_the_daemon_says_so_and_tr
             await until(lambda: reloaded and codes[-1] == [])
     assert files.cert.read_bytes() != before
     assert identity.name_of(identity.only_certificate(files.cert.read_text())) == NAME
+
+
+def trust_in(signer: Ca, *trusted: Ca) -> Trust:
+    (signing,) = anchors.loaded(signer.ca.pem.encode())
+    return Trust(pem="".join(each.ca.pem for each in trusted), signer=anchors.fingerprint(signing))
+
+
+async def test_a_daemon_is_led_from_one_ca_to_another_and_says_by_whom_it_goes(tmp_path: Path) -> None:
+    old, new = Ca(tmp_path / "old"), Ca(tmp_path / "new")
+    (tmp_path / "agent").mkdir()
+    files = old.due(tmp_path / "agent")
+    files.cert.write_text(pem_of(old.issue(identity.key_of(files).public_key())))  # not due for long
+    prints = {each: anchors.fingerprint(anchors.loaded(each.ca.pem.encode())[0]) for each in (old, new)}
+    told: list[Trust | None] = [None]
+    heard: list[tuple[list[str], str, list[str]]] = []
+    chains: list[tls.Chain] = []
+
+    def status(report: dict[str, Any]) -> StatusReply:
+        codes = [error["code"] for error in report.get("errors", [])]
+        heard.append((report["anchors"], report["issuer"], codes))
+        return StatusReply(trust=told[0])
+
+    def renew(request: dict[str, Any]) -> Certificate:
+        return Certificate(pem_of(new.issue(key_in(request))), new.ca.pem, NAME, "")
+
+    async with answering(old.server_context(), {"status": status, "renew": renew}) as url:
+        client = ControlClient(url, files, on_renewed=chains.append)
+        async with serving(client):
+            await until(lambda: bool(heard))
+            assert heard[-1] == ([prints[old]], prints[old], [])
+            told[0] = trust_in(new, new)  # a server that goes too far
+            await until(lambda: heard[-1][2] == ["US655"])
+            assert heard[-1][:2] == ([prints[old]], prints[old])
+            assert files.ca.read_text() == old.ca.pem
+            told[0] = trust_in(old, old, new)
+            await until(lambda: heard[-1] == ([prints[old], prints[new]], prints[old], []))
+            assert files.ca.read_text() == old.ca.pem + new.ca.pem
+            assert [chain.ca for chain in chains] == [files.ca.read_bytes()]
+            told[0] = trust_in(new, new, old)
+            await until(lambda: heard[-1] == ([prints[new], prints[old]], prints[new], []))
+            told[0] = trust_in(new, new)
+            await until(lambda: chains[-1].ca == new.ca.pem.encode())
+    assert files.ca.read_text() == new.ca.pem
+
+
+async def test_who_cannot_write_what_is_to_be_trusted_says_so_and_does_so_later(tmp_path: Path) -> None:
+    old, new = Ca(tmp_path / "old"), Ca(tmp_path / "new")
+    (tmp_path / "agent").mkdir()
+    files = old.due(tmp_path / "agent")
+    files.cert.write_text(pem_of(old.issue(identity.key_of(files).public_key())))
+    codes: list[list[str]] = []
+
+    def status(report: dict[str, Any]) -> StatusReply:
+        codes.append([error["code"] for error in report.get("errors", [])])
+        return StatusReply(trust=trust_in(old, old, new))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(identity, "write", full_disk)
+        async with answering(old.server_context(), {"status": status}) as url:
+            client = ControlClient(url, files)
+            async with serving(client):
+                await until(lambda: [IdentityFileError.code] in codes)
+                patched.undo()
+                await until(lambda: codes[-1] == [])
+    assert files.ca.read_text() == old.ca.pem + new.ca.pem
+
+
+def full_disk(path: Path, _data: bytes, *, mode: int) -> None:
+    raise IdentityFileError(f"{path} could not be written", cause=f"no room for mode {mode:o}")
 
 
 @pytest.fixture
