@@ -75,15 +75,17 @@ def have_signed(anchors: Sequence[x509.Certificate], statement: bytes, signature
     return False
 
 
-def checked(told: Trust, own: x509.Certificate) -> Anchors:
-    """What the config server says is to be trusted, when whoever goes by it locks himself out of nothing: who issues now is among them,
-    and who issued `own`, the certificate that we present. A server that was put back from a backup of before a renewal says less, and
-    must not take from us what our peers have by now. Raises TrustNotTakenError."""
+def merged(known: Anchors, told: Trust, own: x509.Certificate) -> Anchors:
+    """What is trusted after this was told, when whoever goes by it locks himself out of nothing: who issues now is among them, and who
+    issued `own`, the certificate that we present. Only what is said to be gone goes. Raises TrustNotTakenError."""
     what = "The anchors that the config server named were not taken"
     try:
-        found = loaded(told.pem.encode("ascii"))
+        named = loaded(told.pem.encode("ascii"))
     except NO_CERTIFICATE as exc:  # UnicodeEncodeError is a ValueError
         raise TrustNotTakenError(what, cause=str(exc)) from exc
+    found = tuple(each for each in dict.fromkeys((*named, *known)) if fingerprint(each) not in told.gone)
+    if len(found) > MOST:
+        raise TrustNotTakenError(what, cause=f"with those that are trusted already they are {len(found)}")
     if told.signer not in map(fingerprint, found):
         raise TrustNotTakenError(what, cause="who issues certificates now is not among them")
     if issuer_of(own, found) is None:

@@ -194,10 +194,10 @@ def renew(files: TlsFiles, answer: Certificate) -> None:
 
 
 def trust(files: TlsFiles, told: Trust) -> None:
-    """Put what the config server says is to be trusted in the place of what we trust, if it is anything else. Raises TrustNotTakenError,
-    IdentityFileError, ConfigError."""
+    """Take what the config server says is to be trusted, and leave what is not any more, if that changes anything. Raises
+    TrustNotTakenError, IdentityFileError, ConfigError."""
     mine, before = _own(files)
-    found = anchors.checked(told, mine)
+    found = anchors.merged(before, told, mine)
     if found != before:
         write(files.ca, anchors.pem_of(found), mode=0o644)
 

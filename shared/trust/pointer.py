@@ -16,11 +16,12 @@ old anchor goes; what a daemon keeps may still be signed by that, and is as if i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
+from cryptography import x509
 
 from shared import decoding
 from shared.daemon import logging
@@ -73,6 +74,11 @@ def encoded(pointer: Pointer, signature: bytes) -> bytes:
 
 def opened(data: bytes, ca: Path) -> Pointer | None:
     """None for what none of the CA's certificates (PEM) has signed, or what this version does not understand. Raises ConfigError."""
+    return opened_by(data, anchors.of_file(ca))
+
+
+def opened_by(data: bytes, trusted: Sequence[x509.Certificate]) -> Pointer | None:
+    """As `opened`."""
     try:
         signed = decoding.decode(data[: MOST_B + 1], type=_Signed)
         pointer = decoding.decode(signed.pointer, type=Pointer)
@@ -81,7 +87,7 @@ def opened(data: bytes, ca: Path) -> Pointer | None:
     if pointer.v != 1 or not all(is_server_url(url) for url in pointer.urls):
         return None
     said = _SIGNED + signed.pointer.encode()
-    return pointer if anchors.have_signed(anchors.of_file(ca), said, signed.signature) else None
+    return pointer if anchors.have_signed(trusted, said, signed.signature) else None
 
 
 class Whereabouts:

@@ -169,9 +169,9 @@ async def test_a_bad_answer_leaves_the_certificate_and_the_daemon_says_so_and_tr
     assert identity.name_of(identity.only_certificate(files.cert.read_text())) == NAME
 
 
-def trust_in(signer: Ca, *trusted: Ca) -> Trust:
-    (signing,) = anchors.loaded(signer.ca.pem.encode())
-    return Trust(pem="".join(each.ca.pem for each in trusted), signer=anchors.fingerprint(signing))
+def trust_in(signer: Ca, *trusted: Ca, gone: tuple[Ca, ...] = ()) -> Trust:
+    prints = [anchors.fingerprint(each.ca.certificate) for each in (signer, *gone)]
+    return Trust(pem="".join(each.ca.pem for each in trusted), signer=prints[0], gone=prints[1:])
 
 
 async def test_a_daemon_is_led_from_one_ca_to_another_and_says_by_whom_it_goes(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ async def test_a_daemon_is_led_from_one_ca_to_another_and_says_by_whom_it_goes(t
     (tmp_path / "agent").mkdir()
     files = old.due(tmp_path / "agent")
     files.cert.write_text(pem_of(old.issue(identity.key_of(files).public_key())))  # not due for long
-    prints = {each: anchors.fingerprint(anchors.loaded(each.ca.pem.encode())[0]) for each in (old, new)}
+    prints = {each: anchors.fingerprint(each.ca.certificate) for each in (old, new)}
     told: list[Trust | None] = [None]
     heard: list[tuple[list[str], str, list[str]]] = []
     chains: list[tls.Chain] = []
@@ -197,7 +197,7 @@ async def test_a_daemon_is_led_from_one_ca_to_another_and_says_by_whom_it_goes(t
         async with serving(client):
             await until(lambda: bool(heard))
             assert heard[-1] == ([prints[old]], prints[old], [])
-            told[0] = trust_in(new, new)  # a server that goes too far
+            told[0] = trust_in(new, new, gone=(old,))  # a server that goes too far
             await until(lambda: heard[-1][2] == ["US655"])
             assert heard[-1][:2] == ([prints[old]], prints[old])
             assert files.ca.read_text() == old.ca.pem
@@ -207,7 +207,7 @@ async def test_a_daemon_is_led_from_one_ca_to_another_and_says_by_whom_it_goes(t
             assert [chain.ca for chain in chains] == [files.ca.read_bytes()]
             told[0] = trust_in(new, new, old)
             await until(lambda: heard[-1] == ([prints[new], prints[old]], prints[new], []))
-            told[0] = trust_in(new, new)
+            told[0] = trust_in(new, new, gone=(old,))
             await until(lambda: chains[-1].ca == new.ca.pem.encode())
     assert files.ca.read_text() == new.ca.pem
 

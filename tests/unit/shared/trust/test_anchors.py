@@ -24,9 +24,10 @@ def only(ca: TestCa) -> anchors.Anchors:
     return anchors.of_file(ca.path)
 
 
-def told(signer: TestCa, *trusted: TestCa) -> Trust:
+def told(signer: TestCa, *trusted: TestCa, gone: tuple[TestCa, ...] = ()) -> Trust:
     pem = b"".join(each.path.read_bytes() for each in trusted).decode()
-    return Trust(pem=pem, signer=anchors.fingerprint(only(signer)[0]))
+    prints = [anchors.fingerprint(only(each)[0]) for each in (signer, *gone)]
+    return Trust(pem=pem, signer=prints[0], gone=prints[1:])
 
 
 def test_a_file_has_at_least_one_anchor_and_not_any_number(
@@ -47,15 +48,19 @@ def test_a_daemon_takes_no_anchors_that_would_lock_it_out(cas: tuple[TestCa, Tes
     old, new = cas
     files = old.issue("agent:web1")
     own = identity.only_certificate(files.cert.read_text())
-    assert anchors.checked(told(old, old, new), own) == (*only(old), *only(new))
+    both = (*only(old), *only(new))
+    assert anchors.merged(only(old), told(old, old, new), own) == both
+    assert anchors.merged(both, told(old, old), own) == both, "a server that has not heard takes nothing"
+    assert anchors.merged(both, told(old, old, gone=(new,)), own) == only(old)
     for refused in (
-        told(new, new),  # who issued our own is not among them: renewed first, then dropped
+        told(new, new, gone=(old,)),  # who issued our own is not among them: renewed first, then dropped
         told(new, old),  # who issues now is not
+        told(old, old, gone=(old, new)),
         Trust(pem="", signer=""),
         Trust(pem="é", signer=""),
     ):
         with pytest.raises(TrustNotTakenError):
-            anchors.checked(refused, own)
+            anchors.merged(only(old), refused, own)
 
 
 def test_ends_that_are_one_step_apart_accept_each_other_and_those_that_are_two_apart_do_not(
