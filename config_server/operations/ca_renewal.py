@@ -195,6 +195,12 @@ class _Make(_Step):
 
     async def _make(self, job: Job) -> Renewal:
         """The database first: what it names is trusted by nobody before its key is on a disk, and what it named before is gone."""
+        if len(self._control.ca.trusted) >= anchors.MOST:
+            raise CaFilesError(
+                "The CA was not renewed once more",
+                cause=f"{anchors.MOST} certificates are trusted: renewals were abandoned behind their switch, and no daemon takes more",
+                action="Have the last one go on to its end. Where its job was abandoned: see docs/operations/keys.md.",
+            )
         new = CertificateAuthority.made()
         renewal = Renewal(job=job.id, stage=Stage.MADE, new=new.pem, by=self._id)
 

@@ -103,6 +103,8 @@ class ControlClient:
         self._sought_s = time.monotonic()
         """When it was sought last, or found."""
         self._superseded = False
+        self._seeks_anew = False
+        """What it has found may be signed by an anchor that went since: at its next start it would not know it."""
         self._on_renewed = on_renewed
         self._round_trip_ns = 0
         self._kept = True
@@ -198,7 +200,9 @@ class ControlClient:
         try:
             await asyncio.to_thread(self._check_name)
             await asyncio.to_thread(identity.trust, self._files, told)
+            trusted = self._goes_by.anchors
             await self._load_what_is_new()
+            self._seeks_anew |= not set(trusted) <= set(self._goes_by.anchors)
             self._signer, self._trust_told = told.signer, told
         except UnderstudyError as exc:
             self.untrusted = exc
@@ -282,6 +286,14 @@ class ControlClient:
     async def _seek(self, link: _Link) -> None:
         """The config server that is in force, where this one says nothing, or that it is not. Whoever cannot ask storage is told by a
         process server, if he has one (`where`)."""
+        if self._seeks_anew and self._find is not None:
+            try:
+                await self._where.take(await self._find())
+                self._seeks_anew = False
+            except (
+                UnderstudyError
+            ) as exc:  # who works with storage says so; it is tried again with the next report
+                _log.info("not found out where the config server is", **exc.as_dict())
         pause_s = _SUPERSEDED_S if self._superseded else _SILENT_S
         if time.monotonic() - self._sought_s < pause_s:
             return

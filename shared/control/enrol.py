@@ -145,7 +145,7 @@ async def installation(url: str, parts: TokenParts) -> Installation:
         told = await client.call(api.CA, Nothing())
     try:
         trusted = anchors.loaded(told.anchors.encode("ascii")) if told.anchors else (ca,)
-        former = anchors.loaded(told.former.encode("ascii")) if told.former else ()
+        former = anchors.loaded(told.former.encode("ascii"), sys.maxsize) if told.former else ()
     except anchors.NO_CERTIFICATE as exc:
         raise UnknownAuthorityError(
             f"Enrolment with {url} was stopped", cause=f"what it trusts could not be read: {exc}"

@@ -24,11 +24,11 @@ NO_CERTIFICATE: Final = (ValueError, x509.InvalidVersion, UnsupportedAlgorithm)
 Anchors = tuple[x509.Certificate, ...]
 
 
-def loaded(pem: bytes) -> Anchors:
+def loaded(pem: bytes, most: int = MOST) -> Anchors:
     """At least one. Raises one of NO_CERTIFICATE."""
     found = tuple(dict.fromkeys(x509.load_pem_x509_certificates(pem)))
-    if len(found) > MOST:
-        raise ValueError(f"{len(found)} certificates, of which there are at most {MOST}")
+    if len(found) > most:
+        raise ValueError(f"{len(found)} certificates, of which there are at most {most}")
     return found
 
 

@@ -10,7 +10,7 @@ Nobody but the CA can write one, so it may come from anybody. An older one is no
 What an administrator has said since counts more: one that was taken while the configuration named another `control_url` is forgotten.
 
 While the CA is renewed a daemon has two anchors, and either may have signed it. The one in storage is signed anew at the switch, before the
-old anchor goes; what a daemon keeps may still be signed by that, and is as if it were not there at its next start: it is in storage.
+old anchor goes; so who may read storage looks there once more when it goes (control_client.py), and hands that on.
 """
 
 from __future__ import annotations
@@ -98,6 +98,8 @@ class Whereabouts:
     ) -> None:
         """`on_news` is called with each that is taken, if `url` is another one by it."""
         self._on_news: Final = on_news
+        self.on_taken: Callable[[bytes], None] = lambda _signed: None
+        """Is called with each that is taken, also where `url` stays."""
         self._configured: Final = configured
         self._file: Final = cert.with_name(FILE)
         self._ca: Final = ca
@@ -138,6 +140,7 @@ class Whereabouts:
             return False
         was = self.url
         self.pointer, self.signed, self._at = pointer, data, 0
+        self.on_taken(data)
         if self.url != was:
             _log.info("the config server is elsewhere now", url=self.url, generation=pointer.generation)
             self._on_news(data)

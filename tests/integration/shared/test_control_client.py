@@ -31,6 +31,7 @@ from shared.desired import Desired, Mark, Settings, Verb, Wish
 from shared.errors import IdentityFileError, OthersFolderError
 from shared.status import AgentReport
 from shared.trust import anchors, identity, tls
+from shared.trust.pointer import Pointer, Whereabouts, encoded, statement
 from shared.vocabulary import Role
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.impostor import answering
@@ -210,6 +211,44 @@ async def test_a_daemon_is_led_from_one_ca_to_another_and_says_by_whom_it_goes(t
             told[0] = trust_in(new, new, gone=(old,))
             await until(lambda: chains[-1].ca == new.ca.pem.encode())
     assert files.ca.read_text() == new.ca.pem
+
+
+async def test_where_the_config_server_is_is_read_anew_when_the_anchor_goes_that_had_signed_it(
+    tmp_path: Path,
+) -> None:
+    old, new = Ca(tmp_path / "old"), Ca(tmp_path / "new")
+    (tmp_path / "agent").mkdir()
+    files = old.due(tmp_path / "agent")
+    key = identity.key_of(files).public_key()
+    files.ca.write_text(old.ca.pem + new.ca.pem)
+    files.cert.write_text(pem_of(new.issue(key)))
+    told: list[Trust] = [trust_in(new, new, old)]
+    context, server = old.server_context(), identity.files_in(tmp_path / "old" / "server")
+    server.ca.write_bytes(files.ca.read_bytes())
+    tls.present(context, tls.read_chain(server))
+    async with answering(context, {"status": lambda _report: StatusReply(trust=told[0])}) as url:
+
+        def pointer(made_ns: int, ca: Ca) -> bytes:
+            made = Pointer(generation=1, urls=(url,), made_ns=made_ns)
+            return encoded(made, ca.ca.sign(statement(made)))
+
+        by_old, by_new = pointer(1, old), pointer(2, new)
+        where, taken = Whereabouts("https://127.0.0.1:1", files.cert, files.ca), list[bytes]()
+        where.on_taken = taken.append
+        assert await where.take(by_old)
+
+        async def find() -> bytes:
+            return by_new
+
+        client = ControlClient("https://127.0.0.1:1", files, where=where, find=find)
+        async with serving(client):
+            await until(lambda: client._trust_told == told[0])
+            assert where.signed == by_old == taken[-1], "nothing is asked for that may stay"
+            told[0] = trust_in(new, new, gone=(old,))
+            await until(lambda: where.signed == by_new == taken[-1])
+    again = Whereabouts("https://127.0.0.1:1", files.cert, files.ca)
+    again.load()
+    assert again.url == url
 
 
 async def test_who_cannot_write_what_is_to_be_trusted_says_so_and_does_so_later(tmp_path: Path) -> None:
