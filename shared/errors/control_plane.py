@@ -381,8 +381,8 @@ class CaFilesError(UnhealthyError):
 
     code = "US656"
     default_action = (
-        "Copy ca.key and ca.pem from the data folder of the config server that has it (understudy job list names the job, and its owner)"
-        " into this one's, with the owner and modes that they have (docs/operations/keys.md). It goes on by itself."
+        "Copy ca.key and ca.pem from the data folder of the config server that has it (understudy job show names it: what the"
+        " ca-renewal waits for) into this one's, with the owner and modes that they have (docs/operations/keys.md). It goes on by itself."
     )
 
 
