@@ -62,6 +62,7 @@ async def serve(
     control = ControlClient(
         config.control_url,
         config.tls,
+        on_renewed=lambda chain: revoked.trusted(chain.ca),
         on_revoked=revoked.take,
         on_desired=wishes.take,
         machine=(identity_of(config.identity), boots[0]),

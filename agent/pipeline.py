@@ -25,6 +25,7 @@ from shared.batch import Mark, StreamState
 from shared.daemon import logging
 from shared.errors import DeadlineError, UsageError
 from shared.recovery.position import Position
+from shared.trust import tls
 from shared.trust.revocation import REVOKED_FILE, RevokedFile
 from shared.waiting import wait_for
 from shared.wire.messages import Hello
@@ -75,6 +76,11 @@ class Agent:
         self._id = secrets.token_hex(8)
         self._point_interval_s = config.point_interval_s
         self._other_interval = asyncio.Event()
+
+    def present(self, chain: tls.Chain) -> None:
+        """From the next session on: our certificate, or by whom we accept peers, was replaced."""
+        self.sender.present(chain)
+        self.revoked.trusted(chain.ca)
 
     def _servers(self, former: Address | None) -> ProcessServers:
         named, last = self.config.addresses, self.state.last_server(self.config.addresses)

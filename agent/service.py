@@ -240,7 +240,7 @@ async def _serve(agent: Agent, stop: asyncio.Event, wanted: _Wanted, boot_before
     control = ControlClient(
         config.control_url,
         config.tls,
-        on_renewed=agent.sender.present,
+        on_renewed=agent.present,
         on_revoked=agent.revoked.take,
         on_desired=wanted.wishes.take,
         machine=(agent.identity, agent.boot),

@@ -11,6 +11,7 @@ from config_server import sweep
 from config_server.identity.own_certificate import OwnCertificate
 from config_server.jobs.janitor import Janitor
 from config_server.jobs.runner import Runner
+from config_server.operations.ca_following import Following
 from config_server.operations.control import Control
 from config_server.operations.deletion_sweep import PASS_S, DeletionSweep
 from config_server.operations.granting import SWEEP_S, Granting
@@ -37,6 +38,7 @@ _log = logging.get()
 
 _SWEEP_S: Final = 5.0
 _BEAT_S: Final = 1.0
+_CA_S: Final = 2.0
 _TIDY_S: Final = 30.0
 """How often what was undone is looked for once more."""
 _GAP_S: Final = SILENT_S / 2
@@ -147,6 +149,17 @@ async def hear_others(control: Control, others: Replicas, revoking: Revoking) ->
         if control.mono_ns() - asked_ns > _SWEEP_S * SECOND_NS:
             await revoking.take()
             asked_ns = control.mono_ns()
+
+
+async def follow_once(control: Control, following: Following) -> None:
+    await _part(control, "CA", following.look())
+
+
+async def follow_renewal(control: Control, following: Following) -> None:
+    """This server's files of the CA, while that is renewed; and by whom daemons accept their peers. Never returns."""
+    while True:
+        await asyncio.sleep(_CA_S)
+        await follow_once(control, following)
 
 
 async def watch_for_gaps(control: Control) -> None:

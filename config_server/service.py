@@ -21,7 +21,17 @@ from config_server.identity.own_certificate import OwnCertificate
 from config_server.jobs.janitor import Janitor
 from config_server.jobs.kinds import Kinds
 from config_server.jobs.runner import Runner
-from config_server.operations import deletion_job, keys, protection_jobs, rebind_job, restore_job, resync
+from config_server.operations import (
+    ca_renewal,
+    deletion_job,
+    keys,
+    protection_jobs,
+    rebind_job,
+    restore_job,
+    resync,
+)
+from config_server.operations.ca_following import Following
+from config_server.operations.ca_renewal import CaRenewals
 from config_server.operations.call import Operator
 from config_server.operations.control import Control
 from config_server.operations.deleting import Deleting
@@ -103,6 +113,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
     revoking = Revoking(control)
     others = Replicas(control, sides, config.name, take_revocations=revoking.take) if db.is_shared else None
     known = Identity(control, sides, revoking)
+    following = Following(control, config.name, folder, config.vault_file, own)
     granting = Granting(control, config.grant_hours)
     try:
         with durable.named(f"The data folder {folder} could not be used"):
@@ -112,10 +123,12 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             ca_note.note_if_possible(ca, config.vault_file)
             await revoking.recover()
             await known.recover()
+            await background.follow_once(control, following)
             if others is not None:
                 await others.join()
             vault = None if file is None else await _recorded(file, storage, control)
             keeping = await _begin_in_force(control, config, vault)
+            control.kept_ns = None if keeping is None else keeping.kept_ns
             pointing = Pointing(config, ca, control.force)
         listener = Listener.open(config.listen, config.port, own.context)
         protecting = Protecting(control, sides)
@@ -135,6 +148,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             granting=granting,
             keys=Keys(control, vault),
             operators=Operators(control),
+            renewals=CaRenewals(control),
             sides=sides,
         )
         runner = web.AppRunner(
@@ -152,6 +166,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
                 *protection_jobs.kinds(control, sides),
                 rebind_job.kind(control, sides),
                 deletion_job.kind(control),
+                ca_renewal.kind(control, following),
             ]
         )
         # Of a file no other process has the lock.
@@ -178,6 +193,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
                 background.Part("what jobs undid", background.tidy_jobs(control, driver, janitor, stop)),
                 background.Part("in force", background.watch_force(control, pointing)),
                 background.Part("control state", background.keep_state(control, keeping)),
+                background.Part("CA", background.follow_renewal(control, following)),
                 background.Part("gaps", background.watch_for_gaps(control)),
                 background.Part("vault", background.watch_vault(control, vault)),
                 background.Part("serving", background.ask_whose(control, stop)),

@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -107,6 +108,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
             troubles = (*(kind.trouble for kind in files), revoked.trouble)
             board = StatusBoard(admission, spool, storage, CacheLevel(config.credit), vault, troubles)
             admission.control = where.signed
+            where.on_taken = partial(setattr, admission, "control")
             revoked.load()  # before anybody is admitted, and whether or not a config server will tell it again
             await receiver.start()
             beside: list[asyncio.Task[None]] = []
@@ -231,6 +233,7 @@ async def _serve_control(
 
     def renewed(chain: tls.Chain) -> None:
         tls.present(context, chain)
+        revoked.trusted(chain.ca)
         remote_vault.renewed(vault, chain)
 
     control = ControlClient(

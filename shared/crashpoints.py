@@ -93,6 +93,16 @@ FORGET_POINTS: Final = (
 """The points of a process server that drops what it has of a machine that was deleted, in its order; a crash test visits each."""
 
 
+CA_POINTS: Final = (
+    "ca.in-database",
+    "ca.between-key-and-certificates",
+    "ca.switched",
+    "ca.dropped",
+)
+"""The points of a config server that renews its CA, in their order (the second: each time that the files change); a crash test visits
+each."""
+
+
 def arm(at: str) -> None:
     """Die at `name` or `name:count`."""
     name, _, count = at.partition(":")

@@ -65,6 +65,10 @@ class Report(msgspec.Struct, kw_only=True):
     """Random, of this start of the daemon, and…"""
     number: Whole = 0
     """…which of its reports it is, counted from 1: one that was held up on its way is no news. ControlClient fills both in."""
+    anchors: Annotated[list[Word], msgspec.Meta(max_length=16)] = []
+    """The SHA-256 (hexadecimal) of each certificate by which it accepts its peers now, and…"""
+    issuer: Word = ""
+    """…of that which issued the one that it presents now. ControlClient fills both in; empty: an earlier version."""
     errors: list[Problem] = []
     running: Annotated[list[Word], _entries] = []
     """Ids of commands that it works on: an answer may be held although they are pending."""

@@ -168,6 +168,10 @@ def _one(found: JobView) -> RenderableType:
     return Group(*parts)
 
 
+def _named(found: JobView) -> str:
+    return f"{found.kind} of '{found.machine}'" if found.machine else found.kind
+
+
 def _superseder(found: JobView) -> str:
     by = found.superseded_by
     return "the deletion of the machine" if by == "deletion" else f"job {by}"
@@ -211,7 +215,7 @@ async def _watch(id_: str, timeout_s: float | None) -> JobView:
                 progress.show(_one_line(found))
                 if deadline is not None and time.monotonic() >= deadline:
                     raise DeadlineError(
-                        f"The {found.kind} of '{found.machine}' did not end within {timeout_s:g} s",
+                        f"The {_named(found)} did not end within {timeout_s:g} s",
                         cause=f"it is {_state(found)}" + (f": {found.waits}" if found.waits else ""),
                         action=f"It goes on. See it: understudy job show {found.id}.",
                     )
@@ -226,9 +230,8 @@ async def _watch(id_: str, timeout_s: float | None) -> JobView:
 def _one_line(found: JobView) -> str:
     share = f", {found.progress:.0%}" if found.progress is not None else ""
     says = found.waits or found.detail
-    return f"{found.kind} of {found.machine} (job {found.id}): {_state(found)}{share}" + (
-        f", {says}" if says else ""
-    )
+    of = f" of {found.machine}" if found.machine else ""
+    return f"{found.kind}{of} (job {found.id}): {_state(found)}{share}" + (f", {says}" if says else "")
 
 
 def _check_done(found: JobView) -> None:
@@ -242,7 +245,7 @@ def _check_done(found: JobView) -> None:
     if found.superseded_by:
         who = f"its place took {_superseder(found)}, as {found.cancelled_by} said"
     raise JobEndedError(
-        f"The {found.kind} of '{found.machine}' is not done: it {'was' if found.state is JobState.CANCELLED else 'is'} {found.state}",
+        f"The {_named(found)} is not done: it {'was' if found.state is JobState.CANCELLED else 'is'} {found.state}",
         cause=who or (f"{error.code} {error.what}: {error.cause}" if error else found.waits),
         action=f"See it: understudy job show {found.id}.",
     )
@@ -260,7 +263,7 @@ def job_cancel(id_: str, yes: bool) -> None:
         api.JOB_CANCEL,
         id_,
         yes=yes,
-        question="Cancel the {kind} of '{machine}'? What it has done is undone, where that can be.",
+        question="Cancel the {job}? What it has done is undone, where that can be.",
     )
 
 
@@ -286,14 +289,14 @@ def job_abandon(id_: str, yes: bool) -> None:
         api.JOB_ABANDON,
         id_,
         yes=yes,
-        question="Abandon the {kind} of '{machine}'? Nobody removes what it left (understudy job show ID).",
+        question="Abandon the {job}? Nobody removes what it left (understudy job show ID).",
     )
 
 
 def _act(route: Route[Nothing, JobView], id_: str, *, yes: bool, question: str = "") -> None:
     if not yes:
         found = run(_get(id_))
-        asked = question.format(kind=found.kind, machine=found.machine)
+        asked = question.format(job=_named(found))
         if not sys.stdin.isatty():
             raise RequestError(
                 f"Nothing was said of job '{id_}'",

@@ -33,6 +33,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "audit": ("record_commands:audit", "Who changed what."),
     "policy": ("policy_commands:policy", "Replication policies: list, set, assign."),
     "certificate": ("certificate_commands:certificate", "Certificates of daemons: list, revoke."),
+    "ca": ("ca_commands:ca", "The CA: show, renew, trust."),
     "grant": ("grant_commands:grant", "Who may read a machine's storage: list, revoke."),
     "storage": (
         "storage_commands:storage",

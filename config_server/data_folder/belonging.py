@@ -10,14 +10,15 @@ from typing import Final
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 
 from config_server.identity.ca import CertificateAuthority
+from config_server.store import ca as stored_ca
 from config_server.store import certificates, operators, replicas
 from config_server.store.database import Connection
 from config_server.store.files import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
 from shared import decoding
 from shared.errors import UNDECODABLE, ConfigError
+from shared.trust import anchors
 
 TOKEN_FILE: Final = "operator.token"
 PARTS: Final = {"ca.key": 0o600, "ca.pem": 0o644, DATABASE_FILE: 0o600, TOKEN_FILE: 0o600}
@@ -122,11 +123,12 @@ def check_folder(folder: Path, *, has_database: bool = True) -> None:
 def check_parts(db: Connection, ca: CertificateAuthority, token: bytes | None) -> None:
     """Raises ConfigError where the database is not that of this CA and this operator token (None: there is none, and a new one is made)."""
     pem = certificates.newest_pem(db)
-    if pem is not None and not _is_of(pem, ca):
+    if pem is not None and not _is_of(pem, ca, db):
         raise ConfigError(
             "The database and the CA are of two installations",
             cause="the last certificate in state.db was issued by another CA than ca.pem",
-            action=f"Restore a backup, which has both: {RESTORE}.",
+            action=f"Restore a backup, which has both: {RESTORE}. Of several config servers, where the CA was renewed while this one was"
+            " away: copy ca.key and ca.pem from the data folder of one that runs (docs/operations/keys.md).",
         )
     if token is None or operators.is_first(db, token.decode(errors="replace").strip()):
         return
@@ -157,11 +159,10 @@ def check_beside(db: Connection, token: bytes | None) -> None:
         )
 
 
-def _is_of(pem: str, ca: CertificateAuthority) -> bool:
+def _is_of(pem: str, ca: CertificateAuthority, db: Connection) -> bool:
+    """Whether it was issued by this CA, or by one that was this installation's before."""
     try:
-        x509.load_pem_x509_certificate(pem.encode()).verify_directly_issued_by(
-            x509.load_pem_x509_certificate(ca.pem.encode())
-        )
-    except (ValueError, TypeError, InvalidSignature):
+        certificate = x509.load_pem_x509_certificate(pem.encode())
+    except ValueError:
         return False
-    return True
+    return ca.has_issued(certificate) or anchors.issuer_of(certificate, stored_ca.former(db)) is not None

@@ -1,5 +1,10 @@
 """The certificate authority: one EC P-256 key, which signs the certificates of all daemons.
 
+`ca.key` has that key first, and `ca.pem` its certificate among those that are trusted. While the CA is renewed (operations/ca_renewal.py)
+each has two, and which of the keys stands first says who signs: so one file, which is replaced as a whole, is all that makes another one
+the CA, and whoever copies the two files to another config server, or into a backup, has everything. Programs from before read the first of
+each.
+
 A certificate's common name is ROLE:NAME (shared/trust/tls.py). Servers get the hosts as subject alternative names.
 Only the public key of a request is used, after its signature proved that the requester holds the private
 key; all names come from the enrolment token or, on renewal, from the certificate that is renewed.
@@ -22,24 +27,95 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from config_server.rules.certificates import BACKDATED
 from config_server.store.files import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
+from shared.crashpoints import reach
 from shared.errors import ConfigError, RequestError
 from shared.naming import is_host
-from shared.trust import identity
+from shared.trust import anchors, identity
+from shared.trust.anchors import Anchors
 from shared.vocabulary import Role
 
 _COMMON_NAME: Final = 64
 """X.509's limit."""
+_BEGINS: Final = b"-----BEGIN "
 _CA_LIFE: Final = dt.timedelta(days=3650)
 
 
 class CertificateAuthority:
     """Issues certificates. `pem` is its own certificate."""
 
-    def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+    def __init__(
+        self,
+        certificate: x509.Certificate,
+        key: ec.EllipticCurvePrivateKey,
+        trusted: Anchors = (),
+        others: Sequence[ec.EllipticCurvePrivateKey] = (),
+    ) -> None:
+        """`trusted`: it, and others whose certificates are accepted; `others`: further keys that are here."""
         self.certificate = certificate
         self._key = key
-        self.pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
-        self.der = certificate.public_bytes(serialization.Encoding.DER)
+        self.trusted: Anchors = trusted or (certificate,)
+        self._others = tuple(others)
+        self.former: Anchors = ()
+        """Those that were trusted, and are not any more; as the database has them. What they signed in storage is still this
+        installation's."""
+
+    def become(self, other: CertificateAuthority) -> None:
+        """From now on it is what `other` is: the files are others since."""
+        self.certificate, self._key = other.certificate, other._key
+        self.trusted, self._others = other.trusted, other._others
+
+    @property
+    def pem(self) -> str:
+        return self.certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+    @property
+    def der(self) -> bytes:
+        return self.certificate.public_bytes(serialization.Encoding.DER)
+
+    @property
+    def keys(self) -> tuple[ec.EllipticCurvePrivateKey, ...]:
+        """That which signs first."""
+        return (self._key, *self._others)
+
+    def with_another(self, new: CertificateAuthority) -> CertificateAuthority:
+        """This one signs, and the new one lies beside it."""
+        return CertificateAuthority(
+            self.certificate, self._key, _joined(self.trusted, new.certificate), (*self._others, new._key)
+        )
+
+    def trusting(self, new: x509.Certificate) -> CertificateAuthority:
+        return CertificateAuthority(self.certificate, self._key, _joined(self.trusted, new), self._others)
+
+    def signing_by(self, new: x509.Certificate) -> CertificateAuthority:
+        """The other one, whose key is here, signs, and this one lies beside it."""
+        first = [key for key in self.keys if key.public_key() == new.public_key()]
+        rest = [key for key in self.keys if key.public_key() != new.public_key()]
+        others = tuple(each for each in self.trusted if each != new)
+        return CertificateAuthority(new, first[0], (new, *others), rest)
+
+    def only(self, new: x509.Certificate) -> CertificateAuthority:
+        """The other one, and nothing beside it."""
+        found = self.signing_by(new)
+        return CertificateAuthority(new, found._key)
+
+    def without(self, new: x509.Certificate) -> CertificateAuthority:
+        return CertificateAuthority(
+            self.certificate,
+            self._key,
+            tuple(each for each in self.trusted if each != new),
+            [key for key in self._others if key.public_key() != new.public_key()],
+        )
+
+    def is_as(self, other: CertificateAuthority) -> bool:
+        mine, theirs = ([key.public_key() for key in each.keys] for each in (self, other))
+        return (self.certificate, self.trusted, mine) == (other.certificate, other.trusted, theirs)
+
+    def has_key_of(self, certificate: x509.Certificate) -> bool:
+        return certificate.public_key() in [key.public_key() for key in self.keys]
+
+    def has_issued(self, certificate: x509.Certificate) -> bool:
+        """It, or who is trusted beside it, or was before."""
+        return anchors.issuer_of(certificate, (*self.trusted, *self.former)) is not None
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -55,9 +131,7 @@ class CertificateAuthority:
                     action=f"Restore a backup: {RESTORE}. {WITHOUT_BACKUP}",
                 )
             # The certificate is written last: a key without one is from a start that was interrupted.
-            key, certificate = _make_ca()
-            identity.write(key_file, _key_pem(key), mode=0o600)
-            identity.write(certificate_file, identity.pem_of(certificate), mode=0o644)
+            cls.made().save(folder)
         try:
             return cls.loaded(key_file.read_bytes(), certificate_file.read_bytes())
         except (OSError, ValueError) as exc:
@@ -68,16 +142,39 @@ class CertificateAuthority:
             ) from exc
 
     @classmethod
+    def made(cls) -> Self:
+        """A new one, which lies nowhere yet."""
+        key, certificate = _make_ca()
+        return cls(certificate, key)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """What lies there now. Raises OSError, ValueError."""
+        return cls.loaded((folder / "ca.key").read_bytes(), (folder / "ca.pem").read_bytes())
+
+    @classmethod
     def loaded(cls, key_pem: bytes, certificate_pem: bytes) -> Self:
         """Raises ValueError."""
         try:
-            key = serialization.load_pem_private_key(key_pem, password=None)
-            certificate = x509.load_pem_x509_certificate(certificate_pem)
-        except (TypeError, UnsupportedAlgorithm) as exc:
+            keys = [serialization.load_pem_private_key(each, password=None) for each in _keys_in(key_pem)]
+            trusted = anchors.loaded(certificate_pem)
+        except (TypeError, x509.InvalidVersion, UnsupportedAlgorithm) as exc:
             raise ValueError(str(exc)) from exc
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+        known = [key for key in keys if isinstance(key, ec.EllipticCurvePrivateKey)]
+        if not known or known != keys:
+            raise ValueError("ca.key holds a key that is not EC")
+        its = [each for each in trusted if each.public_key() == known[0].public_key()]
+        if not its:
             raise ValueError("ca.key does not belong to ca.pem")
-        return cls(certificate, key)
+        return cls(its[0], known[0], trusted, known[1:])
+
+    def save(self, folder: Path) -> None:
+        """The key first: one without a certificate is from somebody who was killed in between, and signs nothing unless it is the first;
+        and that is one only whose certificate is there already, or (a new installation) where nobody has one yet. Raises
+        IdentityFileError."""
+        identity.write(folder / "ca.key", b"".join(map(_key_pem, self.keys)), mode=0o600)
+        reach("ca.between-key-and-certificates")
+        identity.write(folder / "ca.pem", anchors.pem_of(self.trusted), mode=0o644)
 
     def public_key_of(self, csr_pem: str) -> ec.EllipticCurvePublicKey:
         """The key that a certificate request asks to certify. Raises RequestError."""
@@ -130,11 +227,8 @@ class CertificateAuthority:
         return self._key.sign(statement, ec.ECDSA(hashes.SHA256()))
 
     def has_signed(self, statement: bytes, signature: bytes) -> bool:
-        try:
-            self._key.public_key().verify(signature, statement, ec.ECDSA(hashes.SHA256()))
-        except InvalidSignature:
-            return False
-        return True
+        """It, or who is trusted beside it, or was before."""
+        return anchors.have_signed((*self.trusted, *self.former), statement, signature)
 
 
 def pem_of(certificate: x509.Certificate) -> str:
@@ -226,6 +320,15 @@ def _general_name(host: str) -> x509.GeneralName:
     if "%" in host:
         raise ValueError("an address in a certificate has no interface")
     return x509.IPAddress(address)
+
+
+def _joined(trusted: Anchors, new: x509.Certificate) -> Anchors:
+    return tuple(dict.fromkeys((*trusted, new)))
+
+
+def _keys_in(pem: bytes) -> list[bytes]:
+    """Each for itself."""
+    return [_BEGINS + each for each in pem.split(_BEGINS)[1:]] or [pem]
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -15,6 +15,7 @@ import contextlib
 from pathlib import Path
 
 import msgspec
+from cryptography.hazmat.primitives import serialization
 
 from config_server.identity.ca import CertificateAuthority
 from config_server.store.files import DATABASE_FILE, RESTORE
@@ -73,7 +74,7 @@ def check_there(folder: Path, vault_file: Path | None) -> None:
 
 def check_same(folder: Path, ca: CertificateAuthority, vault_file: Path | None) -> None:
     """Raises ConfigError where the CA is another one than was noted."""
-    if vault_file is None or (found := noted(vault_file)) in ("", _fingerprint(ca)):
+    if vault_file is None or (found := noted(vault_file)) in ("", *_fingerprints(ca)):
         return
     note = note_of(vault_file)
     raise ConfigError(
@@ -107,6 +108,16 @@ def note_if_possible(ca: CertificateAuthority, vault_file: Path | None) -> None:
             cause=cause_of(exc),
             action="Let this server write there, or run `understudy init`: without it, it would begin anew in an empty data folder.",
         )
+
+
+def is_of_another(ca: CertificateAuthority, vault_file: Path | None) -> bool:
+    """Whether another one is noted than that which signs now. Raises ConfigError."""
+    return vault_file is not None and noted(vault_file) not in ("", _fingerprint(ca))
+
+
+def _fingerprints(ca: CertificateAuthority) -> list[str]:
+    """While it is renewed, either may be noted."""
+    return [fingerprint(each.public_bytes(serialization.Encoding.DER)).hex() for each in ca.trusted]
 
 
 def _fingerprint(ca: CertificateAuthority) -> str:

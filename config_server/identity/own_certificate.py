@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 
 from config_server.config import ConfigServerConfig
 from config_server.identity.ca import CertificateAuthority, check_host, hosts_of
 from shared.errors import HostClockError, IdentityFileError, UnderstudyError
 from shared.naming import is_host
-from shared.trust import identity, tls
+from shared.trust import anchors, identity, tls
 from shared.vocabulary import Role
 
 ROLE: Final = Role.CONFIG_SERVER
@@ -38,6 +37,11 @@ class OwnCertificate:
         files, _kept = ready(config, ca)
         self.context: Final[ssl.SSLContext] = tls.server_context(files, require_client=False)
         self._presented: tls.Chain | None = None
+
+    @property
+    def presented(self) -> tls.Chain | None:
+        """Since `renew` has returned for the first time."""
+        return self._presented
 
     async def renew(self) -> None:
         """If it is due: new connections get the new one. What cannot be renewed serves on; then the cause is raised."""
@@ -111,8 +115,5 @@ def _there(cert: Path) -> x509.Certificate | None:
 
 
 def _issued(certificate: x509.Certificate, ca: CertificateAuthority) -> bool:
-    try:
-        certificate.verify_directly_issued_by(ca.certificate)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
+    """By that which signs now: one of the other is renewed."""
+    return anchors.issuer_of(certificate, [ca.certificate]) is not None

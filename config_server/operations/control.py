@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -14,6 +14,7 @@ import msgspec
 from config_server.identity.ca import CertificateAuthority
 from config_server.operations.turns import Turns
 from config_server.recovery.generation import Force
+from config_server.rules.ca_renewal import Has, Server
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.facts import SELF, Facts, facts_of
 from config_server.rules.lasting import Lasting
@@ -28,7 +29,7 @@ from config_server.storage.owners import Serving
 from config_server.store import commands, jobs, replicas
 from config_server.store.commands import Bell
 from config_server.store.database import Connection, Database
-from shared.api.certificates import Revocations
+from shared.api.certificates import Revocations, Trust
 from shared.api.commands import CommandState, CommandView
 from shared.api.points import PointView
 from shared.daemon import logging
@@ -71,6 +72,9 @@ class Others(Protocol):
     def hindered(self, deletion: str) -> UnhealthyError | None:
         """Why it waits, as one of them says who sees to it."""
 
+    def have(self) -> Sequence[Server]:
+        """What each of them that is there has of the CA."""
+
 
 @dataclass
 class Control:
@@ -106,6 +110,15 @@ class Control:
 
     watched: list[Callable[[], UnderstudyError | None]] = field(default_factory=list)
     """Parts that say themselves what is wrong with them now."""
+
+    trust: Trust | None = None
+    """What daemons are told of whom to trust. None: whether this server's files are as they are to be is not known."""
+
+    has: Has = field(default_factory=Has)
+    """What this server has of the CA, and presents (ca_following.py)."""
+
+    kept_ns: Callable[[], int] | None = None
+    """Of when the control state in storage is; None: there is none."""
 
     others: Others | None = None
     """None: this server is alone, as with SQLite."""

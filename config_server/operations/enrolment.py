@@ -37,7 +37,7 @@ from shared.control import enrol
 from shared.daemon import logging
 from shared.errors import CertificateRevokedError, EnrolmentError, KeyRevokedError, RequestError
 from shared.status import Problem
-from shared.trust import identity
+from shared.trust import anchors, identity
 from shared.vocabulary import ENROLLED, Role, Severity
 
 _log = logging.get()
@@ -73,7 +73,12 @@ class Identity:
 
     async def ca(self, _call: Call, _body: Nothing) -> CaCertificate:
         ca = self._control.ca
-        return CaCertificate(pem=ca.pem, fingerprint=enrol.fingerprint(ca.der).hex())
+        return CaCertificate(
+            pem=ca.pem,
+            fingerprint=enrol.fingerprint(ca.der).hex(),
+            anchors=anchors.pem_of(ca.trusted).decode(),
+            former=anchors.pem_of(ca.former).decode(),
+        )
 
     async def create_token(self, call: Call, body: TokenRequest) -> Token:
         if body.role not in ENROLLED:
@@ -206,7 +211,9 @@ class Identity:
         now_ns, mono_ns = self._control.now_ns(), self._control.mono_ns()
         if (again := self._renewals.again(call.serial, _time(now_ns))) is not None:
             return self._answer(again, grant)
-        self._renewals.check(call.serial, call.who, _time(now_ns), mono_ns)
+        if anchors.issuer_of(presented, [self._control.ca.certificate]) is not None:
+            self._renewals.check(call.serial, call.who, _time(now_ns), mono_ns)
+        # else it is of a CA that is being renewed: whoever has it shall have another one, once (`again`)
         self._revoking.check_renewal(call.who)
         await self._revoking.write_down()
 

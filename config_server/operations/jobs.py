@@ -10,7 +10,8 @@ import msgspec
 from config_server.operations.call import Call
 from config_server.operations.control import Control
 from config_server.operations.pages import page
-from config_server.store import audit, jobs, journal
+from config_server.rules.ca_renewal import Stage
+from config_server.store import audit, ca, jobs, journal
 from config_server.store.database import Connection
 from shared.api.jobs import JobAct, JobList, JobQuery, JobView
 from shared.api.route import Nothing
@@ -46,9 +47,13 @@ class Jobs:
         shown = await self._control.db.run(lambda db: jobs.get(db, id_))
         if (cancel := self._cancels.get(shown.kind)) is not None and JobAct.CANCEL in shown.allowed:
             await cancel(call, await self._control.db.run(lambda db: journal.find(db, id_)))
-        return await self._act(
-            call, JobAct.CANCEL, lambda db, id_: journal.cancel(db, id_, call.who, now_ns), done=_is_cancelled
-        )
+
+        def work(db: Connection, id_: str) -> bool:
+            turned = journal.cancel(db, id_, call.who, now_ns)
+            _check_cancel(db, id_)
+            return turned
+
+        return await self._act(call, JobAct.CANCEL, work, done=_is_cancelled)
 
     async def retry(self, call: Call, _body: Nothing) -> JobView:
         return await self._act(call, JobAct.RETRY, journal.again)
@@ -85,12 +90,28 @@ class Jobs:
 def problem_of(job: JobView) -> Problem:
     """Of one that needs attention."""
     can = ", ".join(f"understudy job {act} {job.id}" for act in job.allowed)
+    of = f" of {job.machine}" if job.machine else ""
     error = JobAttentionError(
-        f"The {job.kind} of {job.machine} stands still (job {job.id})",
+        f"The {job.kind}{of} stands still (job {job.id})",
         cause=job.waits,
         action=f"See it (understudy job show {job.id}), and say how it goes on: {can}.",
     )
     return Problem(**error.as_dict(), object=job.machine, key=job.id)
+
+
+def _check_cancel(db: Connection, id_: str) -> None:
+    """In the transaction that turned it. Raises JobActError where it cannot be taken back."""
+    renewal = ca.renewal(db)
+    if renewal is not None and renewal.job == id_ and renewal.stage in (Stage.SWITCHED, Stage.DROPPED):
+        raise switched()
+
+
+def switched() -> JobActError:
+    return JobActError(
+        "The renewal of the CA was not cancelled",
+        cause="the new CA signs already, and daemons have its certificates",
+        action="Let it go on: nobody is locked out while it waits. Is the new CA not wanted either: renew once more when it has ended.",
+    )
 
 
 def _is_cancelled(job: JobView) -> bool:

@@ -18,6 +18,7 @@ import msgspec
 from config_server.operations.control import REVOCATIONS, SIDE, Control
 from config_server.operations.jobs import DRIVEN
 from config_server.operations.sides import Sides
+from config_server.rules.ca_renewal import Has, Server
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.facts import SELF
 from config_server.rules.presence import Seen
@@ -74,6 +75,8 @@ class Said(msgspec.Struct, frozen=True, omit_defaults=True):
     """By deletion: why it waits, of who sees to them."""
     left: bool = False
     """It has ended, and said all that it knew."""
+    ca: Has = Has()
+    """What it has of the CA; nothing: an earlier version does not say."""
 
 
 class _Known:
@@ -92,6 +95,10 @@ class _Known:
         self.told = ""
         self.said = Said()
         self.stands = False
+
+    @property
+    def lives(self) -> bool:
+        return not self.said.left and self.stood_ns < _GONE_S * SECOND_NS
 
 
 class Replicas:
@@ -158,6 +165,10 @@ class Replicas:
                 error = error_of(failure)
                 return error if isinstance(error, UnhealthyError) else None
         return None
+
+    def have(self) -> list[Server]:
+        """What each of them that is there has of the CA."""
+        return [Server(id_, known.name, known.said.ca) for id_, known in self._known.items() if known.lives]
 
     async def fresh(self) -> None:
         """Before a report is taken: what the others have heard meanwhile is known, if the database says it."""
@@ -233,11 +244,7 @@ class Replicas:
     # ---- inside
 
     def _living(self) -> Iterator[_Known]:
-        return (
-            known
-            for known in self._known.values()
-            if not known.said.left and known.stood_ns < _GONE_S * SECOND_NS
-        )
+        return (known for known in self._known.values() if known.lives)
 
     def _said(self) -> Said:
         control = self._control
@@ -249,6 +256,7 @@ class Replicas:
                 for id_, error in control.hindered.items()
             },
             left=self._leaves,
+            ca=self._control.has,
         )
 
     def _stored(self, heard: dict[tuple[Role, str], Seen | None]) -> Iterator[StoredReport]:

@@ -102,7 +102,10 @@ class Reporting:
         is_awaited = _is_awaited(before, seen, began_ns)
         # Where there are other servers, each report is stored for them, with all that came in the same second.
         is_due = others is None and began_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS
-        is_saved = is_news or is_due or call.who not in self._saved_ns
+        # A server on another host, which begins with what the database has, waits for nobody who has gone over by then.
+        goes_by = (seen.report.anchors, seen.report.issuer)
+        is_other = before is not None and goes_by != (before.report.anchors, before.report.issuer)
+        is_saved = is_news or is_due or is_other or call.who not in self._saved_ns
 
         def told(db: Connection) -> _Told:
             if self._control.force.error is not None:
@@ -170,6 +173,7 @@ class Reporting:
             received_ns=received_ns,
             held_ns=held_ns,
             revoked=revoked,
+            trust=self._control.trust,
             desired=answer.desired,
             kept=kept,
             deleted=deleted,

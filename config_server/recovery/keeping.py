@@ -103,6 +103,10 @@ class Keeping:
             cause=f"{self._why}{last}",
         )
 
+    def kept_ns(self) -> int:
+        """Of when is what storage has (time of day); 0: this process has put nothing yet."""
+        return self._kept_ns
+
     async def look(self) -> None:
         """Puts it, if it is time. Why it could not be is in `error` when that lasts. Raises DatabaseError."""
         if self._force.by is not None:

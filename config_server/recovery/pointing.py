@@ -14,7 +14,7 @@ from shared.api.route import PORT
 from shared.blob import BlobStore
 from shared.errors import BlobExistsError, BlobNotFoundError, PreconditionError
 from shared.serving import listening
-from shared.trust.pointer import BLOB, MOST_B, Pointer, encoded, opened, statement
+from shared.trust.pointer import BLOB, MOST_B, Pointer, encoded, opened, opened_by, statement
 
 _MOST: Final = 8
 
@@ -26,23 +26,26 @@ class Pointing:
         self._ca: Final = ca
         self._ca_file: Final = config.data_dir / "ca.pem"
         self._force: Final = force
-        self._said = 0
-        """The generation for which it was written, ..."""
+        self._said: tuple[int, bytes] = (0, b"")
+        """The generation for which it was written, and the CA that signed it, ..."""
         self._looked_s = 0.0
         """... and when that was looked at last (monotonic): somebody may have deleted it since."""
 
     async def look(self, vault: BlobStore) -> None:
         """Raises StorageError. A server without names, or that is not known to be in force, says nothing."""
         generation = self._force.generation
+        now = (generation, self._ca.der)
         if not generation or not self._urls:
             return
-        if generation == self._said and time.monotonic() - self._looked_s < CHECK_S:
+        if now == self._said and time.monotonic() - self._looked_s < CHECK_S:
             return
         found = await vault.read_versioned(BLOB, MOST_B)
         there = None if found is None else opened(found[0], self._ca_file)
         if there is not None and there.generation > generation:
             return  # it has been superseded, and will know soon
-        if there is None or (there.generation, there.urls) != (generation, self._urls):
+        # Signed anew where the CA was renewed: its former certificate is soon trusted by nobody.
+        is_ours = found is not None and opened_by(found[0], [self._ca.certificate]) is not None
+        if there is None or not is_ours or (there.generation, there.urls) != (generation, self._urls):
             made_ns = max(time.time_ns(), 0 if there is None else there.made_ns + 1)
             pointer = Pointer(generation=generation, urls=self._urls, made_ns=made_ns)
             data = encoded(pointer, self._ca.sign(statement(pointer)))
@@ -53,4 +56,4 @@ class Pointing:
                     await vault.replace(BLOB, data, if_match=found[1])
             except (BlobExistsError, BlobNotFoundError, PreconditionError):
                 return  # somebody else wrote it: at the next look
-        self._said, self._looked_s = generation, time.monotonic()
+        self._said, self._looked_s = now, time.monotonic()

@@ -27,6 +27,7 @@ from shared.keys.vault import FileVault
 
 VAULT: Final = "vault.json"
 SETTINGS: Final = "settings.json"
+_CA: Final = ("ca.key", "ca.pem")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +61,8 @@ def settings_of(config: ConfigServerConfig) -> Settings:
 
 async def digest(db: Database, config: ConfigServerConfig, vault: FileVault) -> bytes:
     """Another one when something has changed that is worth keeping. Raises DatabaseError, StateFileError."""
-    return _whole_digest(await db.aside(whole.digest), await in_thread(_files, config, vault))
+    files = await in_thread(_files, config, vault) | await in_thread(_of_ca, config)
+    return _whole_digest(await db.aside(whole.digest), files)
 
 
 async def gathered(db: Database, config: ConfigServerConfig, vault: FileVault) -> Gathered:
@@ -78,7 +80,13 @@ def _gathered(config: ConfigServerConfig, vault: FileVault, of_database: bytes, 
     parts = backup.parts_of(config.data_dir, lambda _path: copy, has_database=config.database.is_file)
     backup.check(parts, "The control state was not put into storage")
     files = _files(config, vault)
-    return Gathered(parts | files, _whole_digest(of_database, files))
+    return Gathered(parts | files, _whole_digest(of_database, files | {name: parts[name] for name in _CA}))
+
+
+def _of_ca(config: ConfigServerConfig) -> dict[str, bytes]:
+    """They change while the CA is renewed, and not in one moment with the database."""
+    with durable.named(f"The data folder {config.data_dir} could not be read"):
+        return {name: (config.data_dir / name).read_bytes() for name in _CA}
 
 
 def _files(config: ConfigServerConfig, vault: FileVault) -> dict[str, bytes]:

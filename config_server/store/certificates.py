@@ -36,6 +36,11 @@ _LIVING: Final = (
     .where(certificates.c.expires_ns > bindparam("now_ns"), certificates.c.pem != "")
     .order_by(certificates.c.issued_ns, certificates.c.rowid)
 )
+_UNEXPIRED: Final = (
+    select(certificates)
+    .where(certificates.c.expires_ns > bindparam("now_ns"))
+    .order_by(certificates.c.issued_ns, certificates.c.rowid)
+)
 _NEWEST_PEM: Final = (
     select(certificates.c.pem)
     .where(certificates.c.pem != "")
@@ -149,6 +154,28 @@ def living(db: Connection, now_ns: int) -> list[Issued]:
             row.pem,
         )
         for row in db.execute(_LIVING, {"now_ns": now_ns})
+    ]
+
+
+class Party(NamedTuple):
+    """One that may take part."""
+
+    role: Role
+    name: str
+    serial: int
+    begins_s: int
+    pem: str
+    """Empty: it was shown, and not issued, here."""
+
+
+def parties(db: Connection, now_ns: int) -> list[Party]:
+    """By each certificate that has not expired, issued or shown here, refused or not; in the order in which they were issued."""
+    backdated_s = int(BACKDATED.total_seconds())
+    return [
+        Party(
+            Role(row.role), row.name, int(row.serial, 16), row.issued_ns // SECOND_NS - backdated_s, row.pem
+        )
+        for row in db.execute(_UNEXPIRED, {"now_ns": now_ns})
     ]
 
 

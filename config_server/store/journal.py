@@ -443,6 +443,12 @@ def leave_lane(db: Connection, machine: str, lane: str) -> None:
     db.execute(left.values(lane=""))
 
 
+def goes_forward(db: Connection, id_: str) -> bool:
+    """Whether it does until this transaction is committed: who cancels it waits for that."""
+    it = update(jobs).where(_IT, _ACTIVE, jobs.c.direction == Direction.FORWARD)
+    return bool(db.execute(it.values(direction=Direction.FORWARD), {"it": id_}).rowcount)
+
+
 def is_over(db: Connection, id_: str) -> bool:
     """Whether this is a job that goes back, or has ended."""
     row = db.execute(_GET, {"it": id_}).first()

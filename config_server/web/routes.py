@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from config_server.operations.ca_renewal import CaRenewals
 from config_server.operations.call import Call
 from config_server.operations.deleting import Deleting
 from config_server.operations.enrolment import Identity
@@ -40,6 +41,7 @@ class Handlers(NamedTuple):
     granting: Granting
     keys: Keys
     operators: Operators
+    renewals: CaRenewals
     sides: Sides
 
 
@@ -51,6 +53,7 @@ def bind(binder: Binder, name: str, handlers: Handlers) -> None:
 
     binder.on(api.HEALTH, health)
     binder.on(api.CA, handlers.identity.ca)
+    binder.on(api.CA_RENEW, handlers.renewals.begin)
     binder.on(api.ENROL, handlers.identity.enrol)
     binder.on(api.RENEW, handlers.identity.renew)
     binder.on(api.OPERATORS, handlers.operators.all)

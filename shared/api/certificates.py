@@ -7,6 +7,7 @@ from typing import Annotated
 
 import msgspec
 
+from shared.api.jobs import JobView
 from shared.api.permissions import Permission
 from shared.api.route import Access, Nothing, Page, Paged, Route
 from shared.vocabulary import Role
@@ -17,6 +18,23 @@ class CaCertificate(msgspec.Struct):
 
     pem: str
     fingerprint: str
+    anchors: str = ""
+    """What is trusted now (PEM): it, and while the CA is renewed the other one. Empty: it alone. To be believed of a server that was
+    proven to have the CA."""
+    former: str = ""
+    """Those that were, and are not any more (PEM): a folder with a certificate of theirs is of this installation."""
+
+
+class Trust(msgspec.Struct, frozen=True):
+    """Whose certificates every part accepts."""
+
+    pem: str
+    """Certificates, one after the other."""
+    signer: str
+    """The SHA-256 (hexadecimal) of that which issues now: who has a certificate of another one renews it."""
+    gone: list[str] = []
+    """Those (SHA-256, hexadecimal) that are not trusted any more. Of one that is in neither nothing is said: a server that has not heard
+    yet of what another one told takes it from nobody."""
 
 
 class TokenRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -125,7 +143,25 @@ class RevokeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     reason: Annotated[str, msgspec.Meta(max_length=1000)] = ""
 
 
+class CaRenewRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    hold_s: Annotated[float, msgspec.Meta(ge=0, le=90 * 86_400)] = 86_400
+    """So long the old CA signs at least, also when all daemons trust the new one sooner: operators take that into their profiles
+    meanwhile."""
+
+
 CA = Route("ca", "GET", "/v1/ca", Access.PUBLIC, Nothing, CaCertificate, "The CA's certificate")
+CA_RENEW = Route(
+    "ca_renew",
+    "POST",
+    "/v1/ca/renew",
+    Access.OPERATOR,
+    CaRenewRequest,
+    JobView,
+    "Have another CA take the place of this one",
+    needs=Permission.CA_RENEW,
+    keyed=True,
+    status=HTTPStatus.ACCEPTED,
+)
 ENROL = Route(
     "enrol", "POST", "/v1/enrol", Access.PUBLIC, EnrolRequest, Certificate, "Token and CSR for a certificate"
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from shared.api.certificates import Revocations
+from shared.api.certificates import Revocations, Trust
 from shared.api.commands import Command
 from shared.api.permissions import Permission
 from shared.api.route import Access, Nothing, Route
@@ -22,6 +22,8 @@ class StatusReply(msgspec.Struct):
     revoked: Revocations | None = None
     """For both ends of the stream: process servers, who admit agents, and agents, who trust process servers. None: nothing is said,
     and what was known holds."""
+    trust: Trust | None = None
+    """None: nothing is said, and what was known holds."""
     desired: Desired | None = None
     """For agents: what they are to do. None: no opinion."""
     kept: bool = True

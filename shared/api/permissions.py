@@ -30,6 +30,7 @@ class Permission(enum.StrEnum):
     DAEMON_READ = "daemon:read"
     DAEMON_ENROL = "daemon:enrol"
     DAEMON_REVOKE = "daemon:revoke"
+    CA_RENEW = "ca:renew"
     OPERATOR_READ = "operator:read"
     OPERATOR_CHANGE = "operator:change"
     """To make and to end operators' tokens. Whoever has it can have what any operator has."""

@@ -1,5 +1,8 @@
 """A daemon's line to the config server: it reports status, fetches commands, and keeps the daemon's certificate fresh.
 
+Who may be a peer it is told with each answer (`Trust`), and says with each report by whom it goes: the CA can so be exchanged for another
+one, over days, without an end of any session (docs/decisions/0035).
+
 `ControlClient.serve` reports again and again: a daemon does its work whether or not the config server is there, and
 whatever it, the line to it, or this module does. Nothing but `stop` (or cancelling it) ends `serve`.
 """
@@ -12,13 +15,13 @@ import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
+from cryptography import x509
 
 from shared import api
-from shared.api.certificates import RenewRequest, Revocations
+from shared.api.certificates import RenewRequest, Revocations, Trust
 from shared.api.commands import Command
 from shared.api.daemons import StatusReply
 from shared.control import newer
@@ -37,7 +40,7 @@ from shared.errors import (
     cause_of,
 )
 from shared.status import Problem, Report
-from shared.trust import identity, tls
+from shared.trust import anchors, identity, tls
 from shared.trust.pointer import Whereabouts
 from shared.vocabulary import Severity
 from shared.waiting import wait_for
@@ -63,9 +66,9 @@ Results = dict[str, dict[str, Any]]
 class ControlClient:
     """A daemon's line to the config server.
 
-    A daemon either calls `report` itself, or lets `serve` do everything. `on_renewed` gets what is in
-    the certificate's files when it was replaced: for what presents it (shared/trust/tls.py: `present`). What hinders a renewal is in the
-    reports, as a warning; in the last ninth of the certificate's life it is critical. `on_revoked` gets the certificates that are not to be
+    A daemon either calls `report` itself, or lets `serve` do everything. `on_renewed` gets what is in the certificate's files when it, or
+    what is trusted, was replaced: for what presents it (shared/trust/tls.py: `present`). What hinders a renewal is in the reports, as a
+    warning; in the last ninth of the certificate's life it is critical. `on_revoked` gets the certificates that are not to be
     admitted, with every answer that tells them; `on_desired` what an agent is to do, likewise: should it fail, the answer counts all the
     same. `on_deleted` gets, with every answer, which containers that the report named were deleted; it must not raise. `machine`: of an
     agent, the identity and boot that it reports, too. `where`: where the config server is, if that may change (`url` else). `find`
@@ -87,8 +90,13 @@ class ControlClient:
     ) -> None:
         self._files = files
         self._name = identity.loaded_name(files)
-        self._loaded = _stamp(files.cert)
-        """The certificate that the contexts present, or the one before it: then it is loaded once more."""
+        self._loaded = _stamp(files)
+        """What the contexts present and trust, or what was before it: then it is loaded once more."""
+        self._goes_by = _goes_by(*self._loaded)
+        self._signer = ""
+        """Which anchor issues now, by the last answer; "": it was not said."""
+        self._trust_told: Trust | None = None
+        """What is in force of that."""
         self._context = tls.client_context(files, tls.CONFIG_SERVER)
         self._where = where or Whereabouts(url, files.cert, files.ca)
         self._url = self._where.url
@@ -99,6 +107,8 @@ class ControlClient:
         self._looked_s = -_LOOK_S
         self._looking: asyncio.Task[None] | None = None
         self._superseded = False
+        self._seeks_anew = False
+        """What it has found may be signed by an anchor that went since: at its next start it would not know it."""
         self._on_renewed = on_renewed
         self._round_trip_ns = 0
         self._kept = True
@@ -114,6 +124,8 @@ class ControlClient:
         """Why the certificate cannot be renewed; None while nothing is wrong with it."""
         self._severity = Severity.WARNING
         """Of that."""
+        self.untrusted: UnderstudyError | None = None
+        """Why what is to be trusted was not taken; None while nothing is wrong with it."""
 
     async def close(self) -> None:
         await self._client.close()
@@ -135,6 +147,8 @@ class ControlClient:
             "round_trip_ns": self._round_trip_ns,
             "start": self._start,
             "number": self._number,
+            "anchors": list(self._goes_by.anchors),
+            "issuer": self._goes_by.issuer,
         }
         began_ns = time.monotonic_ns()
         try:
@@ -153,6 +167,8 @@ class ControlClient:
         if reply.revoked is not None and self._on_revoked is not None:
             await self._on_revoked(reply.revoked)
         self._on_deleted(reply.deleted)
+        if reply.trust is not None and not reply.superseded:
+            await self._take_trust(reply.trust)
         if reply.desired is not None:
             await self._tell(reply.desired)
         self._kept = reply.kept
@@ -180,6 +196,28 @@ class ControlClient:
             await self._on_desired(desired)
         except Exception as exc:  # noqa: BLE001 - the daemon lives on, see the head of this module
             _log.error("what is desired could not be taken: this is a bug", exc_info=exc)
+
+    async def _take_trust(self, told: Trust) -> None:
+        """On the disk first, and then in all that begins sessions. It comes again with the next answer, and nothing else that this one says
+        is lost for it."""
+        if told == self._trust_told:
+            return
+        before, self.untrusted = self.untrusted, None
+        try:
+            await asyncio.to_thread(self._check_name)
+            await asyncio.to_thread(identity.trust, self._files, told)
+            trusted = self._goes_by.anchors
+            await self._load_what_is_new()
+            self._seeks_anew |= not set(trusted) <= set(self._goes_by.anchors)
+            self._signer, self._trust_told = told.signer, told
+        except UnderstudyError as exc:
+            self.untrusted = exc
+            if before is None or before.as_dict() != exc.as_dict():
+                _log.warning("what is to be trusted was not taken", **exc.as_dict())
+        except Exception as exc:  # noqa: BLE001 - the daemon lives on, see the head of this module
+            self.untrusted = UnderstudyError("What is to be trusted was not taken", cause=repr(exc))
+            if before is None or before.as_dict() != self.untrusted.as_dict():
+                _log.error("what is to be trusted was not taken: this is a bug", exc_info=exc)
 
     async def serve(
         self,
@@ -235,7 +273,11 @@ class ControlClient:
         """One report, and the commands in its answer; whether there is something to say again at once."""
         sent = desk.results()
         body = {**_plain(status()), "results": sent, "running": desk.running}
-        for problem, severity in ((self.problem, self._severity), (logging.problem(), Severity.WARNING)):
+        for problem, severity in (
+            (self.problem, self._severity),
+            (self.untrusted, Severity.WARNING),
+            (logging.problem(), Severity.WARNING),
+        ):
             if problem is not None:
                 told = Problem(**problem.as_dict(), severity=severity)
                 body["errors"] = [*body.get("errors", []), msgspec.to_builtins(told)]
@@ -256,7 +298,8 @@ class ControlClient:
         now_s = time.monotonic()
         if now_s - self._sought_s < (_SUPERSEDED_S if self._superseded else _SILENT_S):
             # This one answers. Whether another is in force is asked beside the reports, which wait for no storage.
-            if self._find is not None and self._looking is None and now_s - self._looked_s >= _LOOK_S:
+            is_due = self._seeks_anew or now_s - self._looked_s >= _LOOK_S
+            if self._find is not None and self._looking is None and is_due:
                 self._looked_s = now_s
                 self._looking = asyncio.create_task(self._look(), name="pointer")
             return
@@ -274,17 +317,24 @@ class ControlClient:
 
     async def _found(self) -> bool:
         """Whether storage has news."""
+        if self._find is None:
+            return False
         try:
-            return self._find is not None and await self._where.take(await self._find())
+            found = await self._find()
+            self._seeks_anew = False
+            return await self._where.take(found)
         except UnderstudyError as exc:  # who works with storage says so
             _log.info("not found out where the config server is", **exc.as_dict())
             return False
 
     async def renew_if_due(self) -> bool:
-        """Get a new certificate when less than a third of this one's life is left; whether there was one. The key stays the same, so that
+        """Get a new certificate when less than a third of this one's life is left, or another anchor issues now; whether there was one. The
+        key stays the same, so that
         one atomic replacement of the certificate's file is all. Raises UnderstudyError."""
         await asyncio.to_thread(self._check_name)
-        due = await asyncio.to_thread(identity.renewal_is_due, self._files.cert)
+        due = await asyncio.to_thread(identity.renewal_is_due, self._files.cert) or (
+            bool(self._signer) and await asyncio.to_thread(identity.is_of_another, self._files, self._signer)
+        )
         if due:
             request = await asyncio.to_thread(identity.request_of, self._files)
             try:
@@ -310,14 +360,15 @@ class ControlClient:
             )
 
     async def _load_what_is_new(self) -> None:
-        stamp = await asyncio.to_thread(_stamp, self._files.cert)
+        stamp = await asyncio.to_thread(_stamp, self._files)
         if stamp == self._loaded:
             return
         chain = await asyncio.to_thread(tls.read_chain, self._files)
+        goes_by = await asyncio.to_thread(_goes_by, chain.cert, chain.ca)
         tls.present(self._context, chain)
         if self._on_renewed is not None:
             self._on_renewed(chain)
-        self._loaded = stamp
+        self._loaded, self._goes_by = (chain.cert, chain.ca), goes_by
 
     async def _renew_quietly(self) -> None:
         """Whatever fails, the daemon goes on with the certificate that it has: a third of its life is left to try in."""
@@ -348,11 +399,30 @@ class ControlClient:
             return Severity.WARNING  # that it cannot be read is the problem itself
 
 
-def _stamp(cert: Path) -> bytes:
+def _stamp(files: tls.TlsFiles) -> tuple[bytes, bytes]:
+    """Certificate and anchors, as they lie there."""
     try:
-        return cert.read_bytes()
+        return files.cert.read_bytes(), files.ca.read_bytes()
     except OSError as exc:
-        raise ConfigError(f"Certificate {cert} could not be read", cause=cause_of(exc)) from exc
+        path = exc.filename or files.cert
+        raise ConfigError(f"Certificate {path} could not be read", cause=cause_of(exc)) from exc
+
+
+class _GoesBy(NamedTuple):
+    """Fingerprints, for the reports."""
+
+    anchors: tuple[str, ...]
+    issuer: str
+
+
+def _goes_by(cert: bytes, ca: bytes) -> _GoesBy:
+    """Nothing is said of files that a context could not be made of: whoever holds this has made one."""
+    try:
+        trusted = anchors.loaded(ca)
+        issuer = anchors.issuer_of(x509.load_pem_x509_certificate(cert), trusted)
+    except anchors.NO_CERTIFICATE:
+        return _GoesBy((), "")
+    return _GoesBy(tuple(map(anchors.fingerprint, trusted)), anchors.fingerprint(issuer) if issuer else "")
 
 
 class _CommandDesk:

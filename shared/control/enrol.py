@@ -29,8 +29,9 @@ import hashlib
 import secrets
 import ssl
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from cryptography import x509
@@ -55,7 +56,7 @@ from shared.errors import (
 )
 from shared.host import durable
 from shared.setup.access import Access
-from shared.trust import identity, tls
+from shared.trust import anchors, identity, tls
 from shared.trust.tls import TlsFiles
 from shared.vocabulary import Role
 
@@ -125,9 +126,38 @@ async def authority(url: str, parts: TokenParts) -> x509.Certificate:
     return _proved(ca.pem, parts, url)
 
 
-def trusting(ca: x509.Certificate) -> ssl.SSLContext:
+class Installation(NamedTuple):
+    """That of a token."""
+
+    ca: x509.Certificate
+    """The token's, which issues now."""
+    trusted: anchors.Anchors
+    """It, and while it is renewed the other one."""
+    known: anchors.Anchors
+    """And those that were before them."""
+
+
+async def installation(url: str, parts: TokenParts) -> Installation:
+    """That of the config server at `url`. Of others than the token's CA it is asked once more, over a connection that this one proves.
+    Raises as `authority` does."""
+    ca = await authority(url, parts)
+    async with rest.RestClient(url, trusting([ca])) as client:
+        told = await client.call(api.CA, Nothing())
+    try:
+        trusted = anchors.loaded(told.anchors.encode("ascii")) if told.anchors else (ca,)
+        former = anchors.loaded(told.former.encode("ascii"), sys.maxsize) if told.former else ()
+    except anchors.NO_CERTIFICATE as exc:
+        raise UnknownAuthorityError(
+            f"Enrolment with {url} was stopped", cause=f"what it trusts could not be read: {exc}"
+        ) from exc
+    if ca not in trusted:
+        trusted = (ca, *trusted)
+    return Installation(ca, trusted, (*trusted, *former))
+
+
+def trusting(trusted: Sequence[x509.Certificate]) -> ssl.SSLContext:
     """For connecting to the config server of this CA, without a certificate of one's own."""
-    context = ssl.create_default_context(cadata=identity.pem_of(ca).decode())
+    context = ssl.create_default_context(cadata=anchors.pem_of(trusted).decode())
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     return tls.expecting(context, tls.CONFIG_SERVER)
 
@@ -145,19 +175,19 @@ async def enrol(
     """
     parts = parse_token(token)
     files = identity.files_in(folder)
-    trusted = await authority(url, parts)
+    found = await installation(url, parts)
     if not replace:
-        identity.check_folder(files, trusted)
+        identity.check_folder(files, found.known)
     key, made = _prepare(folder)
     asking = TlsFiles(cert=files.cert, key=key, ca=files.ca)
     is_beside = key != files.key and made
     try:
-        answer = await _certified(url, token, asking, trusted)
+        answer = await _certified(url, token, asking, found.trusted)
     except EnrolmentError:
         if is_beside:
             _remove(key)  # nobody has certified it, and that token never will
         raise
-    certificate = identity.checked(asking, answer, trusted)
+    certificate = identity.checked(asking, answer, found.trusted)
     if role is not None and not answer.name.startswith(f"{role}:"):
         if made:
             _remove(key)  # it is another daemon's key, by now
@@ -167,12 +197,12 @@ async def enrol(
         )
     if not replace:
         try:
-            identity.check_folder(files, trusted, answer.name)
+            identity.check_folder(files, found.known, answer.name)
         except OthersFolderError:
             if is_beside:
                 _remove(key)  # it is another daemon's key, by now
             raise
-    identity.write(files.ca, identity.pem_of(trusted), mode=0o644)
+    identity.write(files.ca, anchors.pem_of(found.trusted), mode=0o644)
     identity.write(files.cert, certificate, mode=0o644)
     reach("enrol.between-certificate-and-key")
     if key != files.key:
@@ -185,13 +215,15 @@ async def was_for_this_key(url: str, token: str, folder: Path) -> bool:
     is not used would be, so it is asked of those alone that were refused for it.) Raises what `enrol` does."""
     trusted = await authority(url, parse_token(token))
     try:
-        await _certified(url, token, identity.files_in(folder), trusted)
+        await _certified(url, token, identity.files_in(folder), [trusted])
     except EnrolmentError:
         return False
     return True
 
 
-async def _certified(url: str, token: str, asking: TlsFiles, trusted: x509.Certificate) -> Certificate:
+async def _certified(
+    url: str, token: str, asking: TlsFiles, trusted: Sequence[x509.Certificate]
+) -> Certificate:
     request = EnrolRequest(token=token.strip(), csr=identity.request_of(asking))
     async with rest.RestClient(url, trusting(trusted)) as client:
         return await client.call(api.ENROL, request)

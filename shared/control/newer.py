@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from shared import decoding
+from shared.api.certificates import Trust
 from shared.api.commands import Command
 from shared.api.daemons import StatusReply
 from shared.desired import Desired, Mark, Settings, Verb, Wish
@@ -23,16 +24,17 @@ class Lost(NamedTuple):
 
 
 def reply(content: bytes, lost: list[Lost]) -> StatusReply:
-    """An answer to a report. What is not understood of commands, deletions and desired state is added to `lost`; of all else one of
+    """An answer to a report. What is not understood of commands, deletions, trust and desired state is added to `lost`; of all else one of
     UNDECODABLE is raised."""
     try:
         return decoding.decode(content, type=StatusReply)
     except UNDECODABLE:
         plain = decoding.decode(content, type=dict[str, Any])
     commands, desired = plain.pop("commands", []), plain.pop("desired", None)
-    deleted = plain.pop("deleted", [])
+    deleted, trust = plain.pop("deleted", []), plain.pop("trust", None)
     read = decoding.convert(plain, StatusReply)
     read.deleted = _part("deleted", deleted, list[str], lost) or []
+    read.trust = _part("trust", trust, Trust | None, lost)
     for each in _part("commands", commands, list[Any], lost) or []:
         command = _part("commands", each, Command, lost)
         if command is not None:

@@ -376,6 +376,16 @@ class StorageUnfitError(UnhealthyError):
     default_action = "Mend the first of them (the others may follow from it), and check again."
 
 
+class CaFilesError(UnhealthyError):
+    """The files of the CA on one config server are not what its renewal wants."""
+
+    code = "US656"
+    default_action = (
+        "Copy ca.key and ca.pem from the data folder of the config server that has it (understudy job show names it: what the"
+        " ca-renewal waits for) into this one's, with the owner and modes that they have (docs/operations/keys.md). It goes on by itself."
+    )
+
+
 class ControlStateUnstoredError(UnhealthyError):
     """What a config server on another host would begin with is not in storage."""
 

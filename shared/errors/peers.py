@@ -231,6 +231,16 @@ class BadCertificateError(TlsError):
     default_action = "Nothing was replaced; it is tried again. Check both clocks; after a change of the CA, enrol this host anew."
 
 
+class TrustNotTakenError(TlsError):
+    """The anchors that the config server names cannot be those of a daemon."""
+
+    code = "US655"
+    default_action = (
+        "What was trusted before still is, and they are told again with each answer. A config server from a backup, of before the CA was"
+        " renewed: put the newest state back in its place. Else enrol this host anew."
+    )
+
+
 class OthersFolderError(TlsError):
     """A folder holds the certificate of another daemon than the one that is meant."""
 

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from cryptography import x509
-
 from shared import api
 from shared.api.route import Nothing
 from shared.control import enrol
@@ -33,7 +31,7 @@ from shared.http.clock_evidence import AGREE_S, date_in
 from shared.moments import apart_s
 from shared.serving import listening
 from shared.setup.steps import Done, Outcome
-from shared.trust import identity, tls
+from shared.trust import anchors, tls
 from shared.trust.tls import TlsFiles
 
 if TYPE_CHECKING:
@@ -114,13 +112,15 @@ class ConfigServer(Check):
 
     def __init__(self, url: str, token: str, files: TlsFiles) -> None:
         self.url: Final = url
-        self.ca: x509.Certificate | None = None
-        """Once it was looked at."""
+        self.trusted: anchors.Anchors | None = None
+        """Its CA, once it was looked at; while that is renewed, the other one, too."""
+        self.known: anchors.Anchors = ()
+        """And those before them, as far as they are told."""
         self._token: Final = token
         self._files: Final = files
 
     async def look(self, dry_run: bool) -> Done:
-        self.ca = await self._authority()
+        self.trusted = await self._authority()
         async with RestClient(self.url, self.context) as client:
             health = await client.call(api.HEALTH, Nothing())
         return Done(
@@ -130,18 +130,21 @@ class ConfigServer(Check):
             detail=f"{health.name} answers, version {health.version}, and its CA is {'the token' if self._token else 'this host'}'s",
         )
 
-    async def _authority(self) -> x509.Certificate:
+    async def _authority(self) -> anchors.Anchors:
         if self._token:
-            return await enrol.authority(self.url, enrol.parse_token(self._token))
+            found = await enrol.installation(self.url, enrol.parse_token(self._token))
+            self.known = found.known
+            return found.trusted
         try:
-            return identity.only_certificate(self._files.ca.read_text("ascii"))
+            self.known = anchors.loaded(self._files.ca.read_bytes())
+            return self.known
         except FileNotFoundError as exc:
             raise UsageError(
                 "This host is not enrolled",
                 cause=f"there is no {self._files.ca}, and no token was given",
                 action="Make one on the config server (understudy token create ROLE NAME), and give it: --token-file FILE.",
             ) from exc
-        except (OSError, ValueError) as exc:
+        except (OSError, *anchors.NO_CERTIFICATE) as exc:
             raise ConfigError(
                 f"The CA {self._files.ca} cannot be used",
                 cause=str(exc),
@@ -150,8 +153,8 @@ class ConfigServer(Check):
 
     @property
     def context(self) -> ssl.SSLContext:
-        assert self.ca is not None
-        return enrol.trusting(self.ca)
+        assert self.trusted is not None
+        return enrol.trusting(self.trusted)
 
 
 @dataclass(frozen=True)
@@ -263,8 +266,8 @@ class Answering(Check):
         if dry_run:
             return Done(step="answers", outcome=Outcome.WOULD_CHECK, what=self.url)
         try:
-            ca = identity.only_certificate(self.ca_file.read_text("ascii"))
-            async with RestClient(self.url, enrol.trusting(ca)) as client:
+            trusted = anchors.of_file(self.ca_file)
+            async with RestClient(self.url, enrol.trusting(trusted)) as client:
                 health = await client.call(api.HEALTH, Nothing())
         except (UnderstudyError, OSError, ValueError) as exc:
             if not self.is_started:

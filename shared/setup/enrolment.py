@@ -23,7 +23,7 @@ from shared.host.owner import as_owner
 from shared.setup.access import Access
 from shared.setup.checks import ConfigServer
 from shared.setup.steps import Done, Outcome
-from shared.trust import identity
+from shared.trust import anchors, identity
 from shared.trust.tls import TlsFiles
 from shared.vocabulary import Role
 
@@ -147,10 +147,9 @@ class Enrolment:
 
     def _check_server(self) -> None:
         """Raises OthersFolderError where a token leads to another installation than the one in which this host is."""
-        if self._server.ca is not None:
-            identity.check_folder(self.files, self._server.ca)
-            mine = identity.only_certificate(self.files.ca.read_text("ascii"))
-            if mine != self._server.ca:
+        if known := self._server.known:
+            identity.check_folder(self.files, known)
+            if set(known).isdisjoint(anchors.of_file(self.files.ca)):
                 raise OthersFolderError(
                     f"Nothing was written to {self._folder}",
                     cause=f"{self.files.ca} is another CA than that of {self._server.url}",

@@ -1,4 +1,4 @@
-"""What a daemon is: a private key, the certificate of it, and the CA of its peers, as three files on this host.
+"""What a daemon is: a private key, the certificate of it, and the CA of its peers (one certificate, or two: anchors.py), as three files.
 
 The key is made here and never leaves the host. The certificate is renewed for the same key, so that replacing one file is all.
 A daemon lives by the certificate it has: another takes its place on the disk only after it was found, in memory, to be of our key, our name
@@ -8,16 +8,17 @@ and our CA, and valid now. Whatever fails before that, or while it is written, l
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from shared.api.certificates import Certificate
+from shared.api.certificates import Certificate, Trust
 from shared.errors import (
     BadCertificateError,
     CertificateExpiredError,
@@ -33,6 +34,7 @@ from shared.errors import (
 )
 from shared.host import durable
 from shared.moments import coarse, shown
+from shared.trust import anchors
 from shared.trust.tls import TlsFiles
 
 _NO_CERTIFICATE: Final = (ValueError, x509.InvalidVersion)
@@ -90,10 +92,10 @@ def loaded_name(files: TlsFiles) -> str:
     return name_of(_read(files.cert, f"The certificate {files.cert} cannot be used"))
 
 
-def check_folder(files: TlsFiles, ca: x509.Certificate, name: str = "") -> None:
-    """Raises OthersFolderError when there is a certificate already, and it is not one that `ca` issued, or, where that is known, of another
-    name. It alone decides: its daemon runs by what it has read, whatever became of ca.pem and key.pem since. One that is gone or damaged
-    names nobody, and enrolling anew is what mends it; where that cannot be told, raises IdentityFileError."""
+def check_folder(files: TlsFiles, trusted: Sequence[x509.Certificate], name: str = "") -> None:
+    """Raises OthersFolderError when there is a certificate already, and it is not one that one of `trusted` issued, or, where that is
+    known, of another name. It alone decides: its daemon runs by what it has read, whatever became of ca.pem and key.pem since. One that is
+    gone or damaged names nobody, and enrolling anew is what mends it; where that cannot be told, raises IdentityFileError."""
     what = f"Nothing was written to {files.cert.parent}"
     try:
         mine = x509.load_pem_x509_certificate(files.cert.read_bytes())
@@ -112,7 +114,7 @@ def check_folder(files: TlsFiles, ca: x509.Certificate, name: str = "") -> None:
             cause=f"it is the folder of '{mine_name}', and the token, which is used up now, was for '{name}'",
             action=f"Make a new token, and give the folder of '{name}' as --dir. Shall this one become {name}'s, add --replace.",
         )
-    if not _is_issued_by(mine, ca):
+    if anchors.issuer_of(mine, trusted) is None:
         raise OthersFolderError(
             what,
             cause=f"'{mine_name}' is enrolled there with another installation, whose CA is another one",
@@ -147,21 +149,23 @@ def request_of(files: TlsFiles) -> str:
     return request.public_bytes(serialization.Encoding.PEM).decode()
 
 
-def checked(files: TlsFiles, answer: Certificate, ca: x509.Certificate, now_s: float | None = None) -> bytes:
-    """The answered certificate (PEM) when it is one of `ca`, of the key in `files`, for the name that the answer gives, and valid now.
+def checked(
+    files: TlsFiles, answer: Certificate, trusted: Sequence[x509.Certificate], now_s: float | None = None
+) -> bytes:
+    """The answered certificate (PEM) when one of `trusted` issued it, and it is of the key in `files`, for the name that the answer gives,
+    and valid now.
 
     Raises BadCertificateError when it is not, ConfigError when our key cannot be read."""
     now_s = time.time() if now_s is None else now_s
     what = f"The certificate that the config server issued was not taken for {files.cert}"
     try:
         certificate = only_certificate(answer.certificate)
-        certificate.verify_directly_issued_by(ca)
         key = certificate.public_key()
         begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    except (*_NO_CERTIFICATE, TypeError, UnsupportedAlgorithm) as exc:
+    except (*_NO_CERTIFICATE, UnsupportedAlgorithm) as exc:
         raise BadCertificateError(what, cause=f"it is not a certificate of our CA: {exc}") from exc
-    except InvalidSignature as exc:
-        raise BadCertificateError(what, cause="our CA did not sign it") from exc
+    if anchors.issuer_of(certificate, trusted) is None:
+        raise BadCertificateError(what, cause="our CA did not sign it")
     if key != key_of(files).public_key():
         raise BadCertificateError(what, cause="it is for another key than ours")
     if not answer.name or name_of(certificate) != answer.name:
@@ -180,13 +184,29 @@ def checked(files: TlsFiles, answer: Certificate, ca: x509.Certificate, now_s: f
 def renew(files: TlsFiles, answer: Certificate) -> None:
     """Put the certificate in the place of the one that we have, when it is one for the same name. Raises BadCertificateError,
     IdentityFileError, ConfigError."""
-    mine, ca = _own(files)
+    mine, trusted = _own(files)
     if answer.name != name_of(mine):
         raise BadCertificateError(
             f"The certificate that the config server issued was not taken for {files.cert}",
             cause=f"it is for '{answer.name}', and this is '{name_of(mine)}'",
         )
-    write(files.cert, checked(files, answer, ca), mode=0o644)
+    write(files.cert, checked(files, answer, trusted), mode=0o644)
+
+
+def trust(files: TlsFiles, told: Trust) -> None:
+    """Take what the config server says is to be trusted, and leave what is not any more, if that changes anything. Raises
+    TrustNotTakenError, IdentityFileError, ConfigError."""
+    mine, before = _own(files)
+    found = anchors.merged(before, told, mine)
+    if found != before:
+        write(files.ca, anchors.pem_of(found), mode=0o644)
+
+
+def is_of_another(files: TlsFiles, signer: str) -> bool:
+    """Whether we could be given a certificate of the anchor with this fingerprint, and ours is of another one. Raises ConfigError."""
+    mine, trusted = _own(files)
+    theirs = [each for each in trusted if anchors.fingerprint(each) == signer]
+    return bool(theirs) and anchors.issuer_of(mine, theirs) is None
 
 
 def write(path: Path, data: bytes, *, mode: int) -> None:
@@ -215,7 +235,7 @@ def check_certificate(files: TlsFiles, now_s: float | None = None) -> None:
     anybody, ConfigError when it cannot be read. A server that refuses a certificate may just cut the
     connection."""
     what = f"The certificate {files.cert} cannot be used"
-    certificate, ca = _own(files)
+    certificate, trusted = _own(files)
     now_s = time.time() if now_s is None else now_s
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now_s < begins.timestamp():
@@ -234,7 +254,7 @@ def check_certificate(files: TlsFiles, now_s: float | None = None) -> None:
             what,
             cause=f"it expired at {shown(ends.timestamp())}, and this host's clock shows {coarse(now_s)}",
         )
-    if not _is_issued_by(certificate, ca):
+    if anchors.issuer_of(certificate, trusted) is None:
         raise UnknownAuthorityError(what, cause=f"the CA {files.ca} did not sign it")
 
 
@@ -288,18 +308,9 @@ def _key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def _own(files: TlsFiles) -> tuple[x509.Certificate, x509.Certificate]:
+def _own(files: TlsFiles) -> tuple[x509.Certificate, anchors.Anchors]:
     """Our certificate, and our CA's."""
-    what = f"The certificate {files.cert} cannot be used"
-    return _read(files.cert, what), _read(files.ca, what)
-
-
-def _is_issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        return False
-    return True
+    return _read(files.cert, f"The certificate {files.cert} cannot be used"), anchors.of_file(files.ca)
 
 
 def _read(path: Path, what: str) -> x509.Certificate:

@@ -10,26 +10,27 @@ goes there from then on; where nobody answers there, he tries the names by turns
 Nobody but the CA can write one, so it may come from anybody, and late. An older one is none: the highest generation counts, and of that the
 last; nor is one of a lower generation than a config server has said itself that it is in force with. What an administrator has said since
 counts more: one that was taken while the configuration named another `control_url` is forgotten, and is no news, nor is any before it.
+
+While the CA is renewed a daemon has two anchors, and either may have signed it. The one in storage is signed anew at the switch, before the
+old anchor goes; so who may read storage looks there once more when it goes (control_client.py), and hands that on.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography import x509
 
 from shared import decoding
 from shared.daemon import logging
 from shared.errors import UNDECODABLE, ConfigError, cause_of
 from shared.host import durable
 from shared.naming import is_server_url
-from shared.trust import identity
+from shared.trust import anchors
 
 _log = logging.get()
 
@@ -76,7 +77,12 @@ def encoded(pointer: Pointer, signature: bytes) -> bytes:
 
 
 def opened(data: bytes, ca: Path) -> Pointer | None:
-    """None for what the CA (its certificate, PEM) did not sign, or what this version does not understand. Raises ConfigError."""
+    """None for what none of the CA's certificates (PEM) has signed, or what this version does not understand. Raises ConfigError."""
+    return opened_by(data, anchors.of_file(ca))
+
+
+def opened_by(data: bytes, trusted: Sequence[x509.Certificate]) -> Pointer | None:
+    """As `opened`."""
     try:
         signed = decoding.decode(data[: MOST_B + 1], type=_Signed)
         pointer = decoding.decode(signed.pointer, type=Pointer)
@@ -84,17 +90,8 @@ def opened(data: bytes, ca: Path) -> Pointer | None:
         return None
     if pointer.v != 1 or not all(is_server_url(url) for url in pointer.urls):
         return None
-    try:
-        key = identity.only_certificate(ca.read_text("ascii")).public_key()
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"The CA's certificate {ca} could not be read", cause=str(exc)) from exc
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        return None
-    try:
-        key.verify(signed.signature, _SIGNED + signed.pointer.encode(), ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature:
-        return None
-    return pointer
+    said = _SIGNED + signed.pointer.encode()
+    return pointer if anchors.have_signed(trusted, said, signed.signature) else None
 
 
 class Whereabouts:
@@ -105,6 +102,8 @@ class Whereabouts:
     ) -> None:
         """`on_news` is called with each that is taken, if `url` is another one by it."""
         self._on_news: Final = on_news
+        self.on_taken: Callable[[bytes], None] = lambda _signed: None
+        """Is called with each that is taken, also where `url` stays."""
         self._configured: Final = configured
         self._file: Final = cert.with_name(FILE)
         self._ca: Final = ca
@@ -165,6 +164,7 @@ class Whereabouts:
             return False
         was = self.url
         self.pointer, self.signed, self._at = pointer, data, 0
+        self.on_taken(data)
         if self.url != was:
             _log.info("the config server is elsewhere now", url=self.url, generation=pointer.generation)
             self._on_news(data)

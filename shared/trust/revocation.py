@@ -2,7 +2,8 @@
 
 A config server that was restored from a backup has a list from before, until storage has told it the rest. So what it tells is taken
 *into* what is known here (`merged`): who knows of more revocations keeps them. There are never more entries than its installation made
-revocations, and certificates of what it revoked; the list belongs to one CA, and of another one's nothing is kept.
+revocations, and certificates of what it revoked; the list belongs to one CA, and of another one's nothing is kept. While that is renewed
+it is of both, and by the time that the old one goes it is the new one's.
 """
 
 from __future__ import annotations
@@ -13,16 +14,15 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 
 from shared import decoding
 from shared.api.certificates import Revocations
 from shared.daemon import logging
 from shared.daemon.single_writer import SingleWriter
 from shared.daemon.trouble import Trouble
-from shared.errors import UNDECODABLE, NoThreadError, RevokedListError, cause_of
+from shared.errors import UNDECODABLE, ConfigError, NoThreadError, RevokedListError, cause_of
 from shared.host import durable
+from shared.trust import anchors
 
 _log = logging.get()
 REVOKED_FILE: Final = "revoked.json"
@@ -35,6 +35,12 @@ class _Kept(Revocations, frozen=True):
 
     ca: str = ""
     """The fingerprint of the CA whose certificates these are; empty in files from before it was noted."""
+    also: tuple[str, ...] = ()
+    """Of the other one, while the CA is renewed."""
+
+    @property
+    def authorities(self) -> set[str]:
+        return {self.ca, *self.also} - {""}
 
 
 class RevokedFile:
@@ -45,7 +51,7 @@ class RevokedFile:
         self.trouble: Final = Trouble("revoked certificates", lambda: None)
         """Why the newest list is not on the disk."""
         self._path = path
-        self._ca = _fingerprint(ca)
+        self._authorities = _fingerprints(ca)
         """Of whom this process hears: the file may be another installation's by the time that something is stored."""
         self._use = use
         self._known = Revocations()
@@ -62,6 +68,16 @@ class RevokedFile:
             self._unread(exc)
         else:
             self._add(kept)
+            if kept.authorities and kept.authorities != set(self._authorities):
+                self._writer.changed()
+
+    def trusted(self, ca: bytes) -> None:
+        """By whom peers are accepted from now on (PEM). Written with the next answer, whatever else is new: the list may have the
+        name of a CA that goes some day."""
+        authorities = [anchors.fingerprint(each) for each in anchors.loaded(ca)]
+        if authorities != self._authorities:
+            self._authorities = authorities
+            self._writer.changed()
 
     def _damaged(self) -> RevokedListError | None:
         if not self._aside.exists():
@@ -77,23 +93,23 @@ class RevokedFile:
         self._writer.changed()
         self.trouble.report(self._failed("read", cause_of(exc)))
 
-    def _read(self) -> Revocations:
+    def _read(self) -> _Kept:
         """Raises OSError."""
         try:
             kept = decoding.decode(self._path.read_bytes(), type=_Kept)
         except FileNotFoundError:
-            return Revocations()
+            return _Kept()
         except UNDECODABLE as exc:
             _log.error("revoked certificates: the list is damaged", kept_as=str(self._aside), cause=str(exc))
             durable.remove_file(self._aside)
             durable.move_file(self._path, self._aside)
-            return Revocations()
-        if kept.ca and kept.ca != (self._ca or kept.ca):
-            return Revocations()  # we are enrolled with another installation since, whose names mean others
-        return Revocations(kept.serials, kept.names, kept.before, kept.since)
+            return _Kept()
+        if kept.authorities and self._authorities and kept.authorities.isdisjoint(self._authorities):
+            return _Kept()  # we are enrolled with another installation since, whose names mean others
+        return kept
 
-    def _add(self, kept: Revocations) -> None:
-        known = merged(kept, self._known)
+    def _add(self, kept: _Kept) -> None:
+        known = merged(Revocations(kept.serials, kept.names, kept.before, kept.since), self._known)
         self._is_read = True
         self.trouble.report(self._damaged())
         if known != self._known:
@@ -117,7 +133,10 @@ class RevokedFile:
                 self.trouble.report(self._failed("read", cause_of(exc)))
                 return False
         known = self._known
-        data = msgspec.json.encode(_Kept(known.serials, known.names, known.before, known.since, self._ca))
+        ca, *also = self._authorities or [""]
+        data = msgspec.json.encode(
+            _Kept(known.serials, known.names, known.before, known.since, ca, tuple(also))
+        )
         try:
             await asyncio.to_thread(durable.replace_file, self._path, data, mode=0o644)
             damaged = await asyncio.to_thread(self._damaged)
@@ -161,9 +180,9 @@ def merged(known: Revocations, told: Revocations) -> Revocations:
     return Revocations(sorted(serials), sorted(names), before, {name: at for name, at in since.items() if at})
 
 
-def _fingerprint(ca: Path) -> str:
+def _fingerprints(ca: Path) -> list[str]:
     """Empty where it cannot be told; then nobody is enrolled here."""
     try:
-        return x509.load_pem_x509_certificate(ca.read_bytes()).fingerprint(hashes.SHA256()).hex()
-    except (OSError, ValueError):
-        return ""
+        return [anchors.fingerprint(each) for each in anchors.of_file(ca)]
+    except ConfigError:
+        return []

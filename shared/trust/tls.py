@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 import msgspec
 
@@ -45,14 +45,14 @@ PROCESS_SERVER: Final = "process-server:*"
 
 
 class TlsFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """PEM files of one daemon: its certificate (with chain), its private key, and the CA of its peers."""
+    """PEM files of one daemon: its certificate (with chain), its private key, and the CA of its peers (shared/trust/anchors.py)."""
 
     cert: Path
     """The certificate, PEM. The daemon renews it in place."""
     key: Path
     """Its private key, PEM, readable by the daemon's user only."""
     ca: Path
-    """The certificate of the config server's CA, PEM."""
+    """The certificate of the config server's CA, PEM. While that is renewed, the other one's, too: the daemon writes what it is told."""
 
 
 def server_context(files: TlsFiles, require_client: bool = True) -> ssl.SSLContext:
@@ -60,18 +60,48 @@ def server_context(files: TlsFiles, require_client: bool = True) -> ssl.SSLConte
 
     With `require_client` False a client may come without a certificate (enrolment); one that it does show
     must still be the CA's."""
-    context = _ServerContext(ssl.PROTOCOL_TLS_SERVER)
-    _load(context, files)
-    context.verify_mode = ssl.CERT_REQUIRED if require_client else ssl.CERT_OPTIONAL
-    # No resumption: every session shows its certificate, so that an expired one cannot live on in a ticket.
-    context.num_tickets = 0
-    return context
+
+    def anew() -> _ServerContext:
+        context = _ServerContext(ssl.PROTOCOL_TLS_SERVER, anew)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_mode = ssl.CERT_REQUIRED if require_client else ssl.CERT_OPTIONAL
+        # No resumption: every session shows its certificate, so that an expired one cannot live on in a ticket.
+        context.num_tickets = 0
+        return context
+
+    return _loaded(anew(), files)
 
 
 _accepted: ContextVar[socket.socket | None] = ContextVar("accepted", default=None)
 
 
-class _ServerContext(ssl.SSLContext):
+class _Context(ssl.SSLContext):
+    """One that a daemon holds for as long as it runs. Sessions are begun by `now`, which `present` replaces as a whole: OpenSSL takes no
+    anchor out of a context, and one that is changed while another thread begins a session by it gives that a new certificate with the old
+    key, or frees what it copies. Sessions that were begun keep the context by which they were."""
+
+    def __new__(cls, protocol: int, _anew: Callable[[], _Context]) -> Self:
+        return super().__new__(cls, protocol)
+
+    def __init__(self, _protocol: int, anew: Callable[[], _Context]) -> None:
+        self.anew: Final = anew
+        """Another one like this, without certificate and anchors."""
+        self.now: _Context = self
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        if self.now is not self:
+            return self.now.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+        return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+
+
+class _ServerContext(_Context):
     """Sends the alert of a handshake that fails. asyncio closes the socket with the alert unsent, and a client whose certificate is refused
     (which in TLS 1.3 has finished its own handshake) would see a connection that was reset."""
 
@@ -85,7 +115,7 @@ class _ServerContext(ssl.SSLContext):
     ) -> ssl.SSLObject:
         wrapped = super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
         sock = _accepted.get()
-        if sock is None:
+        if sock is None or self.now is not self:  # (that one has seen to it)
             return wrapped
         shake = wrapped.do_handshake
 
@@ -133,9 +163,15 @@ async def accept(
 def client_context(files: TlsFiles, server: str = "") -> ssl.SSLContext:
     """For connecting as this daemon to a server whose certificate is `server` (`config-server:*`); "": to any of the CA's. Checks the
     server's certificate and host name. Raises ConfigError."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    _load(context, files)
-    return expecting(context, server) if server else context
+
+    def anew() -> _Context:
+        context = _Context(ssl.PROTOCOL_TLS_CLIENT, anew)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        if server:
+            expecting(context, server)
+        return context
+
+    return _loaded(anew(), files)
 
 
 def expecting(context: ssl.SSLContext, server: str) -> ssl.SSLContext:
@@ -162,10 +198,11 @@ class _WrongRole(ssl.SSLError):
 
 
 class Chain(NamedTuple):
-    """A certificate (with chain) and its private key, PEM. They fit."""
+    """A certificate (with chain), its private key, and the anchors by which peers are accepted, PEM. They fit."""
 
     cert: bytes
     key: bytes
+    ca: bytes
 
     def __repr__(self) -> str:
         return "Chain(…)"
@@ -175,25 +212,34 @@ def read_chain(files: TlsFiles) -> Chain:
     """What `files` hold now. Blocks on the disk. Raises ConfigError where a daemon could not run by them: a load that fails half way leaves
     a certificate without its key, so the files are first tried on a context that nobody uses."""
     with _named_if_unusable(files):
-        chain = Chain(files.cert.read_bytes(), files.key.read_bytes())
-        unused = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        unused.load_verify_locations(cafile=str(files.ca))
-        present(unused, chain)
+        chain = Chain(files.cert.read_bytes(), files.key.read_bytes(), files.ca.read_bytes())
+        _fill(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), chain)
     return chain
 
 
 def present(context: ssl.SSLContext, chain: Chain) -> None:
-    """In the sessions that begin from here on. Blocks on nothing.
+    """In the sessions that begin from here on, certificate and anchors. `context`: of `server_context` or `client_context`. Blocks on
+    nothing."""
+    if not isinstance(context, _Context):
+        raise TypeError("only what was made here can be renewed")
+    fresh = context.anew()
+    _fill(fresh, chain)
+    context.now = fresh
 
-    Only where sessions are begun, on the event loop. OpenSSL lets no other thread use a context meanwhile: a session that begins at that
-    moment copies a certificate that is being freed (a crash), or has the new one with the old key."""
+
+def _fill(context: ssl.SSLContext, chain: Chain) -> None:
+    """Raises OSError (ssl.SSLError is one), ValueError."""
     with ExitStack() as stack:
         paths = []
-        for name, data in chain._asdict().items():  # OpenSSL takes paths, and a disk may hang
+        for name, data in (
+            ("cert", chain.cert),
+            ("key", chain.key),
+        ):  # OpenSSL takes paths, and a disk may hang
             file = stack.enter_context(os.fdopen(os.memfd_create(name), "wb", buffering=0))
             file.write(data)
             paths.append(f"/proc/self/fd/{file.fileno()}")
         context.load_cert_chain(*paths)
+    context.load_verify_locations(cadata=chain.ca.decode("ascii"))
 
 
 def peer_name(ssl_object: ssl.SSLObject | ssl.SSLSocket | None) -> str:
@@ -319,11 +365,10 @@ def _translate_ssl(exc: ssl.SSLError, what: str) -> PeerError:
     return TlsError(what, cause=reason.lower().replace("_", " ") or str(exc))
 
 
-def _load(context: ssl.SSLContext, files: TlsFiles) -> None:
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
+def _loaded(context: _Context, files: TlsFiles) -> _Context:
     with _named_if_unusable(files):
-        context.load_cert_chain(files.cert, files.key)
-        context.load_verify_locations(cafile=str(files.ca))
+        _fill(context, Chain(files.cert.read_bytes(), files.key.read_bytes(), files.ca.read_bytes()))
+    return context
 
 
 @contextlib.contextmanager
@@ -336,7 +381,7 @@ def _named_if_unusable(files: TlsFiles) -> Iterator[None]:
             )
     try:
         yield
-    except OSError as exc:  # ssl.SSLError is one
+    except (OSError, ValueError) as exc:  # ssl.SSLError is an OSError
         raise ConfigError(
             f"TLS files {files.cert}, {files.key} and {files.ca} could not be used",
             cause=str(exc),

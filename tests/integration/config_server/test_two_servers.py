@@ -14,6 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from config_server import background
+from config_server.identity.ca import CertificateAuthority
 from config_server.rules.facts import SELF
 from config_server.rules.twins import SILENT_S
 from config_server.store.config import DatabaseConfig
@@ -21,6 +22,7 @@ from shared import api
 from shared.api.commands import Command, CommandState
 from shared.api.daemons import DaemonView
 from shared.api.events import EventKind, EventQuery, EventView
+from shared.api.jobs import JobState
 from shared.api.points import PointRequest
 from shared.api.protection import Protection
 from shared.api.route import Nothing
@@ -28,8 +30,9 @@ from shared.control.control_client import ControlClient
 from shared.control.rest import RestClient
 from shared.errors import ConfigError, MachineNotFoundError, OtherServerGoneError, UnderstudyError
 from shared.status import AgentDisk, AgentReport
-from shared.trust import tls
+from shared.trust import anchors, tls
 from shared.vocabulary import Role
+from tests import ca_renewals
 from tests.config_parts import ConfigServer, config_for, running, until
 from tests.obedient_agent import ObedientAgent
 from tests.replicas import Balancer, Replica
@@ -56,6 +59,33 @@ async def pair(tmp_path: Path, database_config: DatabaseConfig) -> AsyncIterator
             shutil.copy2(first.data_dir / name, second.data_dir / name)
         async with running(second) as b, a.operator() as at_a, b.operator() as at_b:
             yield Pair(a, b, at_a, at_b)
+
+
+async def test_each_server_is_given_the_new_ca_by_a_person_and_goes_over_by_itself(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ca_renewals.hurry(monkeypatch)
+    web1 = ca_renewals.Daemon(pair.a.url, await pair.a.enrolled("agent", "web1", tmp_path / "web1"))
+    ps1 = ca_renewals.Daemon(pair.b.url, await pair.b.enrolled("process-server", "ps1", tmp_path / "ps1"))
+    async with ca_renewals.sessions([web1, ps1]), web1.there(), ps1.there():
+        begun = await ca_renewals.renew(pair.at_a)
+        found = await ca_renewals.until(
+            pair.a, begun.id, waits="copy ca.key and ca.pem from the data folder of cs-"
+        )
+        lacking, source = (
+            (pair.b, pair.a) if found.waits.count("of cs-a)") else (pair.a, pair.b)
+        )  # whichever has taken the job
+        assert f"{lacking.config.name} (copy" in found.waits
+        assert (
+            CertificateAuthority.read(lacking.config.data_dir).trusted == anchors.of_file(web1.files.ca)[:1]
+        )
+        for name in ("ca.key", "ca.pem"):
+            shutil.copy2(source.config.data_dir / name, lacking.config.data_dir / name)
+        await ca_renewals.until(pair.a, begun.id, JobState.DONE)
+    first, second = (CertificateAuthority.read(each.config.data_dir) for each in (pair.a, pair.b))
+    assert first.is_as(second)
+    assert [first.trusted, len(first.keys)] == [(first.certificate,), 1]
+    assert {web1.trusted, ps1.trusted} == {first.pem}
 
 
 class Agent(ObedientAgent):

@@ -15,7 +15,7 @@ from shared.control import enrol
 from shared.errors import HostClockError, UnknownAuthorityError
 from shared.setup.checks import Clock, ConfigServer
 from shared.setup.steps import Outcome, carry_out
-from shared.trust import identity, tls
+from shared.trust import anchors, identity, tls
 from tests.config_parts import config_for, running
 
 
@@ -47,7 +47,7 @@ async def data_dir(tmp_path: Path) -> Path:
 
 def asked(url: str, data_dir: Path) -> Clock:
     server = ConfigServer(url, "", identity.files_in(data_dir))
-    server.ca = identity.only_certificate((data_dir / "ca.pem").read_text())
+    server.trusted = anchors.of_file(data_dir / "ca.pem")
     return Clock(server)
 
 
@@ -82,4 +82,4 @@ async def test_nobody_else_is_believed(data_dir: Path, tmp_path: Path) -> None:
         clock = asked(other.url, data_dir)
         with pytest.raises(UnknownAuthorityError):
             await carry_out([clock], lambda _: None)
-    assert enrol.trusting(clock.server.ca)  # type: ignore[arg-type]
+    assert enrol.trusting(clock.server.trusted or ())

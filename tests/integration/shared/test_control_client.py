@@ -21,16 +21,17 @@ from structlog.testing import capture_logs
 
 from config_server.identity.ca import CertificateAuthority, pem_of
 from shared import api
-from shared.api.certificates import Certificate
+from shared.api.certificates import Certificate, Trust
 from shared.api.commands import Command
 from shared.api.daemons import StatusReply
 from shared.api.route import Nothing
 from shared.control import control_client, enrol
 from shared.control.control_client import ControlClient
 from shared.desired import Desired, Mark, Settings, Verb, Wish
-from shared.errors import OthersFolderError
+from shared.errors import IdentityFileError, OthersFolderError
 from shared.status import AgentReport
-from shared.trust import identity, tls
+from shared.trust import anchors, identity, tls
+from shared.trust.pointer import Pointer, Whereabouts, encoded, statement
 from shared.vocabulary import Role
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.impostor import answering
@@ -167,6 +168,113 @@ async def test_a_bad_answer_leaves_the_certificate_and_the_daemon_says_so_and_tr
             await until(lambda: reloaded and codes[-1] == [])
     assert files.cert.read_bytes() != before
     assert identity.name_of(identity.only_certificate(files.cert.read_text())) == NAME
+
+
+def trust_in(signer: Ca, *trusted: Ca, gone: tuple[Ca, ...] = ()) -> Trust:
+    prints = [anchors.fingerprint(each.ca.certificate) for each in (signer, *gone)]
+    return Trust(pem="".join(each.ca.pem for each in trusted), signer=prints[0], gone=prints[1:])
+
+
+async def test_a_daemon_is_led_from_one_ca_to_another_and_says_by_whom_it_goes(tmp_path: Path) -> None:
+    old, new = Ca(tmp_path / "old"), Ca(tmp_path / "new")
+    (tmp_path / "agent").mkdir()
+    files = old.due(tmp_path / "agent")
+    files.cert.write_text(pem_of(old.issue(identity.key_of(files).public_key())))  # not due for long
+    prints = {each: anchors.fingerprint(each.ca.certificate) for each in (old, new)}
+    told: list[Trust | None] = [None]
+    heard: list[tuple[list[str], str, list[str]]] = []
+    chains: list[tls.Chain] = []
+
+    def status(report: dict[str, Any]) -> StatusReply:
+        codes = [error["code"] for error in report.get("errors", [])]
+        heard.append((report["anchors"], report["issuer"], codes))
+        return StatusReply(trust=told[0])
+
+    def renew(request: dict[str, Any]) -> Certificate:
+        return Certificate(pem_of(new.issue(key_in(request))), new.ca.pem, NAME, "")
+
+    async with answering(old.server_context(), {"status": status, "renew": renew}) as url:
+        client = ControlClient(url, files, on_renewed=chains.append)
+        async with serving(client):
+            await until(lambda: bool(heard))
+            assert heard[-1] == ([prints[old]], prints[old], [])
+            told[0] = trust_in(new, new, gone=(old,))  # a server that goes too far
+            await until(lambda: heard[-1][2] == ["US655"])
+            assert heard[-1][:2] == ([prints[old]], prints[old])
+            assert files.ca.read_text() == old.ca.pem
+            told[0] = trust_in(old, old, new)
+            await until(lambda: heard[-1] == ([prints[old], prints[new]], prints[old], []))
+            assert files.ca.read_text() == old.ca.pem + new.ca.pem
+            assert [chain.ca for chain in chains] == [files.ca.read_bytes()]
+            told[0] = trust_in(new, new, old)
+            await until(lambda: heard[-1] == ([prints[new], prints[old]], prints[new], []))
+            told[0] = trust_in(new, new, gone=(old,))
+            await until(lambda: chains[-1].ca == new.ca.pem.encode())
+    assert files.ca.read_text() == new.ca.pem
+
+
+async def test_where_the_config_server_is_is_read_anew_when_the_anchor_goes_that_had_signed_it(
+    tmp_path: Path,
+) -> None:
+    old, new = Ca(tmp_path / "old"), Ca(tmp_path / "new")
+    (tmp_path / "agent").mkdir()
+    files = old.due(tmp_path / "agent")
+    key = identity.key_of(files).public_key()
+    files.ca.write_text(old.ca.pem + new.ca.pem)
+    files.cert.write_text(pem_of(new.issue(key)))
+    told: list[Trust] = [trust_in(new, new, old)]
+    context, server = old.server_context(), identity.files_in(tmp_path / "old" / "server")
+    server.ca.write_bytes(files.ca.read_bytes())
+    tls.present(context, tls.read_chain(server))
+    async with answering(context, {"status": lambda _report: StatusReply(trust=told[0])}) as url:
+
+        def pointer(made_ns: int, ca: Ca) -> bytes:
+            made = Pointer(generation=1, urls=(url,), made_ns=made_ns)
+            return encoded(made, ca.ca.sign(statement(made)))
+
+        by_old, by_new = pointer(1, old), pointer(2, new)
+        where, taken = Whereabouts("https://127.0.0.1:1", files.cert, files.ca), list[bytes]()
+        where.on_taken = taken.append
+        assert await where.take(by_old)
+
+        async def find() -> bytes:
+            return by_new
+
+        client = ControlClient("https://127.0.0.1:1", files, where=where, find=find)
+        async with serving(client):
+            await until(lambda: client._trust_told == told[0])
+            assert where.signed == by_old == taken[-1], "nothing is asked for that may stay"
+            told[0] = trust_in(new, new, gone=(old,))
+            await until(lambda: where.signed == by_new == taken[-1])
+    again = Whereabouts("https://127.0.0.1:1", files.cert, files.ca)
+    again.load()
+    assert again.url == url
+
+
+async def test_who_cannot_write_what_is_to_be_trusted_says_so_and_does_so_later(tmp_path: Path) -> None:
+    old, new = Ca(tmp_path / "old"), Ca(tmp_path / "new")
+    (tmp_path / "agent").mkdir()
+    files = old.due(tmp_path / "agent")
+    files.cert.write_text(pem_of(old.issue(identity.key_of(files).public_key())))
+    codes: list[list[str]] = []
+
+    def status(report: dict[str, Any]) -> StatusReply:
+        codes.append([error["code"] for error in report.get("errors", [])])
+        return StatusReply(trust=trust_in(old, old, new))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(identity, "write", full_disk)
+        async with answering(old.server_context(), {"status": status}) as url:
+            client = ControlClient(url, files)
+            async with serving(client):
+                await until(lambda: [IdentityFileError.code] in codes)
+                patched.undo()
+                await until(lambda: codes[-1] == [])
+    assert files.ca.read_text() == old.ca.pem + new.ca.pem
+
+
+def full_disk(path: Path, _data: bytes, *, mode: int) -> None:
+    raise IdentityFileError(f"{path} could not be written", cause=f"no room for mode {mode:o}")
 
 
 @pytest.fixture

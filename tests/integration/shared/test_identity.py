@@ -97,7 +97,7 @@ def test_whose_folder_it_is_is_told_by_the_certificate_alone(tmp_path: Path) -> 
 
 def refusal(files: TlsFiles, ca: x509.Certificate, name: str = "") -> str:
     try:
-        identity.check_folder(files, ca, name)
+        identity.check_folder(files, [ca], name)
     except OthersFolderError as exc:
         assert "--replace" in exc.action
         return exc.cause.partition(",")[0]
@@ -109,4 +109,4 @@ def test_a_certificate_that_cannot_be_read_makes_no_folder_free(tmp_path: Path) 
     files.cert.mkdir()  # root may read any file
     ca = TestCa(tmp_path)
     with pytest.raises(IdentityFileError, match="whose folder it is cannot be told"):
-        identity.check_folder(files, x509.load_pem_x509_certificate(ca.path.read_bytes()))
+        identity.check_folder(files, [x509.load_pem_x509_certificate(ca.path.read_bytes())])

@@ -143,8 +143,8 @@ async def test_the_client_of_the_config_server_is_closed_also_when_a_part_of_the
         monkeypatch.setattr(service, beside, wait)
     files = SimpleNamespace(cert=tmp_path / "cert.pem", ca=tmp_path / "ca.pem")
     agent: Any = SimpleNamespace(
-        config=SimpleNamespace(control_url="", tls=files), identity="", boot="", place_points=wait, handle=None,
-        sender=SimpleNamespace(run=fail, present=None), revoked=SimpleNamespace(load=lambda: None, take=None),
+        config=SimpleNamespace(control_url="", tls=files), identity="", boot="", present=None, place_points=wait, handle=None,
+        sender=SimpleNamespace(run=fail), revoked=SimpleNamespace(load=lambda: None, take=None),
         continuity=SimpleNamespace(run=wait, resized=asyncio.Event()),
     )  # fmt: skip
     with pytest.raises(ExceptionGroup) as caught:

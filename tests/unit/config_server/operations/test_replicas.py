@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from config_server.operations.replicas import Replicas, Said, stored
+from config_server.rules.ca_renewal import Has
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.presence import Presence
 from config_server.rules.wishes import Untaken
@@ -54,6 +55,7 @@ class Site:
             mono_ns=lambda: int(self.now_s * SECOND_NS),
             now_ns=lambda: 0,
             its_problems=list,
+            has=Has(),
             others=None,
         )
         sides: Any = SimpleNamespace(

@@ -126,6 +126,37 @@ async def test_an_installation_keeps_nothing_of_what_another_one_revoked(tmp_pat
     assert seen == [Revocations(names=["agent:x"])]
 
 
+async def test_the_list_outlives_the_renewal_of_its_ca_with_or_without_a_restart_between(
+    tmp_path: Path,
+) -> None:
+    seen: list[Revocations] = []
+    path, enrolled = tmp_path / "revoked.json", tmp_path / "ca.pem"
+    old, new = (ca_file(tmp_path / each).read_bytes() for each in ("one", "two"))
+    revoked = Revocations(names=["agent:x"])
+    enrolled.write_bytes(old)
+    file = RevokedFile(path, enrolled, seen.append)
+    await file.take(revoked)
+    for trusted in (old + new, new):
+        enrolled.write_bytes(trusted)
+        file.trusted(trusted)
+        await file.take(revoked)  # nothing of it is new
+        seen.clear()
+        RevokedFile(path, enrolled, seen.append).load()
+        assert seen == [revoked]
+    # One that was not written while both were trusted, and is loaded then.
+    path.unlink()
+    enrolled.write_bytes(old)
+    await RevokedFile(path, enrolled, seen.append).take(revoked)
+    enrolled.write_bytes(old + new)
+    restarted = RevokedFile(path, enrolled, seen.append)
+    restarted.load()
+    await restarted.take(Revocations())
+    enrolled.write_bytes(new)
+    seen.clear()
+    RevokedFile(path, enrolled, seen.append).load()
+    assert seen == [revoked]
+
+
 async def test_a_list_that_could_not_be_read_is_read_before_it_is_replaced(tmp_path: Path) -> None:
     path, ca, seen = tmp_path / "revoked.json", tmp_path / "ca.pem", list[Revocations]()
     path.mkdir()  # EISDIR, like EIO and EMFILE, says nothing of what it holds
