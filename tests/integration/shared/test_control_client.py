@@ -237,13 +237,17 @@ async def test_where_the_config_server_is_is_read_anew_when_the_anchor_goes_that
         where.on_taken = taken.append
         assert await where.take(by_old)
 
+        stored, asked = [by_old], list[bytes]()
+
         async def find() -> bytes:
-            return by_new
+            asked.append(stored[0])
+            return stored[0]
 
         client = ControlClient("https://127.0.0.1:1", files, where=where, find=find)
         async with serving(client):
-            await until(lambda: client._trust_told == told[0])
-            assert where.signed == by_old == taken[-1], "nothing is asked for that may stay"
+            await until(lambda: client._trust_told == told[0] and bool(asked))
+            stored[0] = by_new  # signed anew at the switch; the next look of all is a minute later
+            assert where.signed == by_old == taken[-1]
             told[0] = trust_in(new, new, gone=(old,))
             await until(lambda: where.signed == by_new == taken[-1])
     again = Whereabouts("https://127.0.0.1:1", files.cert, files.ca)
