@@ -6,7 +6,6 @@ import sys
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from config_server.cli.options import COMMON, add_options, find_target
 from config_server.cli.output import emit, fields, grid, run
@@ -16,22 +15,10 @@ from shared.host import durable
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from shared.api.certificates import CaCertificate
+    from shared.api.certificates import AnchorView, CaCertificate
     from shared.api.jobs import JobView
 
 _HOUR_S = 3600
-
-
-class Shown(msgspec.Struct):
-    """One of the certificates that are trusted."""
-
-    certificate: str
-    """Its SHA-256 (hexadecimal)."""
-    subject: str
-    begins: str
-    ends: str
-    signs: bool
-    """Whether new certificates are issued by it."""
 
 
 @click.group()
@@ -44,7 +31,7 @@ def ca() -> None:
 @add_options(*COMMON)
 def ca_show() -> None:
     """Which certificates of the CA are trusted, which of them issues, and until when they last."""
-    found = _shown(run(_get()))
+    found = run(_get()).trusted
     emit(found, lambda: _table(found))
 
 
@@ -86,7 +73,7 @@ def ca_trust() -> None:
             action="Nothing has to be done here.",
         )
     told = run(_get())
-    found = _shown(told)
+    found = told.trusted
     pem = (told.anchors or told.pem).encode()
     with durable.named(f"The CA file {target.ca_file} could not be written"):
         if target.ca_file.read_bytes() != pem:
@@ -110,23 +97,7 @@ async def _renew(hold_s: float) -> JobView:
         return await client.call(api.CA_RENEW, CaRenewRequest(hold_s=hold_s))
 
 
-def _shown(told: CaCertificate) -> list[Shown]:
-    from shared.trust import anchors
-
-    (signer,) = anchors.loaded(told.pem.encode())
-    return [
-        Shown(
-            certificate=anchors.fingerprint(each),
-            subject=each.subject.rfc4514_string(),
-            begins=each.not_valid_before_utc.isoformat(),
-            ends=each.not_valid_after_utc.isoformat(),
-            signs=each == signer,
-        )
-        for each in anchors.loaded((told.anchors or told.pem).encode())
-    ]
-
-
-def _table(found: list[Shown]) -> Table:
+def _table(found: list[AnchorView]) -> Table:
     rows = [
         (c.certificate[:16], c.subject, c.begins[:10], c.ends[:10], "signs" if c.signs else "is trusted")
         for c in found

@@ -21,6 +21,7 @@ from config_server.rules.renewals import Renewals
 from config_server.store import audit, certificates, deletions, events, revocation, tokens
 from config_server.store.database import Connection
 from shared.api.certificates import (
+    AnchorView,
     CaCertificate,
     Certificate,
     CertificateList,
@@ -77,6 +78,16 @@ class Identity:
             pem=ca.pem,
             fingerprint=enrol.fingerprint(ca.der).hex(),
             anchors=anchors.pem_of(ca.trusted).decode(),
+            trusted=[
+                AnchorView(
+                    certificate=anchors.fingerprint(each),
+                    subject=each.subject.rfc4514_string(),
+                    begins=each.not_valid_before_utc.isoformat(),
+                    ends=each.not_valid_after_utc.isoformat(),
+                    signs=each == ca.certificate,
+                )
+                for each in ca.trusted
+            ],
             former=anchors.pem_of(ca.former).decode(),
         )
 

@@ -13,6 +13,18 @@ from shared.api.route import Access, Nothing, Page, Paged, Route
 from shared.vocabulary import Role
 
 
+class AnchorView(msgspec.Struct, kw_only=True):
+    """One of the CA's certificates that are trusted."""
+
+    certificate: str
+    """Its SHA-256 (hexadecimal)."""
+    subject: str
+    begins: str
+    ends: str
+    signs: bool
+    """Whether new certificates are issued by it."""
+
+
 class CaCertificate(msgspec.Struct):
     """The CA's certificate (PEM) and its SHA-256 fingerprint, which every enrolment token carries."""
 
@@ -21,6 +33,8 @@ class CaCertificate(msgspec.Struct):
     anchors: str = ""
     """What is trusted now (PEM): it, and while the CA is renewed the other one. Empty: it alone. To be believed of a server that was
     proven to have the CA."""
+    trusted: list[AnchorView] = []
+    """The same, for people."""
     former: str = ""
     """Those that were, and are not any more (PEM): a folder with a certificate of theirs is of this installation."""
 

@@ -190,6 +190,10 @@ async def test_what_a_verb_prints_is_what_the_api_answered(
         await check("operator list", of("operators", "operators"))
         await check(f"operator end anna {made['id']}", of("operator_token_end"))
         await check("vault show", of("vault"))
+        await check("ca show", of("ca", "trusted"))
+        await check("ca trust", of("ca", "trusted"))
+        renewal = await check("ca renew --hold-hours 1 --yes", of("ca_renew"))
+        await line.run(f"job cancel {renewal['id']} --yes")
         await check("certificate list", of("certificates", "certificates"))
         await check("certificate revoke agent:spare --yes", of("certificate_revoke", "certificates"))
     assert wrong == []
