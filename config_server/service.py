@@ -241,7 +241,7 @@ def _application(
         operator_of,
         lambda *certificate: control.revoked.covers(*certificate),
         listener.asked,
-        lambda: control.force.error,
+        lambda: control.force.current(),
     )
     routes.bind(binder, config.name, handlers)
     return binder.application()

@@ -1,11 +1,12 @@
 """`control/generation.json`: which config server is in force, and what the others do not do then.
 
 **Why no two of them act.** The number is raised by compare-and-swap, so of any two servers that looked, one sees that it is not the one in
-storage. A server looks at its start, before it answers (where storage answers within seconds), every 10 s, and once more, never more than
-5 s ago, before what cannot be taken back: before it claims a job, before a step of a job begins or is undone, before each container that a
-sweep changes. So an act of the old one can only come from a look of before the other's PUT. That is not nothing: between look and act
-there are up to 5 s, however long its process or host then stands still (no clock of a host that is frozen goes on, so none is asked), and
-however late its request arrives. What such an act can do:
+storage. A server looks at its start, before it answers (where storage answers within seconds), every 10 s, and once more, never more than 5
+s ago, before what cannot be taken back: before it claims a job, before a step of a job begins or is undone, before each container that a
+sweep changes. One that stood still (its looks are overdue) looks before it answers who wants to change something. So an act of the old one
+can only come from a look of before the other's PUT. That is not nothing: between look and act there are up to 5 s, however long its process
+or host then stands still (no clock of a host that is frozen goes on, so none is asked), and however late its request arrives. What such an
+act can do:
 
     state of the control plane   goes to a blob with the number of its own generation, which nobody else writes
     generation.json, pointer     under the ETag that it read: the other's PUT has changed it
@@ -18,8 +19,10 @@ however late its request arrives. What such an act can do:
     a step of a job              makes only what bears the job's name, and looks first (jobs/kinds.py). Jobs that had not ended are held in
                                  a database that was put back, until a person says how they go on; who does, reads that one may be running
     keys                         new ones are wrapped under a vault key that storage knows; both servers have it
-    daemons                      are told no opinion, no command, and get no certificate. One that was told before goes by it: wishes have
-                                 numbers and incarnations, by which a later one of the other server is known to be later (rules/wishes.py)
+    daemons                      are told no opinion, no command, and get no certificate, from its next look on. One that was told before
+                                 goes by it: wishes have numbers and incarnations, by which a later one of the other server is known to be
+                                 later (rules/wishes.py), and shows its certificate, which the other one takes in
+    what an operator said        in the seconds between the other's PUT and the next look is said here alone, and lost (keys.md)
 
 Clocks decide nothing in this. Where storage does not answer, nobody knows: then no job is claimed and no step begun, and all else goes on
 as before, since a server that is alone must not stop for storage. A server that has once seen that it is superseded remembers it in its
@@ -70,6 +73,8 @@ _STATE: Final = re.compile(rf"{FOLDER}state-([0-9]{{6,}})\Z")
 LOOK_S: Final = 10.0
 _FRESH_S: Final = 5.0
 _START_S: Final = 3.0
+_OVERDUE_S: Final = 2.5 * LOOK_S
+"""Behind this nobody has looked when he should: this server stood still."""
 _PATIENCE_S: Final = 4.0
 """Of one look."""
 _MOST_B: Final = 1 << 16
@@ -127,6 +132,8 @@ class Force:
         self._looking: Final = asyncio.Lock()
         self._looked_s = -1e9
         """When the last look that was answered began (monotonic)."""
+        self._tried_s = _boot_s()
+        """When the last one began, answered or not."""
         self.generation = 0
         """This one's, while it is in force. 0: it is not known to be."""
         self._said: Generation | None = None
@@ -155,6 +162,15 @@ class Force:
         """As far as it is known now. Raises ServerSupersededError."""
         if (error := self.error) is not None:
             raise error
+
+    async def current(self) -> ServerSupersededError | None:
+        """`error`; looked at once more by who stood still: what was sent to him meanwhile is not answered by what was so before. Where
+        storage does not answer it is tried as often as else, and nobody waits for that twice."""
+        if self._storage is not None and _boot_s() - self._tried_s > _OVERDUE_S:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE_S):
+                    await self._look_quietly()
+        return self.error
 
     async def start(self) -> None:
         """Before anything is answered: what was known before, and what storage says if it answers soon. Raises DatabaseError."""
@@ -201,6 +217,7 @@ class Force:
             if self._looked_s >= asked_s:
                 return  # somebody else has asked since
             began_s = time.monotonic()
+            self._tried_s = _boot_s()
             await self._look(self._storage())
             self._looked_s = began_s
 
@@ -300,6 +317,11 @@ class Force:
         if is_news and (error := self.error) is not None:
             _log.error("superseded", **error.as_dict())
             await self._db.run(lambda db: force.lost(db, by))
+
+
+def _boot_s() -> float:
+    """As the monotonic clock, which stands while this host is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _decoded(data: bytes) -> Generation:

@@ -75,6 +75,10 @@ class Asked(Protocol):
     def __call__(self, request: web.Request, *, proved: bool) -> None: ...
 
 
+async def _is_in_force() -> None:
+    return None
+
+
 class Binder:
     """Collects one handler per route, then makes the application."""
 
@@ -83,7 +87,7 @@ class Binder:
         operator_of: Callable[[str], Awaitable[Operator | None]],
         is_revoked: Callable[[int, str, int], bool],
         asked: Asked,
-        superseded: Callable[[], UnderstudyError | None] = lambda: None,
+        superseded: Callable[[], Awaitable[UnderstudyError | None]] = _is_in_force,
     ) -> None:
         """`is_revoked`: whether the certificate with this serial number, ROLE:NAME and begin is. `asked` is told of each request that
         has come whole. `superseded`: why nothing is changed here any more, where that is so."""
@@ -100,7 +104,7 @@ class Binder:
         async def endpoint(request: web.Request) -> web.StreamResponse:
             try:
                 call, body = await self._receive(request, route)
-                if route.changes and (error := self._superseded()) is not None:
+                if route.changes and (error := await self._superseded()) is not None:
                     raise error
                 answer = await handler(call, body)
                 # Once more: an answer that was held may have outlived the right to it.

@@ -320,3 +320,33 @@ async def test_while_it_may_not_act_no_job_is_claimed_and_of_one_that_was_no_ste
     assert done == ["one"], "and not the second step"
     job = await db.run(lambda opened: jobs.get(opened, id_))
     assert (job.waits, [step.name for step in job.steps]) == ("another is in force", ["one"])
+
+
+async def test_who_stood_still_looks_before_it_takes_what_was_sent_meanwhile(
+    config: ConfigServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("config_server.background.FORCE_S", 3600.0)
+    async with running(config) as old:
+        await protect(old, "web1")
+        async with running(await put_back(config, tmp_path / "second")) as new:
+            await protect(old, "web2")  # its next look is not due, and it says so: docs/operations/keys.md
+            monkeypatch.setattr(generation, "_OVERDUE_S", 0.0)
+            assert await is_superseded(old)
+            await protect(new, "web3")
+
+
+async def test_who_stood_still_takes_it_where_storage_does_not_say(
+    config: ConfigServerConfig, azurite: Azurite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy(azurite) as proxy:
+        assert config.blob is not None
+        config.blob = proxy.config(config.blob.container)
+        monkeypatch.setattr("config_server.background.FORCE_S", 3600.0)
+        async with running(config) as server:
+            rule = proxy.add(Answer(503, "ServerBusy"), blob=generation.BLOB, times=None)
+            await protect(server, "web1")
+            before = rule.struck
+            monkeypatch.setattr(generation, "_OVERDUE_S", -1.0)
+            monkeypatch.setattr(generation, "_PATIENCE_S", 0.2)
+            await protect(server, "web2")
+            assert rule.struck > before
