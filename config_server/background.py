@@ -72,6 +72,7 @@ async def watch_force(control: Control, pointing: Pointing) -> None:
 async def _point(control: Control, pointing: Pointing) -> None:
     with contextlib.suppress(TransientError):  # who reads storage all the time says so
         await pointing.look(control.storage.machines().vault)
+        control.elsewhere = pointing.elsewhere
 
 
 async def keep_state(control: Control, keeping: Keeping | None) -> None:

@@ -12,6 +12,7 @@ import enum
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
+import msgspec
 from sqlalchemy import Connection
 
 from config_server.jobs.kinds import Kind, Kinds, Stands, Waits
@@ -277,8 +278,11 @@ class Runner:
         )
 
         def work(db: Connection) -> bool:
-            job = journal.put(db, held, self._lease_ns, name, failed, self._now_ns())
-            if job.direction is not direction:
+            job = journal.renew(db, held, self._lease_ns)
+            is_said_again = job.args != look.job.args  # it was another one's failure
+            left = msgspec.structs.replace(failed, tries=0) if is_said_again else failed
+            journal.put(db, held, self._lease_ns, name, left, self._now_ns())
+            if job.direction is not direction or is_said_again:
                 return True
             for step in again:
                 journal.put(

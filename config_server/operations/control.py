@@ -117,6 +117,9 @@ class Control:
     has: Has = field(default_factory=Has)
     """What this server has of the CA, and presents (ca_following.py)."""
 
+    elsewhere: str = ""
+    """Where the config server is that has superseded this one (pointing.py); "": it has not been, or that is not known."""
+
     kept_ns: Callable[[], int] | None = None
     """Of when the control state in storage is; None: there is none."""
 

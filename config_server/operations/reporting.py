@@ -178,6 +178,7 @@ class Reporting:
             kept=kept,
             deleted=deleted,
             superseded=self._control.force.error is not None,
+            pointer=self._control.elsewhere if self._control.force.error is not None else "",
             generation=self._control.force.generation,
         )
 

@@ -1,5 +1,6 @@
 """Tells daemons where the config server is that is in force (shared/trust/pointer.py): when it takes over, and at each start, since its
-names may be others."""
+names may be others. One that was superseded reads it, and hands it to whoever still comes: an agent without a session reaches nobody else
+who knows."""
 
 from __future__ import annotations
 
@@ -30,9 +31,15 @@ class Pointing:
         """The generation for which it was written, and the CA that signed it, ..."""
         self._looked_s = 0.0
         """... and when that was looked at last (monotonic): somebody may have deleted it since."""
+        self.elsewhere = ""
+        """What storage says, while another one is in force; "": that is not so, or is not known yet."""
 
     async def look(self, vault: BlobStore) -> None:
         """Raises StorageError. A server without names, or that is not known to be in force, says nothing."""
+        if self._force.by is not None:
+            await self._find(vault, self._force.by.generation)
+            return
+        self.elsewhere = ""
         generation = self._force.generation
         now = (generation, self._ca.der)
         if not generation or not self._urls:
@@ -57,3 +64,11 @@ class Pointing:
             except (BlobExistsError, BlobNotFoundError, PreconditionError):
                 return  # somebody else wrote it: at the next look
         self._said, self._looked_s = now, time.monotonic()
+
+    async def _find(self, vault: BlobStore, by: int) -> None:
+        if self.elsewhere and time.monotonic() - self._looked_s < CHECK_S:
+            return
+        found = await vault.read_versioned(BLOB, MOST_B)
+        there = None if found is None else opened(found[0], self._ca_file)
+        if found is not None and there is not None and there.generation >= by:
+            self.elsewhere, self._looked_s = found[0].decode(), time.monotonic()

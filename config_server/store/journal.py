@@ -25,7 +25,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Row, and_, bindparam, case, not_, or_, select, text, tuple_, update
+from sqlalchemy import (
+    Connection,
+    Row,
+    and_,
+    bindparam,
+    case,
+    exists,
+    not_,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
 
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.words import bounded
@@ -150,7 +163,11 @@ _ITS_LANE: Final = and_(
 _IN_LANE: Final = select(jobs).where(_ITS_LANE)
 WOKEN: Final = -1
 """As `wake_ns`: since its owner took it. What he saw before that is no reason to wait."""
-_WAKE: Final = update(jobs).where(_ITS_LANE).values(wake_ns=WOKEN)
+_HAS_FAILED: Final = and_(
+    jobs.c.lease_ns == 0, exists().where(steps.c.job == jobs.c.id, steps.c.tries > 0).correlate(jobs)
+)
+"""And waits to be tried again."""
+_WAKE: Final = update(jobs).where(_ITS_LANE, not_(_HAS_FAILED)).values(wake_ns=WOKEN)
 _TURNED: Final = select(jobs.c.id).where(
     jobs.c.id.in_(bindparam("ids", expanding=True)), jobs.c.direction == Direction.BACK
 )
@@ -291,8 +308,10 @@ def pause(
     error: Failure | None = None,
 ) -> None:
     """It is nobody's until `pause_ns` from now, or somebody wakes it, or did so since it was claimed. `now_ns`: None: others say when it
-    changed last. Behind a `renew` of the same transaction."""
-    wake_ns = case((jobs.c.wake_ns == WOKEN, 0), else_=clock_ns() + min(pause_ns, LONGEST_NS))
+    changed last. `error`: it failed, and is tried again so often in so much time: that nobody shortens but a person. Behind a `renew` of
+    the same transaction."""
+    until_ns = clock_ns() + min(pause_ns, LONGEST_NS)
+    wake_ns = until_ns if error is not None else case((jobs.c.wake_ns == WOKEN, 0), else_=until_ns)
     values: dict[str, Any] = {
         **_FREE, "waits": bounded(waits), "wake_ns": wake_ns, "progress": progress,
     }  # fmt: skip
@@ -411,10 +430,13 @@ def supersede(
 
 
 def say_again(db: Connection, id_: str, args: Mapping[str, Any], now_ns: int) -> None:
-    """The same was asked for once more while the job goes forward: it sees to that from now on, and looks at once."""
+    """The same was asked for once more while the job goes forward: it sees to that from now on, looks at once, and what failed is tried as
+    often as at first."""
     said = update(jobs).where(_IT, _DRIVEN, jobs.c.direction == Direction.FORWARD)
     plain = msgspec.json.encode(args).decode()
-    db.execute(said.values(args=plain, wake_ns=WOKEN, waits="", updated_ns=now_ns), {"it": id_})
+    values = {"args": plain, "wake_ns": WOKEN, "waits": "", "updated_ns": now_ns}
+    if db.execute(said.values(**values), {"it": id_}).rowcount:
+        _forget_failures(db, id_)
 
 
 def complete(db: Connection, id_: str, step: str, result: Mapping[str, Any] | None, now_ns: int) -> None:
@@ -431,7 +453,8 @@ def complete(db: Connection, id_: str, step: str, result: Mapping[str, Any] | No
 
 def wake(db: Connection, machine: str, lane: str) -> None:
     """What the job of this lane waits for may have come: it is due at once, unless it waits for a person; also where its owner is just
-    about to let it go, since it had not come yet when he looked."""
+    about to let it go, since it had not come yet when he looked. One that waits since a step failed has its pause: by machines that come
+    and go its tries would be over in seconds."""
     db.execute(_WAKE, {"of_machine": machine, "the_lane": lane})
 
 
@@ -465,8 +488,12 @@ def again(db: Connection, id_: str) -> bool:
     )
     if not woken.rowcount:
         return False
-    db.execute(update(steps).where(steps.c.job == id_).values(tries=0))
+    _forget_failures(db, id_)
     return True
+
+
+def _forget_failures(db: Connection, id_: str) -> None:
+    db.execute(update(steps).where(steps.c.job == id_).values(tries=0))
 
 
 def abandon(db: Connection, id_: str, now_ns: int) -> bool:

@@ -31,6 +31,8 @@ class StatusReply(msgspec.Struct):
     superseded: bool = False
     """Another config server is in force: this one tells nothing any more, and where the other is stands in storage
     (shared/trust/pointer.py)."""
+    pointer: str = ""
+    """What stands there, as far as this one has read it: for agents, who do not reach storage. \"\": it is in force, or does not know."""
     generation: int = 0
     """Of the config server, as storage has numbered it, if it is in force as far as it knows; 0: it does not know. (An older one says
     nothing.)"""

@@ -73,6 +73,7 @@ class ControlClient:
     same. `on_deleted` gets, with every answer, which containers that the report named were deleted; it must not raise. `machine`: of an
     agent, the identity and boot that it reports, too. `where`: where the config server is, if that may change (`url` else). `find`
     reads what storage says of it: it is called every minute, and sooner when the config server says that it is not the one any more.
+    (That one says where the other is, too, if it knows.)
     """
 
     def __init__(
@@ -175,6 +176,8 @@ class ControlClient:
         self._superseded = reply.superseded
         if not reply.superseded:
             self._where.hear(reply.generation)
+        elif reply.pointer:
+            await self._where.take(reply.pointer.encode())
         return reply.commands
 
     def _note_lost(self, lost: list[newer.Lost]) -> None:
@@ -294,7 +297,8 @@ class ControlClient:
 
     async def _seek(self, link: _Link) -> None:
         """The config server that is in force, where this one says nothing, or that it is not. Whoever cannot ask storage is told by a
-        process server, if he has one (`where`)."""
+        process server, if he has a session (`where`), or by this one."""
+        link.url = self._where.url
         now_s = time.monotonic()
         if now_s - self._sought_s < (_SUPERSEDED_S if self._superseded else _SILENT_S):
             # This one answers. Whether another is in force is asked beside the reports, which wait for no storage.

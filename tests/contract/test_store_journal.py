@@ -220,6 +220,32 @@ def test_who_wakes_a_job_while_its_owner_looks_is_not_overheard(db: Connection, 
     assert due(db) == [], "once"
 
 
+FAILING: Final = Entry(state=StepState.BEGUN, tries=1)
+
+
+def test_one_that_has_failed_is_woken_by_a_person_alone_or_its_tries_would_be_over_in_seconds(
+    db: Connection,
+) -> None:
+    id_ = begun(db)
+    held = claimed(db, id_)
+    journal.put(db, held, HOUR_NS, "copy", FAILING, NOW)
+    journal.wake(db, "web1", "data")  # while its owner looks
+    journal.pause(db, held, waits="copy: busy", pause_ns=HOUR_NS, now_ns=NOW, error=FAILED)
+    assert due(db) == []
+    journal.wake(db, "web1", "data")
+    assert due(db) == []
+    journal.say_again(db, id_, {"after": 2}, NOW)
+    assert (due(db), journal.entries(db, id_)["copy"].tries) == ([id_], 0)
+    held = claimed(db, id_)
+    journal.put(db, held, HOUR_NS, "copy", FAILING, NOW)
+    journal.pause(db, held, waits="copy: busy", pause_ns=HOUR_NS, now_ns=NOW, error=FAILED)
+    assert journal.again(db, id_)
+    held = claimed(db, id_)
+    journal.pause(db, held, waits="the agent", pause_ns=HOUR_NS, now_ns=NOW)
+    journal.wake(db, "web1", "data")
+    assert due(db) == [id_], "it fails no more"
+
+
 @pytest.mark.parametrize("is_woken", [False, True])
 def test_one_that_stands_still_does_not_where_it_was_woken_since_it_was_taken(
     db: Connection, is_woken: bool

@@ -100,7 +100,7 @@ MUTANTS: Final = {
         _JOURNAL, "            cancelled_by=who,\n            wake_ns=0,\n", "            cancelled_by=who,\n"
     ),
     "a retry counts on": _one(
-        _JOURNAL, "    db.execute(update(steps).where(steps.c.job == id_).values(tries=0))\n", ""
+        _JOURNAL, "    _forget_failures(db, id_)\n    return True\n", "    return True\n"
     ),
     "anything may be abandoned": _one(
         _JOURNAL,

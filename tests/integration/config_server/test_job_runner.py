@@ -72,6 +72,13 @@ class Site:
 
         return do
 
+    def wakes_and(self, then: _Do) -> _Do:
+        async def do(job: Job) -> object:
+            await self.db.run(lambda db: journal.wake(db, job.machine, "data"))
+            return await then(job)
+
+        return do
+
     def cancels(self, then: object) -> _Do:
         """Somebody cancels the job just before the step answers."""
 
@@ -152,3 +159,28 @@ async def test_why_it_went_back_stays_whatever_hinders_that(site: Site, hinders:
     job = await site.drive(id_)
     assert job.error is not None
     assert (job.state, job.error.what, site.ended) == (JobState.FAILED, "It broke", [id_])
+
+
+async def test_who_comes_and_goes_uses_up_no_tries_of_a_job_that_has_failed(site: Site) -> None:
+    async def fails(_job: Job) -> object:
+        raise UnreachableError("no answer")
+
+    site.step.done = [site.wakes_and(fails)] * 9
+    id_ = await site.begin()
+    for _ in range(9):
+        job = await site.drive(id_)
+        await site.db.run(lambda db: journal.wake(db, "web1", "data"))
+    assert (job.state, job.steps[0].tries, len(site.step.done)) == (JobState.WAITING, 1, 8)
+
+
+async def test_what_failed_as_it_was_said_again_is_begun_anew_at_once(site: Site) -> None:
+    async def said_again(job: Job) -> object:
+        await site.db.run(lambda db: journal.say_again(db, job.id, {"after": 2}, NOW))
+        raise UnreachableError("no answer")
+
+    async def is_told(job: Job) -> object:
+        return job.args
+
+    site.step.done = [said_again, is_told]
+    job = await site.drive(await site.begin())
+    assert (job.state, job.result) == (JobState.DONE, {"after": 2})

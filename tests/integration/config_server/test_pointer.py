@@ -22,7 +22,7 @@ from shared.control import control_client
 from shared.control.control_client import ControlClient
 from shared.keys.vault import FileVault
 from shared.machine.storage import MachineStorage
-from shared.status import ProcessServerReport
+from shared.status import AgentReport, ProcessServerReport, Report
 from shared.trust import pointer
 from shared.trust.pointer import Pointer, Whereabouts, encoded, opened, statement
 from shared.trust.tls import TlsFiles
@@ -58,14 +58,16 @@ def elsewhere(config: ConfigServerConfig, folder: Path) -> ConfigServerConfig:
 
 @contextlib.asynccontextmanager
 async def reporting(
-    where: Whereabouts, files: TlsFiles, find: Callable[[], Awaitable[bytes]]
+    where: Whereabouts,
+    files: TlsFiles,
+    find: Callable[[], Awaitable[bytes]] | None,
+    report: Report | None = None,
 ) -> AsyncIterator[None]:
-    """A process server's line, by its configuration."""
+    """A process server's line, by its configuration; or that of whoever reports otherwise."""
     client = ControlClient(where.url, files, where=where, find=find)
     stop = asyncio.Event()
-    task = asyncio.create_task(
-        client.serve(lambda: ProcessServerReport(state="running"), _nothing, stop, interval_s=0.05)
-    )
+    said = report or ProcessServerReport(state="running")
+    task = asyncio.create_task(client.serve(lambda: said, _nothing, stop, interval_s=0.05))
     try:
         yield
     finally:
@@ -78,10 +80,10 @@ async def _nothing(_command: object) -> dict[str, object]:
     return {}
 
 
-async def hears(server: ConfigServer) -> bool:
+async def hears(server: ConfigServer, name: str = "ps1") -> bool:
     async with server.operator() as operator:
         daemons = (await operator.call(api.DAEMONS, Nothing())).daemons
-    return any(daemon.name == "ps1" and daemon.seen_s is not None and daemon.seen_s < 5 for daemon in daemons)
+    return any(daemon.name == name and daemon.seen_s is not None and daemon.seen_s < 5 for daemon in daemons)
 
 
 def where_of(config: ConfigServerConfig, files: TlsFiles) -> Whereabouts:
@@ -225,6 +227,20 @@ async def test_a_daemon_goes_to_the_one_that_is_in_force_though_its_own_answers_
         async with reporting(where, files, storage.pointer):
             await until(lambda: hears(second))
         assert where.signed, "and it has something to tell agents"
+
+
+async def test_an_agent_without_a_session_is_told_by_the_server_that_was_superseded_itself(
+    config: ConfigServerConfig, tmp_path: Path
+) -> None:
+    """It protects nothing, or its process server is away; and it does not reach storage."""
+    async with running(config) as first:
+        files = await first.enrolled("agent", "web1", tmp_path / "web1")
+        other = elsewhere(config, tmp_path / "second")
+    where = where_of(config, files)
+    said = AgentReport(machine="web1", state="unprotected")
+    async with running(other) as second, running(config), reporting(where, files, None, said):
+        await until(lambda: hears(second, "web1"))
+    assert where_of(config, files).url == f"https://127.0.0.1:{other.port}", "and it has kept that"
 
 
 async def test_what_was_kept_is_of_one_ca_and_a_file_that_is_none_is_as_if_it_were_not_there(
