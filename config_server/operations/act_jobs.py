@@ -62,7 +62,12 @@ def begin(db: Connection, kind: Watch, before: Machine | None, after: Machine, a
     assert after.wish is not None
     act = rules.act_over(before, after.wish, at.report)
     there = journal.in_lane(db, after.name, Lane.LIFE)
-    if kind is Watch.UNPROTECT and there is not None and there.kind == Watch.DELETE and goes_on(there):
+    if (
+        kind is Watch.UNPROTECT
+        and there is not None
+        and there.kind == Watch.DELETE
+        and there.direction is Direction.FORWARD
+    ):
         return (
             there.id
         )  # that it is to stop was said with its deletion, too, which goes on (deletions.follow)

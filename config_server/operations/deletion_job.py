@@ -38,6 +38,8 @@ from shared.errors import DeletionOfAnotherError, DeletionUnconfirmedError, Said
 LOOK_S: Final = 60.0
 """As often as deletions are looked at. (What hinders one otherwise than before wakes its job: deletion_sweep.py.)"""
 _STEP: Final = "delete"
+_DELETION: Final = "deletion"
+"""What takes the place of jobs, where the deletion has none: an earlier version began it."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -90,13 +92,17 @@ def end(db: Connection, machine: str, deletion: Deletion, who: str, now_ns: int)
         journal.complete(db, there.id, _STEP, result, now_ns)
         journal.supersede(db, machine, tuple(Lane), who, there.id, now_ns)
     else:
-        journal.supersede(db, machine, tuple(Lane), who, deletion.id, now_ns)
+        journal.supersede(db, machine, tuple(Lane), who, _DELETION, now_ns)
 
 
 def wake(db: Connection, machines: Iterable[str]) -> None:
-    """What hinders these deletions is something else than before, or nothing."""
+    """What hinders these deletions is something else than before, or nothing: also one that stood for that looks again."""
     for machine in machines:
-        if of_machine(db, machine) is not None:
+        if (there := of_machine(db, machine)) is None:
+            continue
+        if there.attention:
+            journal.again(db, there.id)
+        else:
             journal.wake(db, machine, Lane.LIFE)
 
 

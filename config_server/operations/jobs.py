@@ -59,8 +59,19 @@ class Jobs:
         return await self._act(call, JobAct.RETRY, journal.again)
 
     async def abandon(self, call: Call, _body: Nothing) -> JobView:
+        """Raises JobNotFoundError, JobActError."""
         now_ns = self._control.now_ns()
-        return await self._act(call, JobAct.ABANDON, lambda db, id_: journal.abandon(db, id_, now_ns))
+
+        def work(db: Connection, id_: str) -> bool:
+            if (job := journal.find(db, id_)).kind in self._cancels:
+                raise JobActError(
+                    f"'{JobAct.ABANDON}' was refused for job '{id_}'",
+                    cause=f"the {job.kind} itself would go on, and nobody would see to it",
+                    action=f"Take it back (understudy job cancel {id_}), or say it again.",
+                )
+            return journal.abandon(db, id_, now_ns)
+
+        return await self._act(call, JobAct.ABANDON, work)
 
     async def _act(
         self, call: Call, act: JobAct, work: _Act, *, done: Callable[[JobView], bool] = lambda _job: False

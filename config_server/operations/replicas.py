@@ -24,7 +24,7 @@ from config_server.rules.facts import SELF
 from config_server.rules.presence import Seen
 from config_server.rules.twins import SILENT_S
 from config_server.rules.wishes import Told
-from config_server.store import replicas
+from config_server.store import replicas, restored
 from config_server.store.database import Connection
 from config_server.store.inventory import StoredReport
 from config_server.store.replicas import Other
@@ -123,6 +123,8 @@ class Replicas:
         self._writing, self._looking = asyncio.Lock(), asyncio.Lock()
         self._known: dict[str, _Known] = {}
         self._leaves = False
+        self._batch = 0
+        """The last that was surely written."""
         self._looked_ns = 0
         """When it was read last (monotonic), ..."""
         self._clock_ns = 0
@@ -214,14 +216,20 @@ class Replicas:
 
     async def write(self) -> None:
         """What was heard and rung since. Raises DatabaseError: then it is written the next time. DataFolderInUseError where this server is
-        not known any more."""
+        not known any more, or the database is not the one any more to which it wrote: it was set back under it (a standby that lacked the
+        last commits took over, a dump was put back), and is marked so, as a restore does it, in the same transaction."""
         async with self._writing:
             heard, self._heard = self._heard, {}
             rung, self._rung = self._rung, {}
             said = msgspec.json.encode(self._said()).decode()
 
             def work(db: Connection) -> int | None:
-                return replicas.write(db, self.id, said, [*self._stored(heard)], [*rung])
+                batch = replicas.write(db, self.id, said, [*self._stored(heard)], [*rung])
+                if batch is not None and batch <= self._batch:
+                    restored.prepare(db, self._control.now_ns())
+                    replicas.forget_all(db)
+                    return None
+                return batch
 
             try:
                 batch = await self._control.db.run(work)
@@ -235,11 +243,18 @@ class Replicas:
                     cause="it is not among those that use it any more: it was away for ten minutes, or the database was put back",
                     action="It is started anew by its service, and begins with what the database has.",
                 )
+            self._batch = batch
 
     async def look(self) -> None:
-        """What the others have heard and rung. Raises DatabaseError."""
+        """What the others have heard and rung. Raises DatabaseError: while that is not known nobody is called silent."""
         async with self._looking:
-            await self._look()
+            try:
+                await self._look()
+            except DatabaseError:
+                now_ns = self._control.mono_ns()
+                if self._looked_ns and now_ns - self._looked_ns > _GAP_S * SECOND_NS:
+                    self._control.presence.excuse(self._looked_ns, now_ns)
+                raise
 
     # ---- inside
 

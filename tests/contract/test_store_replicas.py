@@ -224,3 +224,10 @@ def test_who_ends_lets_go_what_he_has_and_nothing_else(two: Connection) -> None:
     replicas.let_go(two, "a")
     assert replicas.hold(two, "sweep", "b", 60 * SECOND_NS)
     assert not replicas.hold(two, "janitor", "a", 60 * SECOND_NS)
+
+
+def test_a_lease_of_before_the_database_s_clock_was_set_back_holds_nobody_up(two: Connection) -> None:
+    assert replicas.hold(two, "sweep", "killed", 15 * SECOND_NS)
+    two.execute(update(schema.leases).values(until_ns=schema.leases.c.until_ns + 600 * SECOND_NS))
+    assert replicas.hold(two, "sweep", "b", 15 * SECOND_NS)
+    assert held_by(two) == [("b", 2)]

@@ -15,11 +15,14 @@ import pytest
 from sqlalchemy import Connection, text
 
 from config_server import background, service
-from config_server.store import audit, migrations, older_servers
+from config_server.store import audit, migrations, older_servers, replicas, restored, tokens
 from config_server.store.config import DatabaseConfig
 from config_server.store.postgresql import Postgresql
+from shared import api
+from shared.api.route import Page
+from shared.control import enrol
 from shared.errors import DataFolderInUseError
-from tests.config_parts import config_for, running
+from tests.config_parts import config_for, running, until
 from tests.postgres import Postgres
 
 NOW = 1_700_000_000 * 10**9
@@ -218,6 +221,33 @@ async def test_a_config_server_under_which_the_database_is_put_back_ends(
     with pytest.raises(BaseExceptionGroup) as ended:
         await server
     assert ended.group_contains(DataFolderInUseError)
+
+
+def has_written(db: Connection) -> bool:
+    return any(batch > 1 for _, batch in replicas.batches(db).values())
+
+
+def is_marked(db: Connection) -> bool:
+    return restored.mark(db) is not None
+
+
+async def test_a_config_server_under_which_the_database_is_set_back_marks_it_so_and_ends(
+    tmp_path: Path, database_config: DatabaseConfig, first: Postgresql
+) -> None:
+    """A standby without the last commits took over, or a dump of a moment ago was put back: what it wrote itself is not there."""
+    config = config_for(tmp_path, database=database_config)
+    with pytest.raises(BaseExceptionGroup) as ended:
+        async with running(config) as server:
+            token = await server.token("agent", "web1")
+            hash_ = enrol.token_hash(enrol.parse_token(token.token).secret)
+            await until(lambda: asyncio.to_thread(first.transact, has_written, vital=False))
+            first.transact(lambda db: db.execute(text("UPDATE replicas SET batch = 0")), vital=False)
+            await until(lambda: asyncio.to_thread(first.transact, is_marked, vital=False))
+    assert ended.group_contains(DataFolderInUseError)
+    assert not first.transact(lambda db: tokens.exists(db, hash_), vital=False)
+    async with running(config) as server, server.operator() as operator:
+        actions = [entry.action for entry in (await operator.call(api.AUDIT, Page())).entries]
+        assert "database.restored" in actions
 
 
 def test_a_server_does_nothing_more_in_a_database_that_a_newer_one_made_unusable_for_it(

@@ -6,9 +6,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from config_server.store import restored
+from config_server.store import deletions, restored
 from shared import api
 from shared.api.copies import RebindRequest
 from shared.api.events import EventQuery, EventView
@@ -16,12 +17,13 @@ from shared.api.jobs import JobQuery, JobState, JobView
 from shared.api.route import Nothing
 from shared.blob import BlobConfig
 from shared.control.rest import RestClient
-from shared.errors import BeingDeletedError
+from shared.errors import BeingDeletedError, JobActError
 from shared.trust.tls import TlsFiles
 from tests.config_parts import ConfigServer, config_for, running, until
 from tests.deletions import (
     HARDWARE,
     delete,
+    deletion_of,
     folder,
     is_gone,
     is_waiting,
@@ -138,8 +140,26 @@ async def test_what_was_put_back_waits_for_a_person_with_the_deletions_own_event
     await until(is_told)
     of_its_job = [event.what for event in await told() if said.job in event.what]
     assert of_its_job == [], "one cause, one event"
+    with pytest.raises(JobActError, match="would go on"):
+        await operator.call(api.JOB_ABANDON, Nothing(), id=said.job)
     second = await delete(operator)
     assert (await job(operator, said.job)).superseded_by == second.job
+
+
+async def test_one_that_stood_goes_on_when_what_it_stood_for_is_over(
+    server: ConfigServer, operator: RestClient, web1: ObedientAgent
+) -> None:
+    """Another account is configured for a while, say."""
+    said = await delete(operator)
+    with opened(folder(server)) as db:
+        place = deletion_of(db).place
+        deletions.put(db, "web1", msgspec.structs.replace(deletion_of(db), place="another account"))
+    await is_in(operator, said.job, JobState.ATTENTION)
+    stopped = await operator.call(api.UNPROTECT, Nothing(), machine="web1")
+    assert stopped.job == said.job, "it keeps its place"
+    with opened(folder(server)) as db:
+        deletions.put(db, "web1", msgspec.structs.replace(deletion_of(db), place=place))
+    await is_in(operator, said.job, JobState.WAITING)
 
 
 async def test_it_is_not_cancelled_once_storage_was_asked_and_waits_for_a_person_where_nobody_knows_what_came_of_it(

@@ -110,7 +110,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Site:
 
     def write(_db: None, _id: str, _said: str, reports: list[StoredReport], rung: list[str]) -> int | None:
         made.written.append((reports, rung))
-        return 1 if made.is_known else None
+        return len(made.written) if made.is_known else None
 
     monkeypatch.setattr(replicas, "write", write)
     return made
@@ -335,3 +335,17 @@ def test_what_is_stored_of_a_report_is_all_but_results_of_commands() -> None:
     assert (found.state, found.start, found.number, found.age_ns) == ("ordered", "s", 3, 2 * SECOND_NS)
     assert (found.address, found.told) == ("192.0.2.1", "")
     assert "c1" not in found.report.decode()
+
+
+async def test_while_it_cannot_be_read_what_others_have_heard_nobody_is_called_silent(site: Site) -> None:
+    """A table is locked for a minute, say: whom the other one hears all the while is not gone."""
+    await beats(site, 3, hears=True)
+    site.away = True
+    for _ in range(60):
+        site.now_s += 1
+        with pytest.raises(DatabaseError):
+            await site.here.look()
+        assert site.missing() == set()
+    site.away = False
+    await beats(site, 3, hears=True)
+    assert site.missing() == set()
