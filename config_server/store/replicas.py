@@ -29,6 +29,8 @@ KEPT: Final = 300
 """So many batches of a server what it rang is kept: whoever has not looked for longer takes it that everything was rung."""
 LIVING_NS: Final = 15 * SECOND_NS
 """A server that has written lately: it does each second."""
+_MORE_NS: Final = 120 * SECOND_NS
+"""Than four times as long as it is taken for no lease lasts, and so much: else the database's clock was set back since."""
 BURIED_NS: Final = 600 * SECOND_NS
 """A server that has written nothing for so long is forgotten."""
 
@@ -94,7 +96,7 @@ _HOLD: Final = Prepared(
             leases.c.owner == bindparam("mine"),
             leases.c.until_ns < clock_ns(),
             # The clock of PostgreSQL's host was set back since: nobody holds it for so long.
-            leases.c.until_ns > clock_ns() + 4 * bindparam("for_ns"),
+            leases.c.until_ns > clock_ns() + bindparam("too_long_ns"),
         ),
     )
     .values(
@@ -207,7 +209,7 @@ def bury(db: Connection) -> list[str]:
 
 def hold(db: Connection, name: str, id_: str, for_ns: int) -> bool:
     """Whether this server alone does that, from now on for so long; first in the transaction that does it."""
-    asked = {"of_name": name, "mine": id_, "for_ns": for_ns}
+    asked = {"of_name": name, "mine": id_, "for_ns": for_ns, "too_long_ns": 4 * for_ns + _MORE_NS}
     if _HOLD(db, asked).rowcount:
         return True
     _TAKE(db, {"name": name, "owner": "", "term": 0, "until_ns": 0})
