@@ -66,7 +66,9 @@ async def begun(server: Turns, said: list[str], name: str, ends: asyncio.Event) 
 
 async def steal(db: Database) -> None:
     """As if the first had stood still, and the other one had taken it."""
-    await db.run(lambda each: each.execute(text("UPDATE leases SET owner = 'b', until_ns = until_ns + 60000000000")))
+    await db.run(
+        lambda each: each.execute(text("UPDATE leases SET owner = 'b', until_ns = until_ns + 60000000000"))
+    )
 
 
 async def test_another_server_waits_for_its_turn_however_long_the_first_takes(pair: Pair) -> None:
