@@ -146,6 +146,20 @@ def test_a_certificate_that_is_shown_gets_its_key_noted_once(db: Connection) -> 
     assert revocation.is_key_revoked(db, fingerprint_of(key.public_key()))
 
 
+def test_one_may_take_part_by_each_certificate_that_has_not_expired_refused_or_not(db: Connection) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    for one in (issued(0xB, at_ns=NOW + 5), issued(0xA)):
+        certificates.note_certificate(db, one)
+    certificates.note_presented(db, Role.AGENT, "web1", made(key, 0x78))
+    revocation.revoke(db, "a", "", NOW + 6)
+    begins_s = NOW // SECOND_NS - int(BACKDATED.total_seconds())
+    first, second, shown = certificates.parties(db, NOW)
+    assert first == certificates.Party(Role.AGENT, "web1", 0xA, begins_s, "PEM 10")
+    assert (second.serial, second.pem) == (0xB, "PEM 11")
+    assert (shown.serial, shown.begins_s, shown.pem) == (0x78, START_S, "")
+    assert certificates.parties(db, NOW + 10**18) == [second]
+
+
 def made(key: ec.EllipticCurvePrivateKey, serial: int) -> bytes:
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "agent:web1")])
     begins = dt.datetime.fromtimestamp(START_S, dt.UTC)

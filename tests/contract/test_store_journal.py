@@ -317,16 +317,17 @@ def test_one_that_goes_back_leaves_its_lane_and_is_over(db: Connection) -> None:
     journal.leave_lane(db, "web1", "data")
     with pytest.raises(LaneTakenError):
         begun(db)
-    assert not journal.is_over(db, id_)
+    assert (journal.is_over(db, id_), journal.goes_forward(db, id_)) == (False, True)
     for each in (id_, other):
         journal.cancel(db, each, "operator:o", NOW)
     journal.leave_lane(db, "web1", "data")
     again = begun(db)
     assert [journal.is_over(db, each) for each in (id_, again, "none")] == [True, False, False]
+    assert [journal.goes_forward(db, each) for each in (id_, again, "none")] == [False, True, False]
     with pytest.raises(LaneTakenError):
         begun(db, "web2")
     journal.end(db, claimed(db, again), JobState.DONE, None, NOW)
-    assert journal.is_over(db, again)
+    assert (journal.is_over(db, again), journal.goes_forward(db, again)) == (True, False)
 
 
 def test_of_kinds_that_nobody_here_knows_those_that_nobody_has_taken_for_a_while_are_parked(
