@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from config_server import background
-from config_server.operations import protection_jobs, rebind_job
+from config_server.operations import act_jobs, protection_jobs, rebind_job
 from shared import api
 from shared.api.jobs import JobQuery, JobState, JobView, StepState
 from shared.api.machines import MachineView
@@ -25,7 +25,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def look_each(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    for module in (protection_jobs, rebind_job):
+    for module in (act_jobs, protection_jobs, rebind_job):
         for name in ("LOOK_S", "RARELY_S"):
             monkeypatch.setattr(module, name, seconds)
 

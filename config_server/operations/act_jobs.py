@@ -9,17 +9,19 @@ nothing to see to.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeGuard
 
 import msgspec
 
+from config_server.jobs.kinds import Waits
 from config_server.operations.control import Control, new_id
 from config_server.rules import acts as rules
 from config_server.rules.acts import Act, Rebound, Said
 from config_server.rules.facts import Facts, facts_of
 from config_server.rules.lanes import Lane, Watch
 from config_server.rules.machine import Machine
-from config_server.store import audit, inventory, journal
+from config_server.rules.sights import goes_by
+from config_server.store import audit, incarnations, inventory, journal
 from config_server.store.database import Connection
 from config_server.store.journal import Job
 from shared import decoding
@@ -31,6 +33,11 @@ VERSION: Final = 1
 """Of the steps of each of these kinds."""
 SET: Final = "set"
 """Their first step: what the act's own transaction does."""
+LOOK_S: Final = 10.0
+"""Between two looks at what an agent does. (What it does otherwise than before wakes the job, and so does an agent that comes back:
+reporting.py.)"""
+RARELY_S: Final = 300.0
+"""The same while that is not heard: perhaps for weeks, and of many machines."""
 
 
 def facts(control: Control, machine: str) -> Facts:
@@ -62,25 +69,24 @@ def begin(db: Connection, kind: Watch, before: Machine | None, after: Machine, a
     assert after.wish is not None
     act = rules.act_over(before, after.wish, at.report)
     there = journal.in_lane(db, after.name, Lane.LIFE)
-    if (
-        kind is Watch.UNPROTECT
-        and there is not None
-        and there.kind == Watch.DELETE
-        and there.direction is Direction.FORWARD
-    ):
+    if kind is Watch.UNPROTECT and _is_of_deletion(there):
         return (
             there.id
         )  # that it is to stop was said with its deletion, too, which goes on (deletions.follow)
-    its_act = act_of(there) if there is not None and there.kind in (Watch.PROTECT, Watch.UNPROTECT) else None
+    its_act = act_of(there) if there is not None else None
     if before is not None and before.wish is not None:
         is_its_own = its_act is not None and its_act.act == before.wish.mark.act
         if rules.is_same(before.wish, after.wish):
             if there is not None and its_act is not None and is_its_own and goes_on(there):
-                again = msgspec.structs.replace(its_act, act=act.act, wants=act.wants)
+                again = msgspec.structs.replace(
+                    its_act, act=act.act, wants=act.wants, incarnation=act.incarnation
+                )
                 journal.say_again(db, there.id, msgspec.to_builtins(again), at.now_ns)
                 return there.id
             if at.report is not None and rules.is_done(before, at.facts, at.mono_ns):
                 return ""
+            if there is not None and there.kind == Watch.REBIND and goes_on(there):
+                return there.id  # what was wanted already takes nobody's place
         if there is not None and its_act is not None and is_its_own and there.cancelled_by:
             # Its act is to be taken back, and that is only not done yet.
             act = msgspec.structs.replace(
@@ -93,35 +99,55 @@ def begin(db: Connection, kind: Watch, before: Machine | None, after: Machine, a
 def begin_rebind(
     db: Connection, name: str, machine: Machine | None, rebound: Rebound, at: Moment, *, is_repeated: bool
 ) -> str:
-    """As `begin`. `machine`: None where nothing is known of it but in storage; `is_repeated`: it was that hardware before."""
+    """As `begin`. `machine`: None where nothing is known of it but in storage; `is_repeated`: it was that hardware before. Of one
+    that is to be deleted the deletion's job sees whose it is by now."""
     there = journal.in_lane(db, name, Lane.LIFE)
+    if _is_of_deletion(there):
+        return there.id
     if is_repeated:
-        is_rebind = there is not None and there.kind == Watch.REBIND and goes_on(there)
-        if there is not None and is_rebind and rebound_of(there).identity == rebound.identity:
+        of_there = rebound_of(there) if there is not None and goes_on(there) else None
+        if there is not None and of_there is not None and of_there.identity == rebound.identity:
             return there.id
         if not rules.unserved(machine, rebound.identity, at.facts, at.mono_ns):
             return ""
     return _instead(db, Watch.REBIND, name, (Lane.LIFE,), rebound, at)
 
 
-def act_of(job: Job) -> Act:
-    """Of one that sees to a `protect` or `unprotect`."""
-    return decoding.convert(job.args, type=Act)
+def act_of(job: Job) -> Act | None:
+    """None: it is none that sees to a `protect` or `unprotect`, or one of another version."""
+    is_one = job.kind in (Watch.PROTECT, Watch.UNPROTECT) and job.version == VERSION
+    return decoding.convert(job.args, type=Act) if is_one else None
 
 
-def rebound_of(job: Job) -> Rebound:
-    return decoding.convert(job.args, type=Rebound)
+def rebound_of(job: Job) -> Rebound | None:
+    """As `act_of`."""
+    is_one = job.kind == Watch.REBIND and job.version == VERSION
+    return decoding.convert(job.args, type=Rebound) if is_one else None
 
 
-def take_back(db: Connection, job: Job, report: AgentReport | None, now_ns: int) -> bool:
+def take_back(
+    db: Connection, job: Job, report: AgentReport | None, now_ns: int, *, is_heard: bool
+) -> bool | Waits:
     """A person has cancelled the job: unless something else holds by now, what was wanted before its act is said again, with the mark of
-    another act, so that it is done once. Whether it was. `report`: the last one of the machine's agent. Raises RequestError for what this
-    version cannot say."""
+    another act, so that it is done once. Whether it was. `report`: the last one of the machine's agent; `is_heard`: it is no older one.
+    Raises RequestError for what this version cannot say.
+
+    Where the database was put back since the act was said, the job may have come to its end in what was lost, weeks ago: what its agent
+    goes by is not taken from it. So it has to be heard first.
+    """
     if job.superseded_by or not job.cancelled_by:
         return False
     act, machine = act_of(job), inventory.find(db, job.machine)
-    if machine is None or machine.wish is None or machine.wish.mark.act != act.act:
+    if act is None or machine is None or machine.wish is None or machine.wish.mark.act != act.act:
         return False
+    if _is_of_before(db, act):
+        if report is None or not is_heard:
+            why = (
+                f"the agent of {job.machine}, to say whether it goes by this: the database was put back since"
+            )
+            return Waits(why, RARELY_S)
+        if goes_by(report, machine.wish):
+            raise rules.may_have_ended(job.machine)
     said = rules.as_before(job.machine, act, machine.wish, is_heard=report is not None)
     if said is not None and said.is_wanted(machine.wish):
         return False
@@ -142,6 +168,17 @@ def goes_on(job: Job) -> bool:
 
 
 # ---- inside
+
+
+def _is_of_deletion(there: Job | None) -> TypeGuard[Job]:
+    """Whether the job is one of a deletion that holds, also where that stands still for a person's word."""
+    return there is not None and there.kind == Watch.DELETE and there.direction is Direction.FORWARD
+
+
+def _is_of_before(db: Connection, act: Act) -> bool:
+    """Whether the database was put back since the act was said."""
+    *former, current = incarnations.history(db)
+    return act.incarnation != current if act.incarnation else bool(former)
 
 
 def _instead(

@@ -53,7 +53,7 @@ def begin(db: Connection, machine: str, deletion: str, who: str, now_ns: int) ->
     """The id of the job that sees to it, in the place of whatever else was under way of the machine. In the transaction that says it."""
     args = msgspec.to_builtins(Wanted(deletion))
     there = of_machine(db, machine)
-    if there is not None and goes_on(there):
+    if there is not None and goes_on(there) and there.version == VERSION:
         journal.supersede(db, machine, (Lane.DATA,), who, there.id, now_ns)
         journal.say_again(db, there.id, args, now_ns)
         return there.id
@@ -87,7 +87,7 @@ def end(db: Connection, machine: str, deletion: Deletion, who: str, now_ns: int)
     """It was done, and is in the audit log, in this transaction: so is its job, and whatever else is under way of the machine waits in
     vain."""
     there = of_machine(db, machine)
-    if there is not None and wanted(there).deletion == deletion.id:
+    if there is not None and there.version == VERSION and wanted(there).deletion == deletion.id:
         result = {"container": deletion.container, "points": deletion.points}
         journal.complete(db, there.id, _STEP, result, now_ns)
         journal.supersede(db, machine, tuple(Lane), who, there.id, now_ns)

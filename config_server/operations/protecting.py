@@ -64,7 +64,7 @@ class Protecting:
         await self._sides.ask(name)
         now_ns = self._control.now_ns()
         stored = await self._control.db.run(lambda db: inventory.find(db, name))
-        agent = self._agent(name, stored)
+        agent = self._sides.agent(name, stored)
         is_other = agent is None and self._control.presence.agent(name) is not None
         is_moved = is_other and self._sides.bound(name) != UNKNOWN
         is_unclear = is_other and not is_moved
@@ -141,7 +141,7 @@ class Protecting:
         last; its answer is given back, too. Raises MachineNotFoundError, and what `also` raises."""
         await self._sides.ask(name)
         now_ns = self._control.now_ns()
-        agent = self._agent(name, await self._control.db.run(lambda db: inventory.find(db, name)))
+        agent = self._sides.agent(name, await self._control.db.run(lambda db: inventory.find(db, name)))
         said = agent[1].wish if agent is not None else None
 
         def work(db: Connection) -> tuple[Machine, str]:
@@ -166,7 +166,7 @@ class Protecting:
     async def disks(self, call: Call, _body: Nothing) -> DiskCandidates:
         machine = await machines.known(self._control, call.path["machine"])
         await self._sides.ask(machine.name)
-        agent = self._agent(machine.name, machine)
+        agent = self._sides.agent(machine.name, machine)
         if self._is_moved(machine):
             machine = msgspec.structs.replace(machine, disks=())
         return DiskCandidates(
@@ -179,15 +179,6 @@ class Protecting:
     async def _answered(self, machine: Machine, job: str) -> MachineView:
         self._control.bell.ring(DRIVEN)
         return msgspec.structs.replace(await machines.shown(self._control, machine), job=job)
-
-    def _agent(self, name: str, known: Machine | None) -> _Agent:
-        """What its agent said last, on the hardware that is the machine by storage, or, while that names none, by what is `known`: disks
-        of another one's report are others. Nor does an act make that the machine: it may be a copy."""
-        found = self._control.presence.agent(name)
-        is_ = self._sides.bound(name) or (known.identity if known is not None else UNKNOWN)
-        if found is None or is_ in (UNKNOWN, found[1].identity):
-            return found
-        return found if self._sides.is_the_machine(name, found[1].identity) else None
 
     def _identity(self, name: str, agent: _Agent) -> str:
         """Whose disks an operator speaks of. Where nobody knew any hardware of the machine, that of the report by which he speaks: else

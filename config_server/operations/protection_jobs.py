@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from config_server.jobs.kinds import Kind, Stands, Waits
 from config_server.operations import act_jobs
-from config_server.operations.act_jobs import SET, VERSION
+from config_server.operations.act_jobs import LOOK_S, RARELY_S, SET, VERSION
 from config_server.operations.control import Control
 from config_server.operations.sides import Sides
 from config_server.rules import acts as rules
@@ -36,16 +36,10 @@ from config_server.store.database import Connection
 from config_server.store.journal import Job
 from shared.errors import MachineNotFoundError, RequestError
 
-LOOK_S: Final = 10.0
-"""Between two looks at what its agent does. (What it does otherwise than before wakes the job, and so does an agent that comes back:
-reporting.py.)"""
-RARELY_S: Final = 300.0
-"""The same while that is not heard: perhaps for weeks, and of many machines."""
-
 
 def kinds(control: Control, sides: Sides) -> list[Kind]:
-    protect: list[Any] = [_Set(control), _FollowProtect(control, sides), _Copy(control, sides)]
-    unprotect: list[Any] = [_Set(control), _FollowStop(control, sides)]
+    protect: list[Any] = [_Set(control, sides), _FollowProtect(control, sides), _Copy(control, sides)]
+    unprotect: list[Any] = [_Set(control, sides), _FollowStop(control, sides)]
     return [
         Kind(name=Watch.PROTECT, version=VERSION, steps=protect, lasting_s=0.0),
         Kind(name=Watch.UNPROTECT, version=VERSION, steps=unprotect, lasting_s=0.0),
@@ -60,7 +54,8 @@ def check(db: Connection, job: Job) -> Machine:
     if machine is None:
         raise MachineNotFoundError(what, cause="nothing is known of it any more: it was deleted")
     wish = machine.wish
-    if wish is None or wish.mark.act != act_jobs.act_of(journal.find(db, job.id)).act:
+    act = act_jobs.act_of(journal.find(db, job.id))
+    if wish is None or act is None or wish.mark.act != act.act:
         raise rules.said_since(what, wish)
     return machine
 
@@ -68,8 +63,9 @@ def check(db: Connection, job: Job) -> Machine:
 class _Set:
     name: Final = SET
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, sides: Sides) -> None:
         self._control = control
+        self._sides = sides
 
     async def do(self, job: Job, _results: Mapping[str, Any]) -> Any | Waits:
         """Only where the journal is in doubt: then the act may not hold any more, and is not said again."""
@@ -79,18 +75,22 @@ class _Set:
     async def undo(self, job: Job) -> bool | Waits | Stands:
         """Whoever does it a second time finds another act than this job's. What only a person can say is asked of one at once: no time
         mends that."""
-        now_ns = self._control.now_ns()
+        await self._sides.ask(job.machine)
+        now_ns, mono_ns = self._control.now_ns(), self._control.mono_ns()
 
-        def work(db: Connection) -> bool:
+        def work(db: Connection) -> bool | Waits:
             # Looked at in this transaction: who was told in an earlier one had reported before that.
-            agent = self._control.presence.agent(job.machine)
-            return act_jobs.take_back(db, job, agent[1] if agent is not None else None, now_ns)
+            agent = self._sides.agent(job.machine, inventory.find(db, job.machine))
+            if agent is None:
+                return act_jobs.take_back(db, job, None, now_ns, is_heard=False)
+            seen, report = agent
+            return act_jobs.take_back(db, job, report, now_ns, is_heard=not seen.is_silent(mono_ns))
 
         try:
             is_done = await self._control.db.run(work)
         except RequestError as exc:
             return Stands(f"{SET}: {exc.what}", exc)
-        if is_done:
+        if is_done is True:
             self._control.bell.ring(f"agent:{job.machine}")
         return is_done
 

@@ -20,14 +20,15 @@ from typing import Any, Final
 
 from config_server.jobs.kinds import Kind, Waits
 from config_server.operations import act_jobs
-from config_server.operations.act_jobs import SET, VERSION
+from config_server.operations.act_jobs import LOOK_S, RARELY_S, SET, VERSION
 from config_server.operations.control import Control
-from config_server.operations.protection_jobs import LOOK_S, RARELY_S
 from config_server.operations.sides import Sides
 from config_server.rules import acts as rules
+from config_server.rules.acts import Rebound
 from config_server.rules.lanes import Watch
 from config_server.store import inventory
 from config_server.store.journal import Job
+from shared import decoding
 from shared.errors import SaidSinceError
 from shared.machine.active_side import UNKNOWN, shown
 
@@ -51,7 +52,7 @@ class _Step:
 
     async def _check(self, job: Job) -> str:
         """Who it was bound to. Raises SaidSinceError where storage has said since that it is another one."""
-        identity = act_jobs.rebound_of(job).identity
+        identity = decoding.convert(job.args, type=Rebound).identity
         await self._sides.ask(job.machine)
         if (bound := self._sides.bound(job.machine)) not in (UNKNOWN, identity):
             raise SaidSinceError(

@@ -23,6 +23,8 @@ from config_server.operations.jobs import DRIVEN
 from config_server.rules.acts import Rebound
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.copies import Copies, meant
+from config_server.rules.machine import Machine
+from config_server.rules.presence import Seen
 from config_server.rules.serving import signature
 from config_server.storage import removal
 from config_server.store import audit, commands, deletions, inventory
@@ -45,7 +47,7 @@ from shared.errors import (
 )
 from shared.machine import active_side
 from shared.machine.active_side import ActiveSide, Known
-from shared.status import Problem
+from shared.status import AgentReport, Problem
 from shared.vocabulary import Role
 
 _log = logging.get()
@@ -113,6 +115,15 @@ class Sides:
         if self._known.get(machine) is None:
             return machine in self._nobody
         return identity != active_side.UNKNOWN and identity == self.bound(machine)
+
+    def agent(self, machine: str, known: Machine | None) -> tuple[Seen, AgentReport] | None:
+        """What its agent said last, on the hardware that is the machine by storage, or, while that names none, by what is `known`: disks
+        of another one's report are others. Nor does an act make that the machine: it may be a copy."""
+        found = self._control.presence.agent(machine)
+        is_ = self.bound(machine) or (known.identity if known is not None else active_side.UNKNOWN)
+        if found is None or is_ in (active_side.UNKNOWN, found[1].identity):
+            return found
+        return found if self.is_the_machine(machine, found[1].identity) else None
 
     def forget(self, machine: str) -> None:
         """It was deleted."""

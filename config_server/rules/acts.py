@@ -44,6 +44,8 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
     """What was wanted until then, by this database, or, where that had no opinion, what its agent went by; None: neither."""
     captured: bool | None
     """Where nothing was: whether its agent protected disks all the same, by its configuration; None: nobody knew."""
+    incarnation: str = ""
+    """Of the database, when it was said last; empty: by an earlier version."""
 
 
 class Rebound(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +74,7 @@ def act_over(before: Machine | None, after: Wish, report: AgentReport | None) ->
         said=after,
         before=wish,
         captured=captured,
+        incarnation=after.mark.incarnation,
     )
 
 
@@ -118,6 +121,14 @@ def as_before(machine: str, act: Act, wish: Wish, *, is_heard: bool) -> Said | N
         disks = (*disks, *without(wish.disks, act.said.disks, disks))
         servers = servers if wish.process_servers == act.said.process_servers else wish.process_servers
     return Said(before.verb, disks, servers)
+
+
+def may_have_ended(machine: str) -> RequestError:
+    """Of a job in a database that was put back since its act, which the agent goes by."""
+    return _unsayable(
+        machine,
+        "its agent goes by this act, and whether the job had come to its end before the database was put back nobody knows",
+    )
 
 
 def _unsayable(machine: str, cause: str) -> RequestError:

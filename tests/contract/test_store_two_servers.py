@@ -480,7 +480,7 @@ def cancel_its_job(db: Connection) -> bool:
 
 
 def take_back(db: Connection) -> bool:
-    return act_jobs.take_back(db, the_cancelled(db), None, NOW + 3)
+    return act_jobs.take_back(db, the_cancelled(db), None, NOW + 3, is_heard=False) is True
 
 
 def issued(serial: int, renews: int = 0) -> Issued:

@@ -13,7 +13,7 @@ from config_server.rules import acts
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.facts import Facts
 from config_server.rules.lanes import Lane, Watch
-from config_server.store import inventory, journal
+from config_server.store import incarnations, inventory, journal
 from config_server.store.schema import jobs
 from shared.api.jobs import Direction, JobState
 from shared.desired import Verb
@@ -51,17 +51,27 @@ class SiteWithJobs(Site):
         kind = Watch.PROTECT if disks else Watch.UNPROTECT
         assert act_jobs.begin(self.db, kind, before, inventory.machine(self.db, machine), at)
 
+    def take(self, job: journal.Job) -> bool:
+        report = self.said_last(job.machine)
+        is_heard = report is not None
+        return act_jobs.take_back(self.db, job, report, self.now_ns, is_heard=is_heard) is True
+
     def take_back(self, job: journal.Job) -> None:
         act, machine = act_jobs.act_of(job), job.machine
+        assert act is not None
         known = inventory.find(self.db, machine)
         before = known.wish if known is not None else None
+        is_of_before = act.incarnation != incarnations.history(self.db)[-1]
+        goes_by_it = machine in self.agents and self.agents[machine].mark.act == act.act
         try:
-            is_done = act_jobs.take_back(self.db, job, self.said_last(machine), self.now_ns)
+            is_done = self.take(job)
         except RequestError:
             return
+        if is_done and is_of_before and goes_by_it:
+            raise Violated(f"{act} was taken back, and may have been done before the database was put back")
         if is_done and (before is None or before.mark.act != act.act):
             raise Violated(f"{act} was taken back, though {before} was wanted since")
-        if is_done and act_jobs.take_back(self.db, job, self.said_last(machine), self.now_ns):
+        if is_done and self.take(job):
             raise Violated(f"{act} was taken back twice")
         self.db.execute(update(jobs).where(jobs.c.id == job.id).values(state=JobState.CANCELLED))
         wish = inventory.machine(self.db, machine).wish
@@ -90,9 +100,16 @@ ADDED: list[Step] = [
 """Of three disks two were known to whoever acted behind the restore."""
 
 
+LONG_DONE: list[Step] = [
+    ("act", 0), ("report", 0), ("act", 2), ("report", 0), ("back up", 0), ("restore", 0), ("cancel", 0), ("take back", 0), ("report", 0),
+]  # fmt: skip
+"""As the backup has it, it had not ended."""
+
+
 @settings(max_examples=300, deadline=None)
 @given(steps_of(WITH_JOBS))
 @example(ADDED)
+@example(LONG_DONE)
 @example([("act", 2), ("act", 6), ("cancel", 0), ("act", 4), ("take back", 0), ("report", 0)])
 def test_no_agent_stops_or_drops_a_disk_of_which_nobody_said_so_whatever_is_cancelled(
     steps: list[Step],
@@ -105,3 +122,10 @@ def test_that_what_was_added_stays_is_needed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(acts, "without", lambda *_: ())
     with pytest.raises(Violated, match="sdc"):
         run(ADDED)
+
+
+def test_that_an_act_from_before_is_looked_at_first_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(LONG_DONE)
+    monkeypatch.setattr(act_jobs, "_is_of_before", lambda *_: False)
+    with pytest.raises(Violated, match="may have been done before"):
+        run(LONG_DONE)

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from config_server.operations import protection_jobs, reporting
-from config_server.store import journal
+from config_server.store import incarnations, journal
 from config_server.store.schema import jobs as rows
 from shared import api
 from shared.api.commands import CommandState
@@ -393,6 +393,30 @@ async def test_cancelled_when_its_agent_came_behind_the_act_a_person_says_what_i
         stops = await unprotect(operator)
         job = await ended(operator, said.job)
         assert (job.state, stops.job != said.job) == (JobState.CANCELLED, True)
+
+
+async def test_cancelled_behind_a_backup_a_machine_that_is_protected_by_then_stays_so(
+    server: ConfigServer, operator: RestClient, web1: ObedientAgent
+) -> None:
+    await ended(operator, await taken(operator, web1, "sda"))
+    said = await protect(operator, "sda", "sdb")
+    await waits_for(operator, said.job, "to do so")
+    with opened(server.config.data_dir / "state.db") as db:
+        assert journal.hold_unended(db, "it was put back") == [said.job]
+        incarnations.begin(db)
+    web1.captured = ("sda", "sdb")
+    await takes(web1)
+    before = web1.wish
+    await becomes(operator, said.job, JobState.ATTENTION)
+    await cancel(operator, said.job)
+    stands = await becomes(operator, said.job, JobState.ATTENTION)
+    assert stands.error is not None
+    assert "before the database was put back nobody knows" in stands.error.cause
+    await web1.report()
+    assert before is not None
+    assert web1.wish is not None
+    assert (web1.wish.mark.act, web1.wish.disks) == (before.mark.act, before.disks)
+    assert (await shown(operator)).protected
 
 
 def later_act(said: MachineView) -> Wish:
