@@ -243,7 +243,7 @@ def _application(
         listener.asked,
         lambda: control.force.current(),
     )
-    routes.bind(binder, config.name, handlers)
+    routes.bind(binder, config.name, handlers, control)
     return binder.application()
 
 

@@ -64,7 +64,7 @@ async def once(control: Control, sides: Sides) -> None:
             note_ended(db, job, SELF, now_ns)
         events.trim(db, now_ns)
         if control.others is not None:
-            replicas.bury(db)
+            replicas.bury(db, control.others.there())
         return heard, changed, commands.expire(db, now_ns)
 
     control.job_heard, changed, expired = await control.db.run(work)

@@ -72,6 +72,9 @@ class Others(Protocol):
     def hindered(self, deletion: str) -> UnhealthyError | None:
         """Why it waits, as one of them says who sees to it."""
 
+    def there(self) -> Sequence[str]:
+        """The ids of those that write, as this one sees it, and its own."""
+
     def have(self) -> Sequence[Server]:
         """What each of them that is there has of the CA."""
 

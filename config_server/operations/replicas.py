@@ -38,6 +38,7 @@ from shared.errors import (
     DataFolderInUseError,
     OtherServerGoneError,
     RequestError,
+    ServerNameTakenError,
     UnhealthyError,
 )
 from shared.status import Problem
@@ -95,6 +96,8 @@ class _Known:
         self.told = ""
         self.said = Said()
         self.stands = False
+        self.has_risen = False
+        """Since it was read first: it is no former start of this server, that was killed."""
 
     @property
     def lives(self) -> bool:
@@ -154,7 +157,13 @@ class Replicas:
         last = {known.name: known for known in sorted(self._known.values(), key=lambda known: known.beat_ns)}
         names = {known.name for known in living} | {self._name}
         gone = [name for name, known in last.items() if name not in names and not known.said.left]
-        return [*(problem for known in living for problem in known.said.own), *map(_gone, gone)]
+        same = {known.name for known in living if known.has_risen} & {self._name}
+        theirs = (problem for known in living for problem in known.said.own)
+        return [*theirs, *map(_gone, gone), *map(_named_twice, same)]
+
+    def there(self) -> list[str]:
+        """Those that write, as this server sees it, whatever the database's clock says; and this one."""
+        return [self.id, *(id_ for id_, known in self._known.items() if known.lives)]
 
     def more_problems(self) -> list[Problem]:
         """What they alone have seen."""
@@ -317,6 +326,7 @@ class Replicas:
         if other.batch != known.batch:
             if known.stands:
                 _log.info("another config server is there again", server=other.name)
+            known.has_risen = bool(known.batch)
             known.batch, known.risen_ns, known.stood_ns, known.stands = other.batch, now_ns, 0, False
             return False
         known.stood_ns += min(since_ns, int(FRESH_S * SECOND_NS))
@@ -396,6 +406,14 @@ def _gone(name: str) -> Problem:
     error = OtherServerGoneError(
         f"Config server {name} does nothing any more",
         cause="it has written nothing into the database for a while, and did not say that it ends",
+    )
+    return Problem(**error.as_dict(), severity=Severity.WARNING, object=SELF, key=name)
+
+
+def _named_twice(name: str) -> Problem:
+    error = ServerNameTakenError(
+        f"Two config servers are named {name}",
+        cause="if one of them is gone nobody is told so: the other has its name",
     )
     return Problem(**error.as_dict(), severity=Severity.WARNING, object=SELF, key=name)
 

@@ -13,7 +13,7 @@ With SQLite there is one server, and none of this.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -196,11 +196,12 @@ def forget_all(db: Connection) -> None:
         db.execute(delete(table))
 
 
-def bury(db: Connection) -> list[str]:
+def bury(db: Connection, there: Collection[str] = ()) -> list[str]:
     """Servers of which nothing was heard for long are forgotten, with what they rang; what they heard stays. Their ids. What one has leased
-    that writes nothing is anybody's before that: should it live, it does nothing more by it than it is let."""
+    that writes nothing is anybody's before that: should it live, it does nothing more by it than it is let. `there`: those that write, as
+    is known otherwise: the database's clock may have been set."""
     db.execute(_FREE)
-    dead = list(db.scalars(_DEAD))
+    dead = [id_ for id_ in db.scalars(_DEAD) if id_ not in there]
     if dead:
         db.execute(delete(rings).where(rings.c.writer.in_(dead)))
         db.execute(delete(replicas).where(replicas.c.id.in_(dead)))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from config_server.operations.ca_renewal import CaRenewals
 from config_server.operations.call import Call
+from config_server.operations.control import Control
 from config_server.operations.deleting import Deleting
 from config_server.operations.enrolment import Identity
 from config_server.operations.granting import Granting
@@ -24,6 +25,7 @@ from config_server.web.binding import Binder
 from shared import api
 from shared.api.route import API_VERSION, Nothing
 from shared.api.server import ServerInfo
+from shared.errors import ServerNotReadyError
 from shared.version import VERSION
 
 
@@ -45,13 +47,22 @@ class Handlers(NamedTuple):
     sides: Sides
 
 
-def bind(binder: Binder, name: str, handlers: Handlers) -> None:
+def bind(binder: Binder, name: str, handlers: Handlers, control: Control) -> None:
     """`name` is the server's."""
 
     async def health(_call: Call, _body: Nothing) -> ServerInfo:
         return ServerInfo(name=name, version=VERSION, api=API_VERSION)
 
+    async def ready(call: Call, body: Nothing) -> ServerInfo:
+        """Strangers ask, so why it is not is said in general. Raises ServerNotReadyError."""
+        if control.db.trouble is not None:
+            raise ServerNotReadyError("This config server is not ready", cause="its database cannot be used")
+        if control.force.error is not None:
+            raise ServerNotReadyError("This config server is not ready", cause="another one is in force")
+        return await health(call, body)
+
     binder.on(api.HEALTH, health)
+    binder.on(api.READY, ready)
     binder.on(api.CA, handlers.identity.ca)
     binder.on(api.CA_RENEW, handlers.renewals.begin)
     binder.on(api.ENROL, handlers.identity.enrol)

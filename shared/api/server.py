@@ -17,3 +17,7 @@ class ServerInfo(msgspec.Struct, kw_only=True):
 HEALTH = Route(
     "health", "GET", "/v1/health", Access.PUBLIC, Nothing, ServerInfo, "Is it up, and which version"
 )
+READY = Route(
+    "ready", "GET", "/v1/ready", Access.PUBLIC, Nothing, ServerInfo,
+    "Should a load balancer send somebody here: its database answers, and no other server is in force; else 503 (US662)",
+)  # fmt: skip

@@ -299,6 +299,20 @@ class OtherServerGoneError(UnhealthyError):
     default_action = "See why on its host (systemctl status understudy-config-server), and start it again. Others do its work meanwhile."
 
 
+class ServerNameTakenError(UnhealthyError):
+    """Another config server on the same database has the same name."""
+
+    code = "US661"
+    default_action = "Give one of them another `name` in its config-server.toml, and start it again."
+
+
+class ServerNotReadyError(UnhealthyError):
+    """A config server that a load balancer should not send anybody to."""
+
+    code = "US662"
+    default_action = "See its log, and `understudy machine list` at another one."
+
+
 class ClockSkewError(UnhealthyError):
     code = "US473"
     default_action = "Synchronise the clocks (NTP): recovery times are those of the machine's own clock."

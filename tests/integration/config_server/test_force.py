@@ -30,7 +30,7 @@ from shared.api.protection import Protection
 from shared.api.route import Nothing
 from shared.blob import BlobConfig, BlobStore
 from shared.desired import Desired
-from shared.errors import IntegrityError, ServerSupersededError, VaultMisfitError
+from shared.errors import IntegrityError, ServerNotReadyError, ServerSupersededError, VaultMisfitError
 from shared.keys.vault import FileVault
 from shared.machine.storage import MachineStorage
 from shared.status import AgentReport
@@ -121,6 +121,8 @@ async def changes_nothing(old: ConfigServer, files: TlsFiles) -> None:
         agent._on_desired = lambda desired: _noted(told, desired)
         assert await agent.report(AgentReport(machine="web1", state="ordered", epoch=1)) == []
         assert told == []
+        with pytest.raises(ServerNotReadyError, match="another one is in force"):
+            await operator.call(api.READY, Nothing())
         [machine] = (await operator.call(api.MACHINES, Nothing())).machines
         assert machine.name == "web1"
         assert ServerSupersededError.code in [error.code for error in machine.errors]

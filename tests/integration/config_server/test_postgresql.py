@@ -33,6 +33,7 @@ from shared.errors import (
     OutcomeUnknownError,
     RequestError,
     RevocationUnrecordedError,
+    ServerNotReadyError,
 )
 from shared.status import AgentReport, Problem
 from tests.config_parts import config_for, daemon, running, until
@@ -355,6 +356,7 @@ async def test_while_it_cannot_be_used_agents_are_answered_and_a_revocation_is_i
                 )
                 for name in ("web1", "web2")
             ]
+            await operator.call(api.READY, Nothing())
             with contextlib.ExitStack() as ailing:
                 if how == "away":
                     own.stop()
@@ -366,6 +368,9 @@ async def test_while_it_cannot_be_used_agents_are_answered_and_a_revocation_is_i
                 assert await agents[0].report(AgentReport(machine="web1", state="ordered")) == []
                 with pytest.raises(CertificateRevokedError):
                     await agents[1].report(AgentReport(machine="web2", state="ordered"))
+                await operator.call(api.HEALTH, Nothing())
+                with pytest.raises(ServerNotReadyError, match="its database cannot be used"):
+                    await operator.call(api.READY, Nothing())
 
             async def is_written() -> bool:
                 try:
@@ -375,6 +380,7 @@ async def test_while_it_cannot_be_used_agents_are_answered_and_a_revocation_is_i
                 return [each.name for each in found.certificates if each.revoked] == ["agent:web2"]
 
             await until(is_written)
+            await operator.call(api.READY, Nothing())
     finally:
         own.remove()
 

@@ -91,8 +91,13 @@ def numbers(info: msgspec.inspect.Type, name: str = "") -> Iterator[tuple[str, N
         yield name, info
 
 
-def test_only_three_things_can_be_done_without_proof_of_identity() -> None:
-    assert {route.name for route in ROUTES if route.access is Access.PUBLIC} == {"health", "ca", "enrol"}
+def test_only_four_things_can_be_done_without_proof_of_identity() -> None:
+    assert {route.name for route in ROUTES if route.access is Access.PUBLIC} == {
+        "health",
+        "ready",
+        "ca",
+        "enrol",
+    }
 
 
 def test_a_config_server_that_was_superseded_answers_reports_and_gives_keys_that_are_and_changes_nothing_else() -> (

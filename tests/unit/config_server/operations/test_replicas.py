@@ -42,6 +42,7 @@ class Site:
         self.rung: list[str] = []
         self.said = Said()
         self.known_as = "other"
+        self.name = "cs2"
         self.beat_ns = 0
         self.rows: dict[str, Other] = {}
         """Of those that wrote last, and before; a server that begins has another one."""
@@ -86,7 +87,7 @@ class Site:
         said = msgspec.json.encode(self.said).decode()
         other = Other(
             id=self.known_as,
-            name="cs2",
+            name=self.name,
             batch=self.batch,
             said=said,
             reports=tuple(self.reports),
@@ -260,6 +261,32 @@ async def test_a_server_that_said_that_it_ends_is_no_problem_and_nothing_is_look
     await beats(site, 1)
     await beats(site, 30, other=False)
     assert (site.here.problems(), site.revocations, site.missing()) == ([], 0, set())
+
+
+async def test_another_server_of_the_same_name_is_said_and_a_former_start_of_this_one_is_none(
+    site: Site,
+) -> None:
+    site.name = "cs1"
+    await beats(site, 1)
+    await beats(site, 20, other=False)
+    assert site.here.problems() == [], "it was killed before this one began"
+    site.known_as = "another"
+    await beats(site, 2)
+    [problem] = site.here.problems()
+    assert (problem.code, problem.key) == ("US661", "cs1")
+    site.said = Said(left=True)
+    await beats(site, 1)
+    assert site.here.problems() == []
+
+
+async def test_those_that_write_are_there_whatever_the_databases_clock_says(site: Site) -> None:
+    assert site.here.there() == [site.here.id]
+    await beats(site, 2)
+    site.set_s = 3600.0
+    await beats(site, 1)
+    assert site.here.there() == [site.here.id, "other"]
+    await beats(site, 20, other=False)
+    assert site.here.there() == [site.here.id]
 
 
 async def test_a_server_that_was_killed_and_has_begun_anew_is_no_problem(site: Site) -> None:
