@@ -1,5 +1,7 @@
 """Whose token it is. While the database cannot be used, those hold that it knew when they were used last: to revoke is most urgent then.
 (Nobody can take a token back meanwhile, since that is said to the database.)
+
+They are looked for apart from others' work: that may all wait for a table that somebody has locked.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class KnownOperators:
     async def _owner(self, token: str) -> Owner | None:
         key, now_ns = hashlib.sha256(token.encode(errors="surrogateescape")).digest(), self._now_ns()
         try:
-            owner = await self._db.run(lambda db: operators.owner_of(db, token, now_ns))
+            owner = await self._db.run(lambda db: operators.owner_of(db, token, now_ns), urgent=True)
         except DataFolderInUseError:
             raise  # what this server remembers is not all that was said
         except DatabaseError:

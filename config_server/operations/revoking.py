@@ -155,7 +155,7 @@ class Revoking:
         self._asked += 1
         asked = self._asked
         with contextlib.suppress(DatabaseError):  # it says so itself; what was read before holds
-            found = await self._control.db.run(revocation.current)
+            found = await self._control.db.run(revocation.current, urgent=True)
             if asked > self._taken:  # several threads read, and who asked first may be answered last
                 self._taken, self._of_database = asked, found
         self._enforce()
@@ -330,7 +330,9 @@ class Revoking:
         serials: Sequence[str] = ()
         covered: list[CertificateView] = []
         with contextlib.suppress(DatabaseError):
-            serials, covered = await self._control.db.run(lambda db: revocation.covered(db, record.subject))
+            serials, covered = await self._control.db.run(
+                lambda db: revocation.covered(db, record.subject), urgent=True
+            )
         for subject in {record.subject, *serials}:
             kept = Record(subject=subject, reason=record.reason, who=record.who, revoked_ns=record.revoked_ns)
             self._unwritten[kept.blob] = Unwritten(kept, ours=True)
@@ -340,7 +342,7 @@ class Revoking:
     async def _recorded(self) -> set[str]:
         """Which blobs the database knows to be there."""
         with contextlib.suppress(DatabaseError):
-            return await self._control.db.run(revocation.recorded)
+            return await self._control.db.run(revocation.recorded, urgent=True)
         return set()
 
     async def _store_soon(self) -> RevocationUnstoredError | None:
@@ -363,7 +365,7 @@ class Revoking:
         """The newest first: somebody waits for them. Of a database that cannot be read, what is in memory alone; and no verdict."""
         rows, was_read = list[Record](), False
         with contextlib.suppress(DatabaseError):
-            rows = await self._control.db.run(revocation.rows)
+            rows = await self._control.db.run(revocation.rows, urgent=True)
             was_read = True
         recorded = await self._recorded()
         wanted = {record.blob: record for record in rows}
@@ -375,7 +377,7 @@ class Revoking:
             self._stored.add(record.blob)
         if unnoted := {record.blob for record in rows} & self._stored - recorded:
             with contextlib.suppress(DatabaseError):
-                await self._control.db.run(lambda db: revocation.note_recorded(db, unnoted))
+                await self._control.db.run(lambda db: revocation.note_recorded(db, unnoted), urgent=True)
         if was_read:
             self._note(None)
 

@@ -35,7 +35,7 @@ class Engine(Protocol):
 
     @property
     def workers(self) -> int:
-        """How many transactions there may be at a time."""
+        """How many transactions there may be at a time; where it is shared, one that is urgent besides."""
 
     def open(self) -> object:
         """Once, before all others. Raises ConfigError, DatabaseError, DataFolderInUseError."""
@@ -55,6 +55,8 @@ class Database:
     def __init__(self, engine: Engine, threads: Threads) -> None:
         self._engine = engine
         self._threads = threads
+        self._urgent = _threads(1) if engine.is_shared else threads
+        """Of a file everything is done in one thread."""
 
     @classmethod
     async def open(cls, path: Path) -> Self:
@@ -80,7 +82,7 @@ class Database:
     @classmethod
     async def over(cls, engine: Engine) -> Self:
         """Raises ConfigError, DatabaseError."""
-        threads = Threads(max_workers=engine.workers, thread_name_prefix="database")
+        threads = _threads(engine.workers)
         try:
             await asyncio.get_running_loop().run_in_executor(threads, engine.open)
         except BaseException:
@@ -98,17 +100,17 @@ class Database:
         """Why it cannot be used just now: from the first transaction that fails until one has written again."""
         return self._engine.trouble
 
-    async def run(self, work: Callable[[Connection], _T], *, vital: bool = False) -> _T:
+    async def run(self, work: Callable[[Connection], _T], *, urgent: bool = False, vital: bool = False) -> _T:
         """The result of `work` in a transaction. Raises what it raises, and DatabaseError for the database's own errors;
-        DataFolderInUseError, from then on always, if another server has used the database since: this one has to end. `vital` work is
-        done a second time, with the reserve's room, when it could not be written.
+        DataFolderInUseError, from then on always, if another server has used the database since: this one has to end. What is `urgent`
+        does not wait behind others' work where the database is shared: somebody may have locked a table, and all may wait for that.
+        `vital` work is urgent, and done a second time, with the reserve's room, when it could not be written.
 
         The transaction runs to its end even when the caller is cancelled.
         """
         transact = self._engine.transact
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: transact(work, vital=vital)
-        )
+        threads = self._urgent if urgent or vital else self._threads
+        return await asyncio.get_running_loop().run_in_executor(threads, lambda: transact(work, vital=vital))
 
     async def aside(self, work: Callable[[Connection], _T]) -> _T:
         """The result of `work`, which reads one state of the whole database, however long that takes: no transaction waits for it. Raises
@@ -118,4 +120,9 @@ class Database:
     async def close(self) -> None:
         # What runs still ends first: it would leave its connection open, or make another one.
         self._threads.shutdown()
+        self._urgent.shutdown()
         self._engine.close()
+
+
+def _threads(most: int) -> Threads:
+    return Threads(max_workers=most, thread_name_prefix="database")

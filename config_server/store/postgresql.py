@@ -121,7 +121,7 @@ class _InTheWay(Exception):
 
 
 class Postgresql:
-    """Several connections, one for each thread."""
+    """Several connections, one for each thread (database.py)."""
 
     workers: Final = 4
 
@@ -136,7 +136,7 @@ class Postgresql:
         self._trial: Final = threading.Lock()
         """Of whoever finds out whether it is there again: others do not wait with him."""
         self._older: Final = OlderServers(self._session, config.place)
-        self._pool: Final = QueuePool(cast("Any", self._connect), pool_size=self.workers, max_overflow=0)
+        self._pool: Final = QueuePool(cast("Any", self._connect), pool_size=self.workers + 1, max_overflow=0)
         self.engine: Final[Engine] = create_engine(
             "postgresql+psycopg://",
             pool=self._pool,

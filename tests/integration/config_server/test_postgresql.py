@@ -385,6 +385,25 @@ async def test_while_it_cannot_be_used_agents_are_answered_and_a_revocation_is_i
         own.remove()
 
 
+async def test_while_all_wait_for_a_table_that_somebody_has_locked_a_revocation_comes_into_force(
+    tmp_path: Path, database_config: DatabaseConfig
+) -> None:
+    config = config_for(tmp_path, database=database_config)
+    async with running(config) as server, server.operator() as operator:
+        files = await server.enrolled("agent", "web1", tmp_path / "agent")
+        async with daemon(server, files) as agent, asyncio.TaskGroup() as tasks:
+            with psycopg.connect(database_config.url) as psql:
+                psql.execute("LOCK TABLE machines")
+                waiting = [tasks.create_task(operator.call(api.MACHINES, Nothing())) for _ in range(20)]
+                async with asyncio.timeout(10):
+                    await server.revoke("agent:web1")
+                with pytest.raises(CertificateRevokedError):
+                    await agent.report(AgentReport(machine="web1", state="ordered"))
+                assert not any(each.done() for each in waiting[4:]), "these wait behind them"
+                for each in waiting:
+                    each.cancel()
+
+
 def test_somebodys_transaction_that_stays_open_is_named_where_it_takes_all_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
