@@ -264,6 +264,8 @@ class Sides:
     async def _side(self, machine: str, identity: str, now_s: float) -> ActiveSide | None:
         side = self._known.get(machine)
         fits = side is not None and side.identity == identity and machine not in self._anew
+        if not self._control.storage.place:
+            return side  # there is none to ask (row_binding.py)
         if not fits and now_s - self._asked_s.get(machine, -_ASK_AGAIN_S) >= _ASK_AGAIN_S:
             self._asked_s[machine] = now_s
             asked = self._known.asking()

@@ -13,7 +13,8 @@ from shared.api.certificates import Revocations
 async def test_an_answer_that_comes_late_takes_back_nothing_that_was_read_since() -> None:
     answers: list[asyncio.Future[Revocations]] = []
 
-    def run(_work: object) -> asyncio.Future[Revocations]:
+    def run(_work: object, *, urgent: bool) -> asyncio.Future[Revocations]:
+        assert urgent
         answers.append(asyncio.get_running_loop().create_future())
         return answers[-1]
 

@@ -23,7 +23,12 @@ class Site:
         self.now_s = 0.0
         self.over_s = 0.0
         self.owner: str | None = None
-        control = SimpleNamespace(presence=self, mono_ns=lambda: int(self.now_s * 1e9), serving=self)
+        control = SimpleNamespace(
+            presence=self,
+            mono_ns=lambda: int(self.now_s * 1e9),
+            serving=self,
+            storage=SimpleNamespace(place=""),
+        )
         self.elsewhere: str | None = None
         """The boot that another config server heard a second ago."""
         self.sides = Sides(control)  # type: ignore[arg-type]
@@ -147,7 +152,7 @@ async def test_that_another_config_server_bound_the_machine_anew_is_asked_for_at
                 raise error
 
     monkeypatch.setattr(active_side, "find_of", find_of)
-    site.sides._control.storage = SimpleNamespace(machines=lambda: None)  # type: ignore[assignment]
+    site.sides._control.storage = SimpleNamespace(place="account", machines=lambda: None)  # type: ignore[assignment]
     assert await site.admitted("first")
     site.sides.ask_anew("web")
     assert await site.admitted("first")
