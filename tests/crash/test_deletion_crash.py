@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from shared import api
+from shared.api.jobs import JobState
 from shared.api.protection import Protection
-from shared.api.route import Page
+from shared.api.route import Nothing, Page
 from shared.blob import BlobConfig
 from shared.crashpoints import DELETION_POINTS
 from shared.machine.storage import MachineStorage
@@ -39,7 +40,7 @@ async def test_a_deletion_that_is_cut_off_is_gone_on_with(
         for name in ("web1", "web2"):
             wanted = Protection(disks=["/dev/loop0"], offline=True)
             await operator.call(api.PROTECT, wanted, machine=name)
-        await delete(operator)
+        said = await delete(operator)
     pass_delay(config.data_dir)
     process = _processes.Process(target=run, args=(Work(config, crash_at, hurry),))
     process.start()
@@ -51,9 +52,11 @@ async def test_a_deletion_that_is_cut_off_is_gone_on_with(
         if crash_at in ("deletion.unnoted", "deletion.removing"):
             # Whether it was deleted, and brought back since, nobody knows.
             await is_waiting(operator, "US631")
-            await delete(operator)
+            said = await delete(operator)
             pass_delay(config.data_dir)
         await until(lambda: is_gone(operator))
         assert await in_storage(machine_storage) == ({other}, {"machines/web2.json"})
+        done = await operator.call(api.JOB, Nothing(), id=said.job)
+        assert (done.state, done.machine) == (JobState.DONE, "web1")
         entries = (await operator.call(api.AUDIT, Page())).entries
         assert [entry.object for entry in entries if entry.action == "machine.deleted"] == ["web1"]
