@@ -21,24 +21,17 @@ from aiohttp import web
 
 from config_server.operations.call import ANY, Call, Operator
 from shared import decoding
-from shared.api import ROUTES, Access, Route, openapi
+from shared.api import ROUTES, Access, Route, failures, openapi
 from shared.api.route import MAX_BODY_B, FailureAnswer, Nothing, Versioned
 from shared.daemon import logging
 from shared.errors import (
     UNDECODABLE,
     AccessError,
     CertificateRevokedError,
-    ChangedSinceError,
-    DeadlineError,
     ForbiddenError,
-    KeyUsedError,
     NotFoundError,
     RequestError,
     UnderstudyError,
-    UnhealthyError,
-    UsageError,
-    VersionNeededError,
-    WrongKeyError,
     WrongRoleError,
 )
 from shared.serving.connections import unmapped
@@ -57,18 +50,6 @@ _KEY_DIGITS: Final = 16
 _BODY_S: Final = 15.0
 _STRANGERS_BODY_B: Final = 64 << 10
 """Of a caller who has not said who he is; a request for a certificate has one kilobyte."""
-_HTTP_STATUS: Final[tuple[tuple[type[UnderstudyError] | tuple[type[UnderstudyError], ...], int], ...]] = (
-    (ChangedSinceError, 412),
-    (VersionNeededError, 428),
-    (KeyUsedError, 422),
-    (AccessError, 401),
-    ((ForbiddenError, WrongRoleError, CertificateRevokedError), 403),
-    (UsageError, 400),
-    ((NotFoundError, WrongKeyError), 404),
-    (DeadlineError, 504),
-    (UnhealthyError, 503),
-    (UnderstudyError, 500),
-)
 
 
 class Asked(Protocol):
@@ -199,13 +180,12 @@ class Binder:
             raise CertificateRevokedError(f"The certificate of {name} was refused")
 
     def _refuse(self, request: web.Request, route: Route[Any, Any], exc: UnderstudyError) -> web.Response:
-        status = next(status for cls, status in _HTTP_STATUS if isinstance(exc, cls))
         if isinstance(exc, (AccessError, ForbiddenError, WrongRoleError, CertificateRevokedError)):
             remote = unmapped(request.remote or "")
             self._refusals.note(
                 f"{remote} {exc.code}", "access refused", route=route.name, remote=remote, **exc.as_dict()
             )
-        return _failed(status, exc)
+        return _failed(failures.status_of(type(exc)), exc)
 
 
 def _failed(status: int, exc: UnderstudyError) -> web.Response:

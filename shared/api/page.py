@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from shared.api import ROUTES
+from shared.api import ROUTES, failures
 from shared.api.route import Access, Route
 
 _HEAD: Final = """\
@@ -46,17 +46,8 @@ failed, `cause` is why, `action` is what to do, and `exit_code` how the command 
 
 | Status | Meaning |
 |---|---|
-| 400 | the request is wrong, or cannot be done as things are |
-| 401 | no token, or one that this server does not know |
-| 403 | the operator is not allowed this, or the certificate is revoked or of another role |
-| 404 | nothing of that name, or no such key in the vault |
-| 412 | it was changed since you have read it: read it again |
-| 422 | another request had this `Idempotency-Key` |
-| 428 | it is there, and the request does not say over which version it is changed |
-| 500 | an error in the server: its log says more |
-| 503 | something that it needs does not work: storage, the database, a daemon |
-| 504 | it was not done in time |
-
+"""
+_CALLS: Final = """
 ## Calls
 
 """
@@ -67,8 +58,11 @@ def text(routes: Iterable[Route[Any, Any]]) -> str:
     routes = tuple(routes)
     operators = [route for route in routes if route.access is Access.OPERATOR]
     others = [route for route in routes if route.access is not Access.OPERATOR]
+    statuses = "".join(f"| {status.code} | {status.meaning} |\n" for status in sorted(failures.STATUSES))
     return (
         _HEAD
+        + statuses
+        + _CALLS
         + "For operators, each with the permission that it needs (an operator has all of them today):\n\n"
         + _table("Needs", [(route, str(route.needs)) for route in operators])
         + "\nFor the installation's own daemons, who show their certificate, and for anybody:\n\n"
