@@ -52,6 +52,11 @@ _STRANGERS_BODY_B: Final = 64 << 10
 """Of a caller who has not said who he is; a request for a certificate has one kilobyte."""
 
 
+undeclared: Final[set[tuple[str, str]]] = set()
+"""Routes, and codes of errors with which they have answered and that they do not name (`Route.errors`): each is logged once, and fails a
+test (tests/conftest.py)."""
+
+
 class Asked(Protocol):
     def __call__(self, request: web.Request, *, proved: bool) -> None: ...
 
@@ -180,12 +185,20 @@ class Binder:
             raise CertificateRevokedError(f"The certificate of {name} was refused")
 
     def _refuse(self, request: web.Request, route: Route[Any, Any], exc: UnderstudyError) -> web.Response:
+        self._check_declared(route, exc)
         if isinstance(exc, (AccessError, ForbiddenError, WrongRoleError, CertificateRevokedError)):
             remote = unmapped(request.remote or "")
             self._refusals.note(
                 f"{remote} {exc.code}", "access refused", route=route.name, remote=remote, **exc.as_dict()
             )
         return _failed(failures.status_of(type(exc)), exc)
+
+    def _check_declared(self, route: Route[Any, Any], exc: UnderstudyError) -> None:
+        if not failures.may_answer(route, type(exc)) and (route.name, exc.code) not in undeclared:
+            undeclared.add((route.name, exc.code))
+            _log.error(
+                "a call fails as its route does not say: this is a bug", route=route.name, **exc.as_dict()
+            )
 
 
 def _failed(status: int, exc: UnderstudyError) -> web.Response:

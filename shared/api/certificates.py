@@ -10,6 +10,16 @@ import msgspec
 from shared.api.jobs import JobView
 from shared.api.permissions import Permission
 from shared.api.route import Access, Nothing, Page, Paged, Route
+from shared.errors import (
+    KeyRevokedError,
+    LaneTakenError,
+    NotFoundError,
+    RenewalNotDueError,
+    TokenExpiredError,
+    TokenMalformedError,
+    TokenUnknownError,
+    TokenUsedError,
+)
 from shared.vocabulary import Role
 
 
@@ -175,12 +185,27 @@ CA_RENEW = Route(
     needs=Permission.CA_RENEW,
     keyed=True,
     status=HTTPStatus.ACCEPTED,
+    errors=(LaneTakenError,),
 )
 ENROL = Route(
-    "enrol", "POST", "/v1/enrol", Access.PUBLIC, EnrolRequest, Certificate, "Token and CSR for a certificate"
+    "enrol",
+    "POST",
+    "/v1/enrol",
+    Access.PUBLIC,
+    EnrolRequest,
+    Certificate,
+    "Token and CSR for a certificate",
+    errors=(TokenMalformedError, TokenUnknownError, TokenUsedError, TokenExpiredError, KeyRevokedError),
 )
 RENEW = Route(
-    "renew", "POST", "/v1/certificates/renew", Access.DAEMON, RenewRequest, Certificate, "A new certificate"
+    "renew",
+    "POST",
+    "/v1/certificates/renew",
+    Access.DAEMON,
+    RenewRequest,
+    Certificate,
+    "A new certificate",
+    errors=(RenewalNotDueError,),
 )
 TOKEN_CREATE = Route(
     "token_create",
@@ -202,6 +227,7 @@ TOKENS = Route(
     TokenList,
     "Enrolment tokens, newest first",
     needs=Permission.DAEMON_READ,
+    errors=(NotFoundError,),
 )
 TOKEN_END = Route(
     "token_end",
@@ -222,6 +248,7 @@ CERTIFICATES = Route(
     CertificateList,
     "Certificates, newest first",
     needs=Permission.DAEMON_READ,
+    errors=(NotFoundError,),
 )
 CERTIFICATE_REVOKE = Route(
     "certificate_revoke",

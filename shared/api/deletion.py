@@ -9,6 +9,7 @@ import msgspec
 from shared.api.machines import DeletionView, MachineView
 from shared.api.permissions import Permission
 from shared.api.route import Access, Nothing, Route
+from shared.errors import ConfigError, DeadlineError
 
 
 class DeletionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -40,6 +41,7 @@ DELETION = Route(
     DeletionView,
     "What is lost when a machine is deleted, and when it is",
     needs=Permission.MACHINE_READ,
+    errors=(ConfigError,),
 )
 DELETE = Route(
     "delete",
@@ -50,6 +52,7 @@ DELETE = Route(
     MachineView,
     "Stop a machine, and delete it after a delay",
     needs=Permission.MACHINE_DELETE,
+    errors=(ConfigError, DeadlineError),
 )
 KEEP = Route(
     "keep",
@@ -60,4 +63,5 @@ KEEP = Route(
     Kept,
     "Take a machine's deletion back",
     needs=Permission.MACHINE_DELETE,
+    errors=(DeadlineError,),
 )

@@ -1,17 +1,30 @@
-"""As which HTTP status an error is answered."""
+"""With which errors a route may answer, and as which HTTP status.
+
+Most of it its shape says: who calls, what stands in its path, its headers. What is its own alone it names (`Route.errors`). A class is
+meant for itself, not for what is derived from it. But of what it needs and cannot have (a 503: the database, storage, a daemon), whatever
+that is, each route but two may speak; and of a bug, each.
+"""
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+import re
+from typing import Any, Final, NamedTuple
 
+from shared.api.route import Access, Route
 from shared.errors import (
     AccessError,
     CertificateRevokedError,
     ChangedSinceError,
+    CommandNotFoundError,
     DeadlineError,
     ForbiddenError,
+    JobNotFoundError,
     KeyUsedError,
+    MachineNotFoundError,
+    NeverReportedError,
     NotFoundError,
+    PolicyNotFoundError,
+    RequestError,
     UnderstudyError,
     UnhealthyError,
     UsageError,
@@ -51,7 +64,59 @@ STATUSES: Final = (
     Status(500, "an error in the server: its log says more", (UnderstudyError,)),
 )
 """Of an error, the first that has its class."""
+_NAMED: Final[dict[str, _Errors]] = {
+    "/machines/{machine}": (MachineNotFoundError, NeverReportedError),
+    "/policies/{policy}": (PolicyNotFoundError,),
+    "/jobs/{id}": (JobNotFoundError,),
+    "/commands/{id}": (CommandNotFoundError,),
+    "/tokens/{id}": (NotFoundError,),
+    "/grants/{id}": (NotFoundError,),
+}
+"""What is not there, by the last name in a path."""
 
 
 def status_of(error: type[UnderstudyError]) -> int:
     return next(status.code for status in STATUSES if issubclass(error, status.errors))
+
+
+def errors_of(route: Route[Any, Any]) -> frozenset[type[UnderstudyError]]:
+    """UnhealthyError stands for all that are a 503."""
+    found: set[type[UnderstudyError]] = {UnderstudyError, RequestError, *route.errors}
+    if route.access is not Access.PUBLIC or route.method != "GET":  # the others ask nobody
+        found.add(UnhealthyError)
+    if route.access is Access.OPERATOR:
+        found |= {AccessError, ForbiddenError}
+        # A daemon names a machine that may not be there yet; a version is changed, or there is none.
+        if not route.replaces:
+            found |= {*_NAMED.get(_last_name(route.path), ())}
+    if route.access is Access.DAEMON:
+        found |= {AccessError, CertificateRevokedError}
+        if route.roles:
+            found.add(WrongRoleError)
+    if route.keyed:
+        found.add(KeyUsedError)
+    if route.versioned and route.changes:
+        found.add(ChangedSinceError)
+        if route.replaces:
+            found.add(VersionNeededError)
+    return frozenset(found)
+
+
+def codes_of(route: Route[Any, Any]) -> dict[int, str]:
+    """By status: the codes of its errors."""
+    found: dict[int, list[str]] = {}
+    for error in errors_of(route):
+        found.setdefault(status_of(error), []).append(
+            "US4xx to US6xx" if error is UnhealthyError else error.code
+        )
+    return {status: ", ".join(sorted(codes)) for status, codes in sorted(found.items())}
+
+
+def may_answer(route: Route[Any, Any], error: type[UnderstudyError]) -> bool:
+    errors = errors_of(route)
+    return error in errors or (status_of(error) == status_of(UnhealthyError) and UnhealthyError in errors)
+
+
+def _last_name(path: str) -> str:
+    names: list[str] = re.findall(r"/\w+/{\w+}", path)
+    return names[-1] if names else ""

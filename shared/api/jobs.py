@@ -9,6 +9,7 @@ import msgspec
 
 from shared.api.permissions import Permission
 from shared.api.route import Access, Failure, Nothing, Page, Paged, Route
+from shared.errors import DeadlineError, JobActError, JobNotFoundError, MachineNotFoundError
 
 
 class JobState(enum.StrEnum):
@@ -129,6 +130,7 @@ JOBS = Route(
     JobList,
     "Jobs, newest first",
     needs=Permission.JOB_READ,
+    errors=(JobNotFoundError,),
 )
 JOB = Route(
     "job", "GET", "/v1/jobs/{id}", Access.OPERATOR, Nothing, JobView, "One job", needs=Permission.JOB_READ
@@ -152,6 +154,7 @@ JOB_CANCEL = Route(
     JobView,
     "Cancel a job: what it has done is undone",
     needs=Permission.JOB_CHANGE,
+    errors=(JobActError, MachineNotFoundError, DeadlineError),
 )
 JOB_RETRY = Route(
     "job_retry",
@@ -162,6 +165,7 @@ JOB_RETRY = Route(
     JobView,
     "Have a job that waits go on now",
     needs=Permission.JOB_CHANGE,
+    errors=(JobActError,),
 )
 JOB_ABANDON = Route(
     "job_abandon",
@@ -172,4 +176,5 @@ JOB_ABANDON = Route(
     JobView,
     "End a job that needs attention as it is: what it left is yours",
     needs=Permission.JOB_CHANGE,
+    errors=(JobActError,),
 )

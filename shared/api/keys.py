@@ -8,6 +8,7 @@ import msgspec
 
 from shared.api.permissions import Permission
 from shared.api.route import Access, Nothing, Route
+from shared.errors import ConfigError, WrongKeyError
 from shared.vocabulary import Role
 
 
@@ -60,6 +61,7 @@ VAULT = Route(
     VaultView,
     "Which keys the vault has",
     needs=Permission.VAULT_READ,
+    errors=(ConfigError,),
 )
 RESTORE_KEY = Route(
     "restore_key",
@@ -71,6 +73,7 @@ RESTORE_KEY = Route(
     "A key that a segment of the machine names, to restore it",
     needs=Permission.RESTORE_RUN,
     only_tells=True,
+    errors=(ConfigError, WrongKeyError),
 )
 KEY_UNWRAP = Route(
     "key_unwrap",
@@ -82,6 +85,7 @@ KEY_UNWRAP = Route(
     "A machine's data key, for its wrapped form",
     (Role.PROCESS_SERVER, Role.MASTER_TARGET),
     only_tells=True,
+    errors=(ConfigError, WrongKeyError),
 )
 KEY_CREATE = Route(
     "key_create",
@@ -92,4 +96,5 @@ KEY_CREATE = Route(
     MachineKeyGrant,
     "A new data key for a machine",
     (Role.PROCESS_SERVER,),
+    errors=(ConfigError,),
 )

@@ -11,6 +11,7 @@ from shared.api.points import PointView
 from shared.api.policies import POLICY_NAME_LENGTH, Policy
 from shared.api.route import Access, Nothing, Route
 from shared.desired import Mark, Verb
+from shared.errors import PolicyNotFoundError
 from shared.vocabulary import Health, HopState, Severity
 
 
@@ -158,6 +159,7 @@ POLICY_ASSIGN = Route(
     MachineView,
     "Have a policy hold for a machine",
     needs=Permission.MACHINE_PROTECT,
+    errors=(PolicyNotFoundError,),
 )
 MACHINES = Route(
     "machines",

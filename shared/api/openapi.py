@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from shared import decoding
-from shared.api import ROUTES
+from shared.api import ROUTES, failures
 from shared.api.route import API_VERSION, Access, FailureAnswer, Nothing, Route
 from shared.status import AgentReport, MasterTargetReport, ProcessServerReport
 
@@ -60,7 +60,17 @@ def document(routes: Iterable[Route[Any, Any]]) -> dict[str, Any]:
             "description": "The control plane: what is protected, how well, and what may be done about it.",
         },
         "paths": paths,
-        "components": {"schemas": components, "securitySchemes": _SCHEMES},
+        "components": {
+            "schemas": components,
+            "responses": {
+                str(status.code): {
+                    "description": status.meaning,
+                    "content": {PROBLEM: {"schema": of[FailureAnswer]}},
+                }
+                for status in sorted(failures.STATUSES)
+            },
+            "securitySchemes": _SCHEMES,
+        },
     }
 
 
@@ -73,16 +83,16 @@ def _operation(
         "security": _SECURITY[route.access],
         "parameters": [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in re.findall(r"{(\w+)}", route.path)
+            for name in _names(route.path)
         ],
         "responses": {
             str(int(route.status)): {
                 "description": HTTPStatus(route.status).phrase,
                 "content": {_JSON: {"schema": of[route.response]}},
             },
-            "default": {
-                "description": "What failed, why, and what to do about it",
-                "content": {PROBLEM: {"schema": of[FailureAnswer]}},
+            **{
+                str(status): {"$ref": f"#/components/responses/{status}", "description": codes}
+                for status, codes in failures.codes_of(route).items()
             },
         },
     }
@@ -103,6 +113,10 @@ def _operation(
     elif route.request is not Nothing:
         found["requestBody"] = _body(of[route.request])
     return found
+
+
+def _names(path: str) -> list[str]:
+    return re.findall(r"{(\w+)}", path)
 
 
 def _header(name: str, described: str) -> dict[str, Any]:

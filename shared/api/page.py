@@ -44,6 +44,8 @@ The command line shows the same: `understudy machine list --output json`.
 The answer is `application/problem+json` (RFC 9457): `code` is the error's own (US…; what it means stays the same over versions), `what`
 failed, `cause` is why, `action` is what to do, and `exit_code` how the command line ends.
 
+openapi.json names for each call the codes that it may answer with, by status.
+
 | Status | Meaning |
 |---|---|
 """

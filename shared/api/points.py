@@ -10,6 +10,7 @@ import msgspec
 from shared.api.commands import CommandView
 from shared.api.permissions import Permission
 from shared.api.route import Access, Nothing, Route
+from shared.errors import ConfigError, LaneTakenError
 from shared.vocabulary import Consistency, PointState
 
 
@@ -78,6 +79,7 @@ RESYNC = Route(
     needs=Permission.MACHINE_PROTECT,
     keyed=True,
     status=HTTPStatus.ACCEPTED,
+    errors=(LaneTakenError,),
 )
 POINTS = Route(
     "points",
@@ -88,6 +90,7 @@ POINTS = Route(
     PointList,
     "Recovery points",
     needs=Permission.POINT_READ,
+    errors=(ConfigError,),
 )
 POINT_CREATE = Route(
     "point_create",

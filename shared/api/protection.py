@@ -10,6 +10,7 @@ from shared.api.machines import MachineView
 from shared.api.permissions import Permission
 from shared.api.policies import POLICY_NAME_LENGTH, Policy
 from shared.api.route import Access, Nothing, Route
+from shared.errors import FewerDisksError, PolicyNotFoundError, SaidSinceError
 
 
 class Protection(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -86,6 +87,7 @@ PROTECT = Route(
     MachineView,
     "Protect disks of a machine",
     needs=Permission.MACHINE_PROTECT,
+    errors=(PolicyNotFoundError, FewerDisksError, SaidSinceError),
 )
 UNPROTECT = Route(
     "unprotect",

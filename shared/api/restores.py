@@ -11,6 +11,7 @@ import msgspec
 from shared.api.keys import MachineKeyGrant
 from shared.api.permissions import Permission
 from shared.api.route import Access, Limit, Nothing, Route
+from shared.errors import ConfigError, DeadlineError, KeyUsedError, NotFoundError, UsageError, WrongKeyError
 
 
 class RestoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -96,6 +97,7 @@ RESTORE = Route(
     "Open a restore job, get access to the storage",
     needs=Permission.RESTORE_RUN,
     status=HTTPStatus.CREATED,
+    errors=(ConfigError, UsageError, NotFoundError, KeyUsedError, WrongKeyError, DeadlineError),
 )
 GRANTS = Route(
     "grants",
@@ -116,6 +118,7 @@ GRANT_RENEW = Route(
     GrantView,
     "Let a grant live on",
     needs=Permission.RESTORE_RUN,
+    errors=(ConfigError, DeadlineError),
 )
 GRANT_END = Route(
     "grant_end",
@@ -126,4 +129,5 @@ GRANT_END = Route(
     GrantView,
     "End a grant at once",
     needs=Permission.RESTORE_RUN,
+    errors=(ConfigError, DeadlineError),
 )

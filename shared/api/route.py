@@ -10,6 +10,7 @@ from typing import Annotated, Final, Generic, TypeVar
 import msgspec
 
 from shared.api.permissions import Permission
+from shared.errors import UnderstudyError
 from shared.vocabulary import Role
 
 PORT: Final = 443
@@ -110,12 +111,19 @@ class Route(Generic[Q, R]):
     (If-Match), or that there is none (If-None-Match: *)."""
     keyed: bool = False
     """It begins something. The same request with the same Idempotency-Key begins it once."""
+    errors: tuple[type[UnderstudyError], ...] = ()
+    """With which it may answer beyond what its shape says (failures.py)."""
     only_tells: bool = False
     """It is no GET, and changes nothing that anybody else should know: a config server that has been superseded answers it still."""
 
     @property
     def changes(self) -> bool:
         return self.method != "GET" and not self.only_tells
+
+    @property
+    def replaces(self) -> bool:
+        """What is there, where it is named, or puts it there."""
+        return self.versioned and self.method == "PUT"
 
     @property
     def paged(self) -> bool:

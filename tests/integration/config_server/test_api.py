@@ -14,12 +14,12 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from config_server.operations.call import Call, Operator
-from config_server.web.binding import Binder
+from config_server.web.binding import Binder, undeclared
 from shared import api
 from shared.api import page
 from shared.api.permissions import ALL, Permission
 from shared.api.route import Access, Nothing, Route
-from shared.errors import ForbiddenError
+from shared.errors import BlobNotFoundError, ForbiddenError, JobActError, UnderstudyError
 from tests.config_parts import ConfigServer
 
 BODIES: dict[str, dict[str, Any]] = {
@@ -91,10 +91,14 @@ async def test_what_is_new_answers_that_it_was_created(
         assert answer.status == 201
 
 
-async def answer_to(route: Route[Any, Any], allowed: frozenset[Permission]) -> tuple[int, dict[str, Any]]:
-    """Status and body, for an operator who is allowed that, of a server whose operations do nothing."""
+async def answer_to(
+    route: Route[Any, Any], allowed: frozenset[Permission], error: UnderstudyError | None = None
+) -> tuple[int, dict[str, Any]]:
+    """Status and body, for an operator who is allowed that, of a server whose operations do nothing, or fail so."""
 
     async def done(_call: Call, _body: Any) -> Nothing:
+        if error is not None:
+            raise error
         return Nothing()
 
     async def eve(_token: str) -> Operator:
@@ -119,3 +123,18 @@ async def test_each_operation_needs_its_permission_and_no_other(route: Route[Any
     status, said = await answer_to(route, ALL - {route.needs})
     assert (status, said["code"]) == (403, ForbiddenError.code)
     assert str(route.needs) in said["cause"] and "eve" in said["cause"]
+
+
+async def test_an_error_that_the_route_does_not_name_is_answered_all_the_same_and_logged_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for _ in range(2):
+        status, said = await answer_to(api.JOB_RETRY, ALL, JobActError("no"))
+        assert (status, said["code"], undeclared) == (400, "US134", set())
+        status, said = await answer_to(api.JOB, ALL, BlobNotFoundError("no"))
+        assert (status, said["code"], undeclared) == (503, "US434", set())
+    for _ in range(2):
+        status, said = await answer_to(api.JOB, ALL, JobActError("no"))
+        assert (status, said["code"], undeclared) == (400, "US134", {("job", "US134")})
+    assert capsys.readouterr().out.count("this is a bug") == 1
+    undeclared.clear()  # else it fails this test (tests/conftest.py)
