@@ -22,7 +22,7 @@ from aiohttp import web
 from config_server.operations.call import ANY, Call, Operator
 from shared import decoding
 from shared.api import ROUTES, Access, Route, failures, openapi
-from shared.api.route import MAX_BODY_B, FailureAnswer, Nothing, Versioned
+from shared.api.route import MAX_BODY_B, MAX_KEY_LENGTH, MAX_WAIT_S, FailureAnswer, Nothing, Versioned
 from shared.daemon import logging
 from shared.errors import (
     UNDECODABLE,
@@ -43,9 +43,7 @@ _Q = TypeVar("_Q", bound=msgspec.Struct)
 _R = TypeVar("_R", bound=msgspec.Struct)
 _Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_MAX_WAIT_S: Final = 30.0
 _VERSION: Final = re.compile(r'(?:W/)?"[!#-~]*"|\*')
-_LONGEST_KEY: Final = 255
 _KEY_DIGITS: Final = 16
 _BODY_S: Final = 15.0
 _STRANGERS_BODY_B: Final = 64 << 10
@@ -132,7 +130,7 @@ class Binder:
             who,
             _path(request, route),
             raw,
-            _wait_s(request),
+            _wait_s(request) if route.waits else 0.0,
             tls.peer_serial(ssl_object),
             tls.peer_begins_s(ssl_object),
             (ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None) or b"",
@@ -291,11 +289,11 @@ def _key(request: web.Request, route: Route[Any, Any], who: str) -> str:
     value = request.headers.get("Idempotency-Key")
     if value is None or not route.keyed:
         return ""
-    if not 0 < len(value) <= _LONGEST_KEY:
+    if not 0 < len(value) <= MAX_KEY_LENGTH:
         raise RequestError(
             f"The call '{route.name}' was refused",
             cause=f"its Idempotency-Key has {len(value)} characters",
-            action=f"Give 1 to {_LONGEST_KEY}, a random UUID say.",
+            action=f"Give 1 to {MAX_KEY_LENGTH}, a random UUID say.",
         )
     return hashlib.sha256("\0".join((who, route.name, value)).encode()).hexdigest()[:_KEY_DIGITS]
 
@@ -306,7 +304,7 @@ def _wait_s(request: web.Request) -> float:
         wanted = float(preference.removeprefix("wait=")) if preference.startswith("wait=") else 0.0
     except ValueError:
         return 0.0
-    return min(_MAX_WAIT_S, max(0.0, wanted))
+    return min(MAX_WAIT_S, max(0.0, wanted))
 
 
 def _answer(status: int, body: msgspec.Struct, content_type: str = "application/json") -> web.Response:

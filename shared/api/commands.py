@@ -55,4 +55,5 @@ COMMAND = Route(
     CommandView,
     "A command and its result",
     needs=Permission.MACHINE_READ,
+    waits=True,
 )

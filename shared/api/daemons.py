@@ -67,6 +67,7 @@ STATUS = Route(
     "Report status, fetch commands",
     (Role.AGENT, Role.PROCESS_SERVER, Role.MASTER_TARGET),
     only_tells=True,
+    waits=True,
 )
 DAEMONS = Route(
     "daemons",

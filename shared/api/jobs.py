@@ -144,6 +144,7 @@ JOB_UPDATE = Route(
     JobView,
     "Report how the job of a command goes",
     needs=Permission.RESTORE_RUN,
+    waits=True,
 )
 JOB_CANCEL = Route(
     "job_cancel",

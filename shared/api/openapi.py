@@ -14,7 +14,7 @@ import msgspec
 
 from shared import decoding
 from shared.api import ROUTES, failures
-from shared.api.route import API_VERSION, Access, FailureAnswer, Nothing, Route
+from shared.api.route import API_VERSION, MAX_KEY_LENGTH, MAX_WAIT_S, Access, FailureAnswer, Nothing, Route
 from shared.status import AgentReport, MasterTargetReport, ProcessServerReport
 
 PATH: Final = "/v1/openapi.json"
@@ -23,8 +23,12 @@ _JSON: Final = "application/json"
 _REPORTS: Final = (AgentReport, ProcessServerReport, MasterTargetReport)
 """Of `POST /v1/status`: which, follows from the caller's certificate."""
 _OVER: Final = "The `version` that is changed, in quotes; or *"
+_NEEDED: Final = ". Where there is one, it is needed (428)"
 _NEW: Final = "*: only if there is none yet"
-_KEY: Final = "1 to 255 characters, of this request alone: sent again with it, it begins nothing twice"
+_KEY: Final = "Of this request alone: sent again with it, it begins nothing twice"
+_WAIT: Final = (
+    f"wait=SECONDS: the answer is held until there is something to say, or so long ({MAX_WAIT_S:g} at most)"
+)
 _SECURITY: Final[dict[Access, list[dict[str, list[str]]]]] = {
     Access.PUBLIC: [],
     Access.OPERATOR: [{"operator": []}],
@@ -97,11 +101,17 @@ def _operation(
         },
     }
     if route.versioned:
-        found["responses"][str(int(route.status))]["headers"] = {"ETag": {"schema": {"type": "string"}}}
-        if route.method != "GET":
-            found["parameters"] += [_header("If-Match", _OVER), _header("If-None-Match", _NEW)]
+        found["responses"][str(int(route.status))]["headers"] = {
+            "ETag": {"required": True, "schema": {"type": "string"}}
+        }
+        if route.changes:
+            found["parameters"].append(_header("If-Match", _OVER + _NEEDED if route.replaces else _OVER))
+        if route.replaces:
+            found["parameters"].append(_header("If-None-Match", _NEW))
     if route.keyed:
-        found["parameters"].append(_header("Idempotency-Key", _KEY))
+        found["parameters"].append(_header("Idempotency-Key", _KEY, minLength=1, maxLength=MAX_KEY_LENGTH))
+    if route.waits:
+        found["parameters"].append(_header("Prefer", _WAIT))
     if route.needs is not None:
         found["x-needs"] = str(route.needs)
     if route.roles:
@@ -119,13 +129,13 @@ def _names(path: str) -> list[str]:
     return re.findall(r"{(\w+)}", path)
 
 
-def _header(name: str, described: str) -> dict[str, Any]:
+def _header(name: str, described: str, **bounds: int) -> dict[str, Any]:
     return {
         "name": name,
         "in": "header",
         "required": False,
         "description": described,
-        "schema": {"type": "string"},
+        "schema": {"type": "string", **bounds},
     }
 
 

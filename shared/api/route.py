@@ -21,6 +21,10 @@ no interval. 4: machines can be deleted. 5: `Protection` has `gone` and `over`. 
 `before`."""
 MAX_BODY_B: Final = 4 << 20
 """Larger request bodies are refused."""
+MAX_WAIT_S: Final = 30.0
+"""An answer is held no longer."""
+MAX_KEY_LENGTH: Final = 255
+"""Of an Idempotency-Key."""
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 """How many entries of a list, the newest first."""
 
@@ -111,6 +115,8 @@ class Route(Generic[Q, R]):
     (If-Match), or that there is none (If-None-Match: *)."""
     keyed: bool = False
     """It begins something. The same request with the same Idempotency-Key begins it once."""
+    waits: bool = False
+    """With `Prefer: wait=SECONDS` the answer is held until there is something to say."""
     errors: tuple[type[UnderstudyError], ...] = ()
     """With which it may answer beyond what its shape says (failures.py)."""
     only_tells: bool = False

@@ -94,3 +94,18 @@ def test_which_errors_a_route_has_its_shape_says(
     route: str, error: type[UnderstudyError], *, may: bool
 ) -> None:
     assert failures.may_answer(BY_NAME[route], error) is may
+
+
+def test_the_document_says_which_headers_are_read_where() -> None:
+    headers = {
+        operation["operationId"]: {part["name"] for part in operation["parameters"] if part["in"] == "header"}
+        for operation in operations()
+    }
+    assert {name: read for name, read in headers.items() if read} == {
+        "status": {"Prefer"},
+        "command": {"Prefer"},
+        "job_update": {"Prefer"},
+        "policy_put": {"If-Match", "If-None-Match"},
+        "policy_delete": {"If-Match"},
+        **{name: {"Idempotency-Key"} for name in ("ca_renew", "resync", "point_create")},
+    }
