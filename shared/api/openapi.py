@@ -56,6 +56,8 @@ def document(routes: Iterable[Route[Any, Any]]) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, of, components)
+        if links := _links(route, routes):
+            paths[route.path][route.method.lower()]["responses"][str(int(route.status))]["links"] = links
     return {
         "openapi": "3.1.0",
         "info": {
@@ -122,6 +124,23 @@ def _operation(
         found["requestBody"] = _body({"oneOf": [of[type_] for type_ in _REPORTS]})
     elif route.request is not Nothing:
         found["requestBody"] = _body(of[route.request])
+    return found
+
+
+def _links(route: Route[Any, Any], routes: Iterable[Route[Any, Any]]) -> dict[str, Any]:
+    """From what was changed to where it is read and ended: what gives the same, and what stands below it."""
+    found: dict[str, Any] = {}
+    fields = {field.encode_name for field in msgspec.structs.fields(route.response)}
+    for other in routes if route.changes else ():
+        parameters = {
+            name: f"$request.path.{name}" if f"{{{name}}}" in route.path else f"$response.body#/{name}"
+            for name in _names(other.path)
+        }
+        is_known = all(f"{{{name}}}" in route.path or name in fields for name in parameters)
+        is_same = other.response is route.response and (other.method == "GET" or other.path == route.path)
+        is_below = route.status is HTTPStatus.CREATED and other.path == f"{route.path}/{{id}}"
+        if other is not route and other.method in ("GET", "DELETE") and is_known and (is_same or is_below):
+            found[other.name] = {"operationId": other.name, "parameters": parameters}
     return found
 
 

@@ -31,9 +31,18 @@ CHECKS: Final = (
     "allow_header_conformance",
     "ignored_auth",
 )
+LINKED: Final = ("use_after_free", "ensure_resource_availability")
+"""Of requests that follow the description's links."""
 # Of those that there are, these are left out. `positive_data_acceptance`: what fits the schema may be wrong all the same, by what there is
 # (a token, a disk, a name). `object_level_authorization`: operators are allowed everything.
 SEED: Final = 1
+NAMED: Final = """
+[parameters]
+"path.policy" = "gold"
+"path.operator" = "anna"
+[phases.stateful.inference]
+algorithms = []
+"""
 OF_WEB1: Final = '[parameters]\n"path.machine" = "web1"\n'
 
 
@@ -43,6 +52,7 @@ async def fuzz(
     *more: str,
     config: str = "",
     checks: Sequence[str] = CHECKS,
+    phases: str = "coverage,fuzzing",
     described: Path = DESCRIPTION,
 ) -> None:
     """Fails with what Schemathesis prints when it has found something."""
@@ -73,7 +83,7 @@ async def fuzz(
             "--max-examples",
             "10",
             "--phases",
-            "coverage,fuzzing",
+            phases,
         ),
         *("--warnings", "off", "--no-color", "--continue-on-failure", *more),
         cwd=folder,
@@ -118,6 +128,14 @@ async def test_any_request_of_a_daemon_is_answered_as_described(server: ConfigSe
     # Reports are lenient: what is wrong in a field of another role's is not looked at.
     most = [check for check in CHECKS if check != "negative_data_rejection"]
     await fuzz(server, tmp_path, "--include-path", "/v1/status", *shown, checks=most)
+
+
+@pytest.mark.parametrize("noun", ["policies", "operators"])
+async def test_what_was_made_is_there_and_what_was_ended_is_not(
+    noun: str, server: ConfigServer, tmp_path: Path
+) -> None:
+    only = "--include-path-regex", f"^/v1/{noun}/"
+    await fuzz(server, tmp_path, *only, config=NAMED, checks=CHECKS + LINKED, phases="stateful")
 
 
 async def test_a_status_that_is_not_described_is_found(server: ConfigServer, tmp_path: Path) -> None:

@@ -53,6 +53,21 @@ def test_every_reference_leads_somewhere() -> None:
             part = part[step]
 
 
+def test_every_link_leads_to_an_operation_and_fills_in_its_path() -> None:
+    names = {
+        operation["operationId"]: {part["name"] for part in operation["parameters"] if part["in"] == "path"}
+        for operation in operations()
+    }
+    links = {
+        (operation["operationId"], link["operationId"]): link["parameters"].keys()
+        for operation in operations()
+        for answer in operation["responses"].values()
+        for link in answer.get("links", {}).values()
+    }
+    assert links == {(begin, end): names[end] for begin, end in links}
+    assert {("policy_put", "policy_delete"), ("resync", "command"), ("job_cancel", "job")} <= links.keys()
+
+
 def test_no_operation_leaves_open_with_which_status_it_answers() -> None:
     for operation in operations():
         answers = operation["responses"].keys() - {"200", "201", "202"}
