@@ -22,7 +22,7 @@ from config_server.store.schema import commands
 from config_server.store.statements import Prepared, unless_there
 from shared import decoding
 from shared.api.commands import Command, CommandKind, CommandState, CommandView
-from shared.errors import CommandExpiredError, CommandNotFoundError, RequestError
+from shared.errors import CommandExpiredError, CommandNotFoundError, KeyUsedError
 
 LIFE_S: Final = {
     CommandKind.MARK: 300,
@@ -56,7 +56,7 @@ _NOT_DONE: Final = Prepared(
 def add(
     db: Connection, id_: str, target: str, kind: CommandKind, args: dict[str, Any], now_ns: int
 ) -> CommandView:
-    """Queue a command for `target` (ROLE:NAME). Raises RequestError when the id is another command's."""
+    """Queue a command for `target` (ROLE:NAME). Raises KeyUsedError when the id is another command's."""
     db.execute(_FORGET, {"until_ns": now_ns - _KEPT_NS})
     new = {
         "id": id_,
@@ -70,7 +70,7 @@ def add(
     _ADD(db, new)
     view = get(db, id_)
     if (view.target, view.kind) != (target, kind):
-        raise RequestError(
+        raise KeyUsedError(
             f"The command id '{id_}' could not be used",
             cause=f"it is the id of another command ({view.kind} for {view.target})",
         )

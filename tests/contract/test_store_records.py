@@ -32,6 +32,7 @@ from shared.desired import Mark, Settings, Verb, WantedDisk, Wish
 from shared.errors import (
     CommandExpiredError,
     JobNotFoundError,
+    KeyUsedError,
     NotFoundError,
     PolicyNotFoundError,
     RequestError,
@@ -197,7 +198,7 @@ def test_a_command_that_nobody_fetched_in_its_time_fails_and_a_late_result_count
 def test_the_id_of_another_command_is_refused(db: Connection) -> None:
     commands.add(db, "c1", "agent:web1", CommandKind.MARK, {}, NOW)
     assert commands.add(db, "c1", "agent:web1", CommandKind.MARK, {}, NOW).id == "c1"
-    with pytest.raises(RequestError, match="another command"):
+    with pytest.raises(KeyUsedError, match="another command"):
         commands.add(db, "c1", "agent:web2", CommandKind.MARK, {}, NOW)
 
 

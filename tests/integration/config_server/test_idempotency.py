@@ -66,6 +66,8 @@ async def test_a_key_is_of_one_request_alone(
         await operator.call(api.RESYNC, Nothing(), machine="web2", key="k")
     made = await operator.call(api.POINT_CREATE, PointRequest(), machine="web1", key="k")
     assert made.kind == "mark", "a key is an operation's own"
+    with pytest.raises(KeyUsedError, match="the id of another command"):
+        await operator.call(api.POINT_CREATE, PointRequest(), machine="web2", key="k")
 
 
 @pytest.mark.parametrize("key", ["x" * 256, "x" * 4000])
