@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from shared.api.route import Access, Nothing, Route
+from shared.errors import ServerNotReadyError
 
 
 class ServerInfo(msgspec.Struct, kw_only=True):
@@ -19,5 +20,6 @@ HEALTH = Route(
 )
 READY = Route(
     "ready", "GET", "/v1/ready", Access.PUBLIC, Nothing, ServerInfo,
-    "Should a load balancer send somebody here: its database answers, and no other server is in force; else 503 (US662)",
+    "Should a load balancer send somebody here: its database answers, and no other server is in force",
+    errors=(ServerNotReadyError,),
 )  # fmt: skip
