@@ -4,7 +4,6 @@ key alone."""
 from __future__ import annotations
 
 import shutil
-import signal
 import socket
 from pathlib import Path
 
@@ -33,7 +32,6 @@ from shared.status import AgentReport
 from shared.trust.tls import TlsFiles
 from tests.cli import Done
 from tests.config_parts import ConfigServer, config_for, daemon, running, until
-from tests.marks import some
 from tests.setups import outcomes, places, set_up, storage, tree
 
 
@@ -135,20 +133,6 @@ async def is_read_only(old: ConfigServer) -> None:
     async with old.operator() as operator:
         with pytest.raises(ServerSupersededError):
             await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="web3")
-
-
-@pytest.mark.parametrize("n", some(range(1, 40), short=[2, 5, 9, 20]))
-async def test_killed_anywhere_it_is_run_again(
-    tmp_path: Path, words: list[str], files: TlsFiles, n: int
-) -> None:
-    point = f"restore.part:{n}" if n < 16 else f"setup.step:{n - 15}"
-    killed = await recover(words, "--yes", UNDERSTUDY_CRASH_AT=point)
-    assert killed.exit_code in (0, -signal.SIGKILL), killed.stderr  # behind the last of them it is done
-    done = await recover(words, "--yes")
-    assert done.exit_code == 0, done.stderr
-    async with running(begun(tmp_path)) as server, server.operator() as operator:
-        machines = (await operator.call(api.MACHINES, Nothing())).machines
-        assert [machine.name for machine in machines] == ["web1", "web2"]
 
 
 async def test_without_a_terminal_and_a_yes_nothing_is_done(
