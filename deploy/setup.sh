@@ -10,10 +10,10 @@ say() { echo "setup: $*"; }
 [ "$(id -u)" = 0 ] || fail "must run as root: it installs packages and loads BPF programs; use sudo make setup"
 
 # clang, libbpf: the capture programs. node: Azurite. mmdebstrap, systemd-container: hosts with a systemd of their own (tests/containers).
-# postgresql: its programs; tests make clusters of their own (tests/postgres.py).
+# postgresql, haproxy: their programs; tests start what they need (tests/postgres.py, tests/system/test_docs_hosts.py).
 # The rest: loop disks, file systems, measuring, checking images.
 APT_PACKAGES="clang libbpf-dev libbpf1 gcc libc6-dev linux-libc-dev python3-venv python3-dev nodejs fio qemu-utils e2fsprogs xfsprogs
- btrfs-progs util-linux fdisk iptables mdadm mmdebstrap systemd-container postgresql-common postgresql-15"
+ btrfs-progs util-linux fdisk iptables mdadm mmdebstrap systemd-container postgresql-common postgresql-15 haproxy"
 missing=""
 for p in $APT_PACKAGES; do
     [ "$p" = nodejs ] && command -v node >/dev/null && continue
@@ -34,6 +34,9 @@ if [ -n "$missing" ]; then
         sed -i -E 's/^#? *create_main_cluster *=.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
     esac
     install $missing
+    case "$missing" in *haproxy*) # nor this one
+        systemctl disable --quiet --now haproxy 2>/dev/null || true
+    esac
     rm -f "$log"
 fi
 
