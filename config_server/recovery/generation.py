@@ -22,7 +22,7 @@ act can do:
     daemons                      are told no opinion, no command, and get no certificate, from its next look on. One that was told before
                                  goes by it: wishes have numbers and incarnations, by which a later one of the other server is known to be
                                  later (rules/wishes.py), and shows its certificate, which the other one takes in
-    what an operator said        in the seconds between the other's PUT and the next look is said here alone, and lost (keys.md)
+    what an operator said        in the seconds between the other's PUT and the next look is said here alone, and lost (recovering.md)
 
 Clocks decide nothing in this. Where storage does not answer, nobody knows: then no job is claimed and no step begun, and all else goes on
 as before, since a server that is alone must not stop for storage. A server that has once seen that it is superseded remembers it in its

@@ -27,7 +27,10 @@ from tests.containers.site import site
 from tests.long.containers import DISK_B, WRITE_B, check_point, pinned_links, reboot, wait_ordered
 from tests.long.story import Result, Story
 
-_PAGE: Final = Path(__file__).parents[2] / "docs/install.md"
+_DOCS: Final = Path(__file__).parents[2] / "docs"
+_PAGE: Final = _DOCS / "install.md"
+_LOST: Final = _DOCS / "operations/recovering.md"
+"""The config server is."""
 _PROFILE: Final = {"UNDERSTUDY_PROFILE": "/etc/understudy/profile.toml"}
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MOST: Final = 60
@@ -38,6 +41,8 @@ _THE_DAY: Final = "On the day itself"
 _EVERY_HOST: Final = "every-host"
 _LOOKS: Final = {"look", "copy"}
 """Into an image with partitions and file systems: tests/integration/setup/test_page.py has one."""
+_ELSEWHERE: Final = {"same-host"}
+"""Run by tests/system/test_docs_recovery.py, as the others of that page."""
 _BACKUP: Final = "/var/backups/understudy.tar"
 _RECOVERY_KEY: Final = "/mnt/stick/recovery.key"
 RATE_MB: Final = 1
@@ -102,6 +107,8 @@ def blocks(installation: Installation, disk: str, title: str = "") -> list[tuple
         {title} if title else {part.partition("\n")[0] for part in parts} - {_UPGRADING, _REMOVING, _THE_DAY}
     )
     text = "".join(part for part in parts if part.partition("\n")[0] in titles)
+    if title == _THE_DAY:
+        text += _LOST.read_text()
     found = re.findall(r"^```sh ([a-z-]+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     names = {
         "config.example.com": CONFIG_SERVER,
@@ -188,7 +195,7 @@ def on_the_day_itself(installation: Installation, disk: str) -> None:
     machine.container.run("systemctl", "stop", machine.unit)
     wanted = machine.container.read("sha256sum", disk).split()[0]
     found = blocks(installation, disk, _THE_DAY)
-    roles = {"config-server", "other-host", "new-config-server", "from-backup"} | _LOOKS
+    roles = {"config-server", "other-host", "new-config-server", "from-backup"} | _LOOKS | _ELSEWHERE
     assert {role for role, _ in found} == roles
     for role, block in found:
         if role == "config-server":

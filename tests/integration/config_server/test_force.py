@@ -331,7 +331,9 @@ async def test_who_stood_still_looks_before_it_takes_what_was_sent_meanwhile(
     async with running(config) as old:
         await protect(old, "web1")
         async with running(await put_back(config, tmp_path / "second")) as new:
-            await protect(old, "web2")  # its next look is not due, and it says so: docs/operations/keys.md
+            await protect(
+                old, "web2"
+            )  # its next look is not due, and it says so: docs/operations/recovering.md
             monkeypatch.setattr(generation, "_OVERDUE_S", 0.0)
             assert await is_superseded(old)
             await protect(new, "web3")

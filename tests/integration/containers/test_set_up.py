@@ -21,7 +21,7 @@ pytestmark = pytest.mark.long  # the host is built for it first
 UNIT = "understudy-config-server"
 FILE = f"/etc/systemd/system/{UNIT}.service"
 PROGRAM = f"{program.PLACE}/bin/understudy"
-PAGE: Final = (Path(__file__).parents[3] / "docs/install.md").read_text()
+PAGE: Final = (Path(__file__).parents[3] / "docs/operations/recovering.md").read_text()
 OF_THE_DAEMON: Final = {
     "/etc/understudy/config-server": "700 understudy-config",
     "/etc/understudy/config-server/vault.json": "600 understudy-config",
@@ -139,7 +139,7 @@ def test_another_host_takes_its_place_by_the_commands_of_the_page(host: Containe
     for user in ("understudy-config", "understudy-process", "understudy-master"):
         host.run("userdel", user)
     host.run("systemctl", "daemon-reload")
-    [block] = re.findall(r"^```sh new-config-server\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    [block] = re.findall(r"^```sh from-backup\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     _install, _key, commands = block.partition("install -D")
     names = {
         "config.example.com": "cs",

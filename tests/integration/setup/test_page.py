@@ -14,7 +14,8 @@ from tests.cli import understudy
 from tests.loopdisk import attached
 from tests.setups import set_up
 
-PAGE = (Path(__file__).parents[3] / "docs/install.md").read_text()
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = (DOCS / "install.md").read_text() + (DOCS / "operations/recovering.md").read_text()
 BLOCKS = re.findall(r"^```sh ([a-z-]+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 HELP = re.compile(r"--[a-z-]+")
 

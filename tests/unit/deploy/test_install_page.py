@@ -107,7 +107,8 @@ def test_the_account_that_the_page_makes_is_one_that_the_check_calls_fit() -> No
 
 def test_without_the_key_the_commands_are_those_without_its_option() -> None:
     assert "`--blob-key-file /root/account.key` of `init` and of both set-ups" in PARTS["What it takes"]
-    with_key = [line for line in PAGE.splitlines() if line.lstrip().startswith("--blob-url")]
+    pages = PAGE + (DOCS / "operations/recovering.md").read_text()
+    with_key = [line for line in pages.splitlines() if line.lstrip().startswith("--blob-url")]
     assert len(with_key) == 5, "of `init` twice, of `server recover`, and of both set-ups"
     assert all(line.count(" --blob-key-file /root/account.key") == 1 for line in with_key)
 
@@ -116,4 +117,4 @@ def test_the_backup_before_an_upgrade_is_the_command_of_the_manual() -> None:
     [command] = re.findall(
         r"`(/opt/understudy/bin/python -m config_server backup [^`]*)`", PARTS["Upgrading"]
     )
-    assert command in (DOCS / "operations/keys.md").read_text().splitlines()
+    assert command in (DOCS / "operations/recovering.md").read_text().splitlines()
