@@ -41,7 +41,7 @@ _THE_DAY: Final = "On the day itself"
 _EVERY_HOST: Final = "every-host"
 _LOOKS: Final = {"look", "copy"}
 """Into an image with partitions and file systems: tests/integration/setup/test_page.py has one."""
-_ELSEWHERE: Final = {"same-host"}
+_ELSEWHERE: Final = {"same-host", "afterwards", "old-config-server"}
 """Run by tests/system/test_docs_recovery.py, as the others of that page."""
 _BACKUP: Final = "/var/backups/understudy.tar"
 _RECOVERY_KEY: Final = "/mnt/stick/recovery.key"

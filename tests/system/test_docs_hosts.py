@@ -1,17 +1,13 @@
 """The commands of the manual that take several hosts, run as they stand, in their order: two config servers on one PostgreSQL, set up,
-behind HAProxy, upgraded, backed up and put back. Each host is a folder; in its PATH `systemctl` starts and stops its service as a process,
-and `sudo` is left out."""
+behind HAProxy, upgraded, backed up and put back."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -25,81 +21,13 @@ from shared.control import enrol
 from shared.control.control_client import ControlClient
 from shared.errors import PeerError
 from shared.status import AgentReport
+from tests.manual_hosts import ROOT, Host, replaced
 from tests.postgres import Postgres
-from tests.process_server_site import free_port
 
-ROOT: Final = Path(__file__).parents[2]
 PAGE: Final = ROOT / "docs/operations/database.md"
 URL: Final = "postgresql://understudy@db1.example.com/understudy"
-SYSTEMCTL: Final = """#!/bin/sh
-# systemctl start|stop|restart understudy-config-server|haproxy
-set -eu
-if [ "$1" != start ] && [ -e pid ]; then
-    kill "$(cat pid)" 2>/dev/null || true
-    while kill -0 "$(cat pid)" 2>/dev/null; do sleep 0.05; done
-fi
-[ "$1" != stop ] || exit 0
-case "$2" in
-    understudy-config-server) "$PYTHON" -m config_server --config config-server.toml >>log 2>&1 & ;;
-    haproxy) haproxy -db -f haproxy.cfg >>log 2>&1 & ;;
-    *) exit 1 ;;
-esac
-echo $! >pid
-until curl --silent --insecure "$SERVER/v1/health" >/dev/null; do
-    kill -0 "$(cat pid)" || { cat log >&2; exit 1; }
-    sleep 0.1
-done
-"""
-SUDO: Final = """#!/bin/sh
-# sudo -u USER COMMAND…: everybody may everything here
-[ "$1" = -u ] && shift 2
-exec "$@"
-"""
 GOES_ON_S: Final = 12.0
 """So long nobody is answered at most while one of the servers goes, on a host that is busy with other things."""
-
-
-class Host:
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name = name
-        self.folder = folder
-        self.port = free_port()
-        programs = folder / "bin"
-        programs.mkdir(parents=True)
-        for command, script in (("systemctl", SYSTEMCTL), ("sudo", SUDO)):
-            (programs / command).write_text(script)
-            (programs / command).chmod(0o755)
-
-    @property
-    def server(self) -> str:
-        return f"https://127.0.0.1:{self.port}"
-
-    def run(self, script: str, postgres: Postgres) -> str:
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("UNDERSTUDY_")},
-            "PATH": f"{self.folder / 'bin'}:{Path(sys.executable).parent}:{postgres.programs}:{os.environ['PATH']}:/usr/sbin",
-            "PYTHON": sys.executable,
-            "PYTHONPATH": str(ROOT),
-            "PGHOST": str(postgres.folder),
-            "PGUSER": postgres.owner,
-            "SERVER": self.server,
-            "UNDERSTUDY_SERVER": self.server,
-            "UNDERSTUDY_TOKEN_FILE": "config-server/operator.token",
-            "UNDERSTUDY_CA_FILE": "config-server/ca.pem",
-        }
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script],
-            cwd=self.folder, env=environment, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, (
-            f"on {self.name}:\n{script}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        )
-        return done.stdout
-
-    def send(self, number: signal.Signals) -> None:
-        if (pid := self.folder / "pid").exists():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid.read_text()), number)
 
 
 class Site:
@@ -135,9 +63,15 @@ class Site:
         """What stands in the manual → what it is here."""
 
     def run(self, host: Host, script: str) -> str:
-        for theirs, ours in self._names.items():
-            script = script.replace(theirs, ours)
-        return host.run(script, self._postgres)
+        postgres = self._postgres
+        return host.run(
+            f"PATH=$PATH:{postgres.programs}\n{replaced(script, self._names)}",
+            PGHOST=str(postgres.folder),
+            PGUSER=postgres.owner,
+            UNDERSTUDY_SERVER=host.server,
+            UNDERSTUDY_TOKEN_FILE="config-server/operator.token",
+            UNDERSTUDY_CA_FILE="config-server/ca.pem",
+        )
 
     def run_block(self, block: str) -> None:
         by_words = {
