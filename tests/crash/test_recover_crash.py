@@ -118,7 +118,7 @@ def hosts(tmp_path: Path, blob_config: BlobConfig, key: Path) -> Iterator[Host]:
     return (Host(tmp_path, f"host{n}", blob_config, key) for n in itertools.count(1))
 
 
-@pytest.mark.parametrize("crash_at", some(_EACH, short=["restore.part:7"]))
+@pytest.mark.parametrize("crash_at", some(_EACH, short=["restore.part:9"]))
 async def test_killed_once_the_next_run_makes_what_an_undisturbed_one_does(
     hosts: Iterator[Host], crash_at: str
 ) -> None:
