@@ -2,7 +2,7 @@
 
 One module a noun has its bodies (JSON) and its routes. The server binds an operation to each route (config_server/web/routes.py) and the
 client calls the same objects (shared/control/rest.py), so a path, a body and a permission exist in one place only. A failed call answers
-with a `Failure`; its HTTP status follows from the class of the error (shared/errors/).
+with a `Failure`; its HTTP status follows from the class of the error (failures.py).
 
 PUBLIC: anybody who reaches the port. OPERATOR: who sends the operator token as a bearer token. DAEMON: who presents a certificate of the
 config server's CA, whose common name is `ROLE:NAME`.

@@ -1,8 +1,8 @@
 """With which errors a route may answer, and as which HTTP status.
 
 Most of it its shape says: who calls, what stands in its path, its headers. What is its own alone it names (`Route.errors`). A class is
-meant for itself, not for what is derived from it. But of what it needs and cannot have (a 503: the database, storage, a daemon), whatever
-that is, each route but two may speak; and of a bug, each.
+meant for itself, not for what is derived from it. But of whatever does not work (a 503: the database, storage, a daemon) each route may
+speak that needs any of it, which is all but what anybody may read; and of a bug, each.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def status_of(error: type[UnderstudyError]) -> int:
 def errors_of(route: Route[Any, Any]) -> frozenset[type[UnderstudyError]]:
     """UnhealthyError stands for all that are a 503."""
     found: set[type[UnderstudyError]] = {UnderstudyError, RequestError, *route.errors}
-    if route.access is not Access.PUBLIC or route.method != "GET":  # the others ask nobody
+    if route.access is not Access.PUBLIC or route.method != "GET":  # those need nothing
         found.add(UnhealthyError)
     if route.access is Access.OPERATOR:
         found |= {AccessError, ForbiddenError}
