@@ -66,7 +66,8 @@ class Following:
             (new,) = anchors.loaded(renewal.new.encode())
             if renewal.stage is Stage.DROPPED:
                 await self._on_disk(self._note, new)
-            found = await self._on_disk(ca_files.brought, self.folder, renewal.stage, new)
+            known = {*anchors.loaded(renewal.old.encode()), *former}
+            found = await self._on_disk(ca_files.brought, self.folder, renewal.stage, new, known)
         control.ca.become(found)
         control.ca.former = former
         await self._own.renew()

@@ -97,7 +97,7 @@ class _Step:
         self._control = control
         self._following = following
         self._asked_ns: dict[str, int] = {}
-        """By job: when it was asked first whether storage has all that another host would need."""
+        """By job: when it was asked first whether storage has all that another host would need (monotonic)."""
 
     async def do(self, job: Job, results: Mapping[str, Any]) -> Any | Waits | Stands:
         raise NotImplementedError
@@ -109,7 +109,7 @@ class _Step:
         """Before what a config server that begins from an older state would not get over: it would not know who is trusted by then."""
         if self._control.kept_ns is None:
             return None
-        asked_ns = self._asked_ns.setdefault(job.id, self._control.now_ns())
+        asked_ns = self._asked_ns.setdefault(job.id, self._control.mono_ns())
         if self._control.kept_ns() > asked_ns:
             return None
         return Waits(
@@ -165,7 +165,7 @@ class _Step:
 
     def _parties(self, db: Connection) -> dict[str, certificates.Party]:
         """Who takes part, by ROLE:NAME, and the certificate that he got last. Whoever was revoked does not."""
-        found = certificates.parties(db, self._control.now_ns())
+        found = certificates.parties(db, self._control.now_ns() - rules.LONG_EXPIRED_NS)
         return {
             name: party
             for party in found
@@ -201,8 +201,8 @@ class _Make(_Step):
                 cause=f"{anchors.MOST} certificates are trusted: renewals were abandoned behind their switch, and no daemon takes more",
                 action="Have the last one go on to its end. Where its job was abandoned: see docs/operations/keys.md.",
             )
-        new = CertificateAuthority.made()
-        renewal = Renewal(job=job.id, stage=Stage.MADE, new=new.pem, by=self._id)
+        new, old = CertificateAuthority.made(), anchors.pem_of(self._control.ca.trusted).decode()
+        renewal = Renewal(job=job.id, stage=Stage.MADE, new=new.pem, old=old, by=self._id)
 
         def work(db: Connection) -> None:
             before = stored.renewal(db)
@@ -216,11 +216,13 @@ class _Make(_Step):
         return renewal
 
     async def undo(self, job: Job) -> bool | Waits | Stands:
+        signers = {server.has.signer for server in self._have()}
+
         def work(db: Connection) -> tuple[Renewal | None, bool]:
             found = stored.renewal(db)
             if found is None or found.job != job.id:
                 return None, False
-            if found.stage is not Stage.MADE:
+            if found.stage is not Stage.MADE or anchors.fingerprint(_certificate(found)) in signers:
                 return found, False
             stored.add_former(db, [_certificate(found)])
             found = msgspec.structs.replace(found, stage=Stage.GIVEN_UP)
@@ -309,8 +311,8 @@ class _Drop(_Step):
         new = _certificate(renewal)
 
         def work(db: Connection) -> tuple[x509.Certificate, ...]:
-            gone = [each for each in self._control.ca.trusted if each != new]
-            stored.add_former(db, gone)
+            # By the database: the files may be ahead of it, if it was put back.
+            stored.add_former(db, [each for each in anchors.loaded(renewal.old.encode()) if each != new])
             stored.put(db, msgspec.structs.replace(renewal, stage=Stage.DROPPED))
             return stored.former(db)
 

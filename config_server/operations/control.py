@@ -124,7 +124,7 @@ class Control:
     """Where the config server is that has superseded this one (pointing.py); "": it has not been, or that is not known."""
 
     kept_ns: Callable[[], int] | None = None
-    """Of when the control state in storage is; None: there is none."""
+    """Of when the control state in storage is (monotonic); None: there is none."""
 
     others: Others | None = None
     """None: this server is alone, as with SQLite."""

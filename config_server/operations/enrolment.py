@@ -220,9 +220,11 @@ class Identity:
             )
         grant = tokens.Grant(Role(call.role), call.name, call.hosts)
         now_ns, mono_ns = self._control.now_ns(), self._control.mono_ns()
-        if (again := self._renewals.again(call.serial, _time(now_ns))) is not None:
+        signer = [self._control.ca.certificate]
+        again = self._renewals.again(call.serial, _time(now_ns))
+        if again is not None and anchors.issuer_of(again, signer) is not None:
             return self._answer(again, grant)
-        if anchors.issuer_of(presented, [self._control.ca.certificate]) is not None:
+        if anchors.issuer_of(presented, signer) is not None:
             self._renewals.check(call.serial, call.who, _time(now_ns), mono_ns)
         # else it is of a CA that is being renewed: whoever has it shall have another one, once (`again`)
         self._revoking.check_renewal(call.who)

@@ -17,6 +17,7 @@ from shared.api.jobs import JobAct, JobList, JobQuery, JobView
 from shared.api.route import Nothing
 from shared.errors import JobActError, JobAttentionError
 from shared.status import Problem
+from shared.trust import anchors, identity
 
 DRIVEN: Final = "jobs"
 """The bell that is rung when there is something to do for a job."""
@@ -50,7 +51,7 @@ class Jobs:
 
         def work(db: Connection, id_: str) -> bool:
             turned = journal.cancel(db, id_, call.who, now_ns)
-            _check_cancel(db, id_)
+            _check_cancel(db, id_, self._control.has.signer)
             return turned
 
         return await self._act(call, JobAct.CANCEL, work, done=_is_cancelled)
@@ -110,10 +111,14 @@ def problem_of(job: JobView) -> Problem:
     return Problem(**error.as_dict(), object=job.machine, key=job.id)
 
 
-def _check_cancel(db: Connection, id_: str) -> None:
-    """In the transaction that turned it. Raises JobActError where it cannot be taken back."""
+def _check_cancel(db: Connection, id_: str, signer: str) -> None:
+    """In the transaction that turned it. `signer`: whose key signs by this server's files, which may be ahead of a database that was put
+    back. Raises JobActError where it cannot be taken back."""
     renewal = ca.renewal(db)
-    if renewal is not None and renewal.job == id_ and renewal.stage in (Stage.SWITCHED, Stage.DROPPED):
+    if renewal is None or renewal.job != id_:
+        return
+    new = anchors.fingerprint(identity.only_certificate(renewal.new))
+    if renewal.stage in (Stage.SWITCHED, Stage.DROPPED) or (renewal.stage is Stage.MADE and new == signer):
         raise switched()
 
 

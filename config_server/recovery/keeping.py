@@ -86,7 +86,8 @@ class Keeping:
         self._put_s = -1e9
         self._waits_since_s: float | None = None
         self._why = "it was not tried yet"
-        self._kept_ns = 0
+        self._kept_ns = self._kept_mono_ns = 0
+        """Of when that is, by the time of day and monotonic."""
         self._etag: str | None = None
         """Of what was seen, or put, last; None: it is to be seen first."""
         self._name = ""
@@ -104,8 +105,8 @@ class Keeping:
         )
 
     def kept_ns(self) -> int:
-        """Of when is what storage has (time of day); 0: this process has put nothing yet."""
-        return self._kept_ns
+        """Of when is what storage has (monotonic: the time of day may be set); 0: this process has put nothing yet."""
+        return self._kept_mono_ns
 
     async def look(self) -> None:
         """Puts it, if it is time. Why it could not be is in `error` when that lasts. Raises DatabaseError."""
@@ -172,14 +173,14 @@ class Keeping:
             raise lacks
         name = state_blob(generation)
         await self._see(name)  # before the database is read: what somebody has put since is not older
+        made_ns, mono_ns = time.time_ns(), time.monotonic_ns()
         parts, digest = await state.gathered(self._db, self._config, self._vault)
-        made_ns = time.time_ns()
         data = await in_thread(self._sealed, parts, generation, made_ns)
         self._put_s = self._clock()
         reach("state.before-put")
         await self._write(name, data)
         reach("state.put")
-        self._kept, self._kept_ns = digest, made_ns
+        self._kept, self._kept_ns, self._kept_mono_ns = digest, made_ns, mono_ns
         _log.info("control state kept in storage", generation=generation, size_b=len(data))
 
     def _sealed(self, parts: dict[str, bytes], generation: int, made_ns: int) -> bytes:

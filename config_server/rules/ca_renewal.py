@@ -24,11 +24,15 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from config_server.rules.clock import SECOND_NS
 from shared.status import Report
 
 KIND: Final = "ca-renewal"
 LANE: Final = "ca"
 """Of no machine: the whole installation has one."""
+LONG_EXPIRED_NS: Final = 366 * 86_400 * SECOND_NS
+"""Whose certificate ended so long ago takes part no more. Who has just expired does: this host's clock may be ahead for a moment, and what
+then follows cannot be taken back."""
 _NAMED: Final = 20
 
 
@@ -51,6 +55,8 @@ class Renewal(msgspec.Struct, frozen=True, kw_only=True):
     stage: Stage
     new: str
     """The new certificate (PEM)."""
+    old: str
+    """All that were trusted when it was made (PEM)."""
     by: str = ""
     """Which config server made it (its id among others; empty: the only one): until it has said so itself nobody knows that it has the
     key."""

@@ -31,6 +31,7 @@ from config_server.operations.control import Control
 from config_server.operations.deleting import Deleting
 from config_server.operations.deletion_sweep import DeletionSweep
 from config_server.operations.protecting import Protecting
+from config_server.operations.sides import Sides
 from config_server.rules import deletion
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.deletion import Found
@@ -173,7 +174,7 @@ class World:
                     seen.role, seen.name, raw, seen.received_ns, seen.heard_ns, control.mono_ns()
                 )
         self.control = control
-        self.protecting = Protecting(control, _Sides(self))  # type: ignore[arg-type]
+        self.protecting = Protecting(control, _Sides(self))
         self.deleting = Deleting(control, self.protecting)
         self.looks = DeletionSweep(control, _Sides(self), _Revoking(self))  # type: ignore[arg-type]
 
@@ -464,9 +465,12 @@ class _Database:
         return result
 
 
-class _Sides:
+class _Sides(Sides):
+    """Storage is the world's."""
+
     def __init__(self, world: World) -> None:
         self._world = world
+        self._control = world.control
 
     async def ask(self, _machine: str) -> None:
         pass

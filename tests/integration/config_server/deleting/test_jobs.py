@@ -106,16 +106,18 @@ async def test_said_again_it_is_the_same_job_and_sees_to_the_later_one(
     assert len(await jobs_of(operator)) == 1
 
 
-async def test_bound_to_other_hardware_it_gives_its_place_and_said_again_another_one_sees_to_it(
-    operator: RestClient, web1: ObedientAgent
+async def test_bound_to_other_hardware_it_stands_for_a_person_when_its_day_comes_and_nothing_takes_its_place(
+    server: ConfigServer, operator: RestClient, web1: ObedientAgent
 ) -> None:
     first = await delete(operator)
-    await operator.call(api.REBIND, RebindRequest(identity="hw2"), machine="web1")
-    over = await is_in(operator, first.job, JobState.CANCELLED)
-    assert over.superseded_by
+    for identity in ("hw2", "hw1", "hw2"):
+        bound = await operator.call(api.REBIND, RebindRequest(identity=identity), machine="web1")
+        assert bound.job == first.job
+    pass_delay(folder(server))
+    await is_in(operator, first.job, JobState.ATTENTION)
     assert (await shown(operator)).deletion is not None, "a person says whether it stands"
     second = await delete(operator)
-    assert second.job != first.job
+    assert (await job(operator, first.job)).superseded_by == second.job
     assert (await job(operator, second.job)).state in (JobState.RUNNING, JobState.WAITING)
 
 

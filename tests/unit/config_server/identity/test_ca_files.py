@@ -10,6 +10,7 @@ import pytest
 from config_server.identity import ca_files
 from config_server.identity.ca import CertificateAuthority
 from config_server.rules.ca_renewal import Stage
+from shared.errors import CaFilesError
 from shared.trust import identity
 
 
@@ -29,7 +30,7 @@ def test_cut_off_between_two_files_they_are_a_ca_and_the_next_run_brings_them_th
     if stage is not Stage.MADE:
         ca_files.put_beside(tmp_path, new)
         for before in ORDER[: ORDER.index(stage)]:
-            ca_files.brought(tmp_path, before, new.certificate)
+            ca_files.brought(tmp_path, before, new.certificate, [old.certificate])
     written: list[str] = []
     really = identity.write
 
@@ -42,7 +43,7 @@ def test_cut_off_between_two_files_they_are_a_ca_and_the_next_run_brings_them_th
     def bring() -> CertificateAuthority:
         if stage is Stage.MADE and not CertificateAuthority.read(tmp_path).has_key_of(new.certificate):
             ca_files.put_beside(tmp_path, new)
-        return ca_files.brought(tmp_path, stage, new.certificate)
+        return ca_files.brought(tmp_path, stage, new.certificate, [old.certificate])
 
     with monkeypatch.context() as patched:
         patched.setattr(identity, "write", cut)
@@ -59,21 +60,38 @@ def test_cut_off_between_two_files_they_are_a_ca_and_the_next_run_brings_them_th
     assert there.is_as(CertificateAuthority.read(tmp_path))
     assert there.certificate == (old if stage is Stage.MADE else new).certificate
     assert len(there.trusted) == len(there.keys) == (1 if stage is Stage.DROPPED else 2)
-    assert ca_files.brought(tmp_path, stage, new.certificate).is_as(there), "a second time it is nothing"
+    assert ca_files.brought(tmp_path, stage, new.certificate, [old.certificate]).is_as(there), (
+        "a second time it is nothing"
+    )
 
 
 def test_without_the_new_key_nothing_is_changed_and_given_up_nothing_of_it_is_left(tmp_path: Path) -> None:
     old, new = CertificateAuthority.open(tmp_path), CertificateAuthority.made()
     before = [(tmp_path / name).read_bytes() for name in ("ca.key", "ca.pem")]
     for stage in ORDER:
-        assert ca_files.brought(tmp_path, stage, new.certificate).is_as(old)
+        assert ca_files.brought(tmp_path, stage, new.certificate, [old.certificate]).is_as(old)
     ca_files.put_beside(tmp_path, new)
-    ca_files.brought(tmp_path, Stage.MADE, new.certificate)
-    ca_files.brought(tmp_path, Stage.GIVEN_UP, new.certificate)
+    ca_files.brought(tmp_path, Stage.MADE, new.certificate, [old.certificate])
+    ca_files.brought(tmp_path, Stage.GIVEN_UP, new.certificate, [old.certificate])
     assert [(tmp_path / name).read_bytes() for name in ("ca.key", "ca.pem")] == before
     ca_files.put_beside(tmp_path, new)
-    ca_files.brought(tmp_path, Stage.SWITCHED, new.certificate)
-    assert ca_files.brought(tmp_path, Stage.GIVEN_UP, new.certificate).certificate == new.certificate
+    ca_files.brought(tmp_path, Stage.SWITCHED, new.certificate, [old.certificate])
+    assert (
+        ca_files.brought(tmp_path, Stage.GIVEN_UP, new.certificate, [old.certificate]).certificate
+        == new.certificate
+    )
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_what_the_database_does_not_know_is_left_as_it_is(tmp_path: Path, stage: Stage) -> None:
+    """It was put back from before another renewal, by whose key certificates were issued since."""
+    first, later = CertificateAuthority.open(tmp_path), CertificateAuthority.made()
+    ca_files.put_beside(tmp_path, later)
+    ca_files.brought(tmp_path, Stage.SWITCHED, later.certificate, [first.certificate])
+    before = [(tmp_path / name).read_bytes() for name in ("ca.key", "ca.pem")]
+    with pytest.raises(CaFilesError, match="ahead of the database"):
+        ca_files.brought(tmp_path, stage, first.certificate, [])
+    assert [(tmp_path / name).read_bytes() for name in ("ca.key", "ca.pem")] == before
 
 
 def test_what_the_old_one_signed_is_known_as_this_installations_also_when_it_is_gone() -> None:

@@ -75,10 +75,10 @@ def test_a_certificate_counts_by_who_issued_what_is_presented_and_an_anchor_unti
 def test_a_key_is_lost_only_where_nobody_has_it_and_who_made_it_is_gone_or_says_so() -> None:
     mine, other = Server("1", "a", BEFORE), Server("2", "b", BEFORE)
     has = Server("2", "b", Has("old", ("old", "new"), ("old", "new"), "old"))
-    made = {by: Renewal(job="j", stage=Stage.MADE, new="", by=by) for by in "123"}
+    made = {by: Renewal(job="j", stage=Stage.MADE, new="", old="", by=by) for by in "123"}
     assert is_lost(made["1"], "new", "1", [mine, other])
     assert not is_lost(made["2"], "new", "1", [mine, other]), "it may just not have said so yet"
     assert is_lost(made["3"], "new", "1", [mine, other])
     for renewal, servers in itertools.product(made.values(), ([mine, has], [has])):
         assert not is_lost(renewal, "new", "1", servers)
-    assert not is_lost(Renewal(job="j", stage=Stage.SWITCHED, new="", by="1"), "new", "1", [mine])
+    assert not is_lost(Renewal(job="j", stage=Stage.SWITCHED, new="", old="", by="1"), "new", "1", [mine])
