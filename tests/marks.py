@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from typing import Any
 
+import hypothesis
 import pytest
+
+
+def examples(most: int) -> int:
+    """How many a property test tries that takes long for each: of `make test`, which tries the same ones each time, a third."""
+    return most // 3 if hypothesis.settings().derandomize else most
 
 
 def some(cases: Iterable[Any], short: Container[Any]) -> list[Any]:

@@ -150,7 +150,7 @@ async def test_a_new_ca_killed_once_is_completed_as_the_next_run_says(
     await check_config_server(tmp_path)
 
 
-@pytest.mark.parametrize("role", some(("master-target", "process-server"), short=("master-target",)))
+@pytest.mark.parametrize("role", some(("master-target", "process-server"), short=()))
 async def test_a_server_s_set_up_killed_at_each_step_in_turn_is_completed_with_one_token(
     tmp_path: Path, blob_config: BlobConfig, role: str
 ) -> None:
@@ -189,6 +189,7 @@ async def test_a_server_s_set_up_killed_once_is_completed_with_the_same_token(
         identity.check_name(identity.files_in(tmp_path / "etc/master-target"), "master-target:one")
 
 
+@pytest.mark.long
 async def test_a_host_that_enrols_again_killed_at_each_step_goes_on_with_the_same_command(
     tmp_path: Path, blob_config: BlobConfig
 ) -> None:

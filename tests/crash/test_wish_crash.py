@@ -23,6 +23,7 @@ from shared.host import protected
 from shared.host.toml import to_toml
 from tests.capture_parts import MIB, Rig, needs_capture, rig
 from tests.epoch_ids import eid
+from tests.marks import some
 from tests.pki import TestCa
 from tests.wishing import Teller, agent_of, devices, teller
 
@@ -56,7 +57,9 @@ def state_of(r: Rig) -> AgentState:
     return AgentState(attach.state_words(r.pin_dir))
 
 
-@pytest.mark.parametrize("at", crashpoints.WISH_POINTS)
+@pytest.mark.parametrize(
+    "at", some(crashpoints.WISH_POINTS, short=("wish.before-write", "attach.in-detach", "wish.after-forget"))
+)
 async def test_a_stop_that_is_killed_anywhere_is_done_by_the_next_start_once_it_is_in_the_file(
     at: str, tmp_path: Path
 ) -> None:

@@ -57,6 +57,7 @@ from shared.errors import (
 from shared.status import AgentDisk, AgentReport, AvailableDisk, ProcessServerReport, StreamReport
 from shared.vocabulary import Role
 from tests.databases import copied
+from tests.marks import examples
 
 START_NS: Final = 1_800_000_000 * SECOND_NS
 YEAR_S: Final = 366 * 86_400
@@ -644,7 +645,7 @@ def lived(steps: list[Step]) -> World:
         return world
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(LIVES)
 @example([("pass", 0), ("delete", 0), ("pass", 9)])
 @example(
@@ -670,7 +671,7 @@ def test_what_was_said_is_done_and_leaves_nothing_but_what_happened() -> None:
     assert said[-3:] == ["machine.unprotect", "machine.delete", "machine.deleted"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(st.integers(0, 40), max_size=6))
 def test_wherever_it_is_killed_it_goes_on(kills: list[int]) -> None:
     steps: list[Step] = [("pass", 0), ("delete", 0), ("pass", 6)]
@@ -683,7 +684,7 @@ def test_wherever_it_is_killed_it_goes_on(kills: list[int]) -> None:
     assert (world.containers, world.registry, world.is_known()) == ({}, "", False)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(st.lists(st.tuples(st.just("set the clock"), st.integers(0, 9)), max_size=4), st.integers(0, 4))
 def test_no_clock_hinders_or_hastens_it(clocks: list[Step], before: int) -> None:
     steps: list[Step] = [("pass", 0), ("delete", 0), ("pass", before), *clocks]

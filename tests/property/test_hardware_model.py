@@ -22,6 +22,7 @@ from config_server.store import inventory, restored, sqlite
 from shared.desired import Verb, WantedDisk, Wish
 from shared.status import AgentReport, AvailableDisk
 from tests.databases import copied
+from tests.marks import examples
 
 NAME: Final = "web1"
 OFFER: Final = Offer.of(AgentReport(available=[AvailableDisk(device="/dev/sda", sectors=8)]))
@@ -118,7 +119,7 @@ def run(steps: list[Step]) -> None:
     site.settle()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(STEPS)
 def test_no_hardware_is_told_another_ones_disks_and_what_was_said_last_of_protection_holds(
     steps: list[Step],
@@ -126,7 +127,7 @@ def test_no_hardware_is_told_another_ones_disks_and_what_was_said_last_of_protec
     run(steps)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(STEPS, st.integers(0, 2), st.integers(0, 8))
 def test_hardware_that_is_the_machine_again_has_the_disks_that_it_had(
     steps: list[Step], other: int, disks: int

@@ -13,6 +13,7 @@ from tests.jobs_model.databases import Sqlite
 from tests.jobs_model.model import lived
 from tests.jobs_model.search import MET, lives
 from tests.jobs_model.served import Served
+from tests.marks import examples
 from tests.postgres import Postgres
 
 SEEDS = st.integers(0, 1 << 32)
@@ -26,19 +27,19 @@ def served(postgres: Postgres) -> Iterator[Served]:
     store.close()
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(SEEDS)
 def test_of_one_server_with_a_file(seed: int) -> None:
     assert lived(seed, ALONE).problems == []
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(SEEDS)
 def test_of_two_servers_whose_transactions_come_one_after_the_other(seed: int) -> None:
     assert lived(seed, SHARED).problems == []
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(seed=SEEDS)
 def test_of_two_servers_on_postgresql_between_any_two_statements(served: Served, seed: int) -> None:
     assert lived(seed, served).problems == []

@@ -29,6 +29,7 @@ from config_server.store import inventory, sqlite
 from shared.desired import Verb, WantedDisk, Wish
 from shared.errors import ConfigError, RequestError
 from shared.status import AgentDisk, AgentReport, AvailableDisk, BoundDisk
+from tests.marks import examples
 
 NAME: Final = "web1"
 DISKS: Final = ("A", "B", "C", "D")
@@ -298,7 +299,7 @@ def run(steps: list[Step]) -> None:
     site.settle()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(STEPS)
 def test_what_is_captured_is_what_was_meant(steps: list[Step]) -> None:
     run(steps)

@@ -22,6 +22,7 @@ from agent.stream.spans import TooMuchRefused
 from agent.stream.state import AgentState
 from agent.stream.unreadable import Runs, Unreadable
 from shared.errors import TooMuchUnreadableError
+from tests.marks import examples
 
 WORDS: Final = 200
 CELL: Final = 16
@@ -98,7 +99,7 @@ class Machine:
 steps = st.sampled_from([0.1, 1.0])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.lists(st.integers(1, 6), min_size=12, max_size=24), st.integers(0, 3), st.integers(0, 6), steps)
 def test_a_disk_whose_bad_sectors_fit_before_it_is_given_up_is_not_given_up(
     bad: list[int], chunk: int, over_in: int, step_s: float
@@ -120,7 +121,7 @@ def test_a_disk_whose_bad_sectors_fit_before_it_is_given_up_is_not_given_up(
         machine.lane.threads.close()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.lists(st.integers(3, 6), min_size=20, max_size=24), st.integers(0, 6), steps)
 def test_a_disk_of_which_most_does_not_fit_is_given_up_whatever_is_freed_now_and_then(
     bad: list[int], over_in: int, step_s: float

@@ -19,6 +19,7 @@ from shared.api.jobs import Direction, JobState
 from shared.desired import Verb
 from shared.errors import RequestError
 from shared.status import AgentReport
+from tests.marks import examples
 from tests.property.test_wishes_model import ALL, AVAILABLE, DISKS, MACHINES, Site, Step, Violated, steps_of
 
 WITH_JOBS = (*ALL, "cancel", "take back", "take back")
@@ -106,7 +107,7 @@ LONG_DONE: list[Step] = [
 """As the backup has it, it had not ended."""
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(steps_of(WITH_JOBS))
 @example(ADDED)
 @example(LONG_DONE)

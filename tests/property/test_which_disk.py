@@ -21,6 +21,7 @@ from agent.capture import bindings, pinned_lines
 from agent.capture.binding import TOLD, Action, Identity, Kind, Pinned, Standing, decide
 from agent.capture.bindings import Bound
 from shared.desired import WantedDisk
+from tests.marks import examples
 
 DISKS: Final = 3
 SECTORS: Final = 2048
@@ -282,7 +283,7 @@ KINDS = st.lists(st.integers(WORLD_WIDE, PORTED_TWIN), min_size=DISKS, max_size=
 @example([TABLE] * 3, 2, [("label", 0, 1), ("back", 0, 0), ("silent", 0, 0)])
 @example([SERIAL, WORLD_WIDE, SERIAL], 1, [("away", 0, 1), ("line", 0, 2), ("away", 2, 0)])
 @example([SERIAL, WORLD_WIDE, SERIAL], 1, [("away", 0, 1), ("line", 0, 2), ("no line", 0, 0), ("away", 2, 0)])
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_no_id_is_given_anothers_disk_and_what_can_be_told_is_told(
     kinds: list[int], protected: int, steps: list[tuple[str, int, int]]
 ) -> None:

@@ -25,6 +25,7 @@ from config_server.store import incarnations, inventory, restored, sqlite
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.status import AgentReport, AvailableDisk
 from tests.databases import copied
+from tests.marks import examples
 
 START_NS: Final = 1_800_000_000 * SECOND_NS
 MACHINES: Final = ("web1", "web2")
@@ -170,7 +171,7 @@ def run(steps: list[Step]) -> None:
     site.settle()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(steps_of(ALL))
 @example([("back up", 0), ("act", 0), ("report", 0), ("set back", 0), ("act", 4), ("report", 0)])
 @example([("act", 0), ("back up", 0), ("restore", 0), ("act", 6), ("report", 0), ("set back", 0)])
@@ -186,7 +187,7 @@ def run_by_any_clock(steps: list[Step]) -> None:
     site.settle()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(steps_of(CLOCKS))
 def test_so_it_is_with_any_clock_where_whoever_put_a_database_back_said_so(steps: list[Step]) -> None:
     run_by_any_clock(steps)

@@ -51,6 +51,7 @@ def test_a_lab_on_a_failing_disk_ends_with_a_named_error_and_can_be_wiped(disk: 
             assert not lab.folder.exists()
 
 
+@pytest.mark.long
 def test_a_lab_that_runs_on_a_disk_that_becomes_full_is_wiped(folder: Path, disk: str) -> None:
     with FAILING["No space left on device"]() as place:
         subprocess.run(["mount", "-o", "remount,size=64m,nr_inodes=10000", place.where], check=True)
@@ -63,6 +64,7 @@ def test_a_lab_that_runs_on_a_disk_that_becomes_full_is_wiped(folder: Path, disk
         assert not lab.folder.exists()
 
 
+@pytest.mark.long
 def test_what_is_mounted_below_a_lab_is_neither_emptied_nor_unmounted(folder: Path, disk: str) -> None:
     lab = Lab(folder / "lab", [disk])
     lab.up()

@@ -146,7 +146,7 @@ def hears(pid: int, number: signal.Signals) -> bool:
     return bool(int(caught, 16) >> (number - 1) & 1)
 
 
-@pytest.mark.parametrize("daemon", some(DAEMONS, short=("process-server", "agent")))
+@pytest.mark.parametrize("daemon", some(DAEMONS, short=("process-server",)))
 def test_a_daemon_with_no_descriptors_at_all_works(site: Lab, daemon: str) -> None:
     """As a careless parent starts it: its files must not get the numbers of standard output and error."""
     site.stop(daemon)

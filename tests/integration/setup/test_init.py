@@ -331,7 +331,10 @@ async def test_a_vault_that_was_moved_is_found_where_the_configuration_says(
     assert not old.exists()
 
 
-@pytest.mark.parametrize("left", ["nothing", "an empty folder", "a CA without a database"])
+@pytest.mark.parametrize(
+    "left",
+    some(["nothing", "an empty folder", "a CA without a database"], short=("a CA without a database",)),
+)
 @pytest.mark.parametrize("told_by", some(["note", "profile", "storage"], short=("note",)))
 async def test_a_data_folder_that_is_gone_is_not_made_anew(
     tmp_path: Path, arguments: list[str], machine_storage: MachineStorage, told_by: str, left: str
