@@ -114,8 +114,7 @@ class Binder:
         app = web.Application(middlewares=[_explained])
         for route in ROUTES:
             app.router.add_route(route.method, route.path, self._endpoints[route.name])
-        described = msgspec.json.encode(openapi.document(ROUTES))
-        app.router.add_get(openapi.PATH, functools.partial(_describe, described))
+        app.router.add_get(openapi.PATH, functools.partial(_describe, openapi.served()))
         return app
 
     async def _receive(self, request: web.Request, route: Route[_Q, _R]) -> tuple[Call, _Q]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -78,6 +79,12 @@ def document(routes: Iterable[Route[Any, Any]]) -> dict[str, Any]:
             "securitySchemes": _SCHEMES,
         },
     }
+
+
+@functools.cache
+def served() -> bytes:
+    """That of this program's own routes, as JSON."""
+    return msgspec.json.encode(document(ROUTES))
 
 
 def _operation(
