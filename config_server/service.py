@@ -38,7 +38,7 @@ from config_server.operations.deleting import Deleting
 from config_server.operations.deletion_sweep import DeletionSweep
 from config_server.operations.enrolment import Identity
 from config_server.operations.granting import Granting
-from config_server.operations.jobs import Jobs
+from config_server.operations.jobs import DRIVEN, Jobs
 from config_server.operations.keys import Keys
 from config_server.operations.known_operators import KnownOperators
 from config_server.operations.machines import Machines
@@ -213,6 +213,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
                 service.notify("READY=1")
                 ready(listener.port)
                 await stop.wait()
+                control.bell.ring_here(DRIVEN)  # so that who drives jobs looks at the stop
                 for part, task in begun:
                     if not part.ends_itself:
                         task.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from config_server import background
 from config_server.config import ConfigServerConfig
 from config_server.data_folder import backup
 from config_server.rules.clock import SECOND_NS
@@ -175,3 +177,12 @@ async def test_what_a_process_before_this_one_had_is_driven_at_once(tmp_path: Pa
             return bool((await operator.call(api.JOB, Nothing(), id="j1")).steps)
 
         await until(is_driven)
+
+
+async def test_it_ends_at_once_and_not_with_the_next_look_at_its_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "_BEAT_S", 600.0)
+    async with asyncio.timeout(20):
+        async with running(config_for(tmp_path)) as server, server.operator() as operator:
+            await operator.call(api.MACHINES, Nothing())
