@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 
@@ -49,3 +50,10 @@ def as_logging_was() -> Iterator[None]:
     for handler in [handler for handler in root.handlers if handler not in handlers]:
         root.removeHandler(handler)
     root.setLevel(level)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _leaves_nothing_open() -> Iterator[None]:
+    """What a module's tests have left open is said of that module, and not of whichever test runs when it is found."""
+    yield
+    gc.collect()

@@ -275,7 +275,7 @@ async def test_when_none_that_is_asked_for_is_there_the_agent_stays_to_hear_of_o
     says.wish(Verb.PROTECT, "/dev/no-such-disk")
     async with running(agent_of(r, ca, says.url)):
         report = await says.hears(lambda report: report.state == "failed", "nobody is told")
-        assert codes(report) == ["US418"]
+        assert "US418" in codes(report)
         says.wish(Verb.PROTECT, b)
         await says.hears(lambda report: devices(report) == [b], "it does not begin")
 
