@@ -102,7 +102,7 @@ class Deleting:
         now_ns, place, id_ = self._control.now_ns(), self._control.storage.place, new_id()
 
         def check(db: Connection) -> None:
-            self._control.turns.check(db, _saying(name))
+            self._control.turns.check(db, deletion_job.saying(name))
             deletions.check_not_removed(db, name, place, what)
             if certificates.enrolments(db, Role.AGENT, name) != enrolled:
                 raise RequestError(
@@ -164,7 +164,7 @@ class Deleting:
         what = f"The deletion of '{name}' was not taken back"
 
         def check(db: Connection) -> Machine:
-            self._control.turns.check(db, _saying(name))
+            self._control.turns.check(db, deletion_job.saying(name))
             if job is not None and (deletion_job.of_machine(db, name) or job).id != job.id:
                 raise JobActError(what, cause=f"job {job.id} has ended, and another deletion was said since")
             deletions.check_not_removed(db, name, place, what)
@@ -200,7 +200,7 @@ class Deleting:
 
     def _one_at_a_time(self, name: str) -> AbstractAsyncContextManager[None]:
         """Of what is said of one machine's deletion, so that its container notes what this database has."""
-        return self._control.turns.of(_saying(name))
+        return self._control.turns.of(deletion_job.saying(name))
 
     async def _take_back(self, name: str, container: str, written: Written) -> None:
         """It was not said after all: in its container stands again what stood before. Where that fails a deletion waits, with an event
@@ -267,10 +267,6 @@ class Deleting:
 
     def _hindered(self, machine: Machine) -> UnhealthyError | None:
         return None if machine.deletion is None else self._control.hinders(machine.deletion.id)
-
-
-def _saying(name: str) -> str:
-    return f"deletion of {name}"
 
 
 def _is_gone(container: str, found: Found) -> bool:

@@ -49,6 +49,11 @@ class Wanted(msgspec.Struct, frozen=True):
     """Its id."""
 
 
+def saying(machine: str) -> str:
+    """The turn of who says something of a machine's deletion (turns.py): his word is in its container before it is in the database."""
+    return f"deletion of {machine}"
+
+
 def begin(db: Connection, machine: str, deletion: str, who: str, now_ns: int) -> str:
     """The id of the job that sees to it, in the place of whatever else was under way of the machine. In the transaction that says it."""
     args = msgspec.to_builtins(Wanted(deletion))

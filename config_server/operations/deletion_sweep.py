@@ -55,6 +55,7 @@ from shared.errors import (
     ContainerMissingError,
     DatabaseError,
     DeletionStorageError,
+    DeletionUnconfirmedError,
     IntegrityError,
     PreconditionError,
     StorageError,
@@ -153,6 +154,10 @@ class DeletionSweep:
             except Exception as exc:  # noqa: BLE001 - raised at the end
                 failed.append(exc)
                 wrong = self._control.hindered.get(deletion.id)
+            if isinstance(wrong, DeletionUnconfirmedError) and await self._is_being_said(
+                machine.name, deletion
+            ):
+                wrong = self._control.hindered.get(deletion.id)
             if wrong is not None:
                 hindered[deletion.id] = wrong
                 self._log_new(machine.name, self._control.hindered.get(deletion.id), wrong)
@@ -205,6 +210,20 @@ class DeletionSweep:
         if deletion.stage is Stage.CLOSED:
             return await self._remove(name, deletion, found)
         return await self._close(name, deletion, found)
+
+    async def _is_being_said(self, name: str, deletion: Deletion) -> bool:
+        """Whether its container notes what somebody says now, or has just said, and this server has not read yet."""
+
+        def stands(db: Connection) -> bool:
+            machine = inventory.find(db, name)
+            return machine is not None and machine.deletion is not None and machine.deletion.id == deletion.id
+
+        is_free = await self._control.turns.is_free(deletion_job.saying(name))
+        if is_free and await self._control.db.run(stands):
+            return False
+        self._said.pop(deletion.id, None)
+        self._notes.pop(deletion.id, None)
+        return True
 
     async def _unnoted(self, name: str, deletion: Deletion) -> UnhealthyError | None:
         """Of one that is not due yet: whether its container notes another word, so that people hear it before the day on which it is due.

@@ -54,6 +54,16 @@ class Turns:
                 with contextlib.suppress(DatabaseError):  # then it ends by itself
                     await self._db.run(lambda db: replicas.release(db, what, server.id))
 
+    async def is_free(self, what: str) -> bool:
+        """Whether nobody is at it, here or at another server. Raises DatabaseError."""
+        if (lock := self._locks.get(what)) is not None and lock.locked():
+            return False
+        server = self._server()
+        for_ns = int(TERM_S * SECOND_NS)
+        return server is None or not await self._db.run(
+            lambda db: replicas.is_held(db, what, server.id, for_ns)
+        )
+
     def check(self, db: Connection, what: str) -> None:
         """In each transaction of the work, first. Raises DeadlineError where another server has it by now."""
         server = self._server()

@@ -105,6 +105,13 @@ _HOLD: Final = Prepared(
         until_ns=clock_ns() + bindparam("for_ns"),
     )
 )
+_HELD: Final = Prepared(
+    select(leases.c.name).where(
+        leases.c.name == bindparam("of_name"),
+        leases.c.owner != bindparam("mine"),
+        leases.c.until_ns.between(clock_ns(), clock_ns() + bindparam("too_long_ns")),
+    )
+)
 _RELEASE: Final = Prepared(
     delete(leases).where(leases.c.name == bindparam("of_name"), leases.c.owner == bindparam("mine"))
 )
@@ -210,11 +217,17 @@ def bury(db: Connection, there: Collection[str] = ()) -> list[str]:
 
 def hold(db: Connection, name: str, id_: str, for_ns: int) -> bool:
     """Whether this server alone does that, from now on for so long; first in the transaction that does it."""
-    asked = {"of_name": name, "mine": id_, "for_ns": for_ns, "too_long_ns": 4 * for_ns + _MORE_NS}
+    asked = {"of_name": name, "mine": id_, "for_ns": for_ns, "too_long_ns": _too_long_ns(for_ns)}
     if _HOLD(db, asked).rowcount:
         return True
     _TAKE(db, {"name": name, "owner": "", "term": 0, "until_ns": 0})
     return bool(_HOLD(db, asked).rowcount)
+
+
+def is_held(db: Connection, name: str, id_: str, for_ns: int) -> bool:
+    """Whether another server than this one does that now; `for_ns` as it is held."""
+    asked = {"of_name": name, "mine": id_, "too_long_ns": _too_long_ns(for_ns)}
+    return _HELD(db, asked).first() is not None
 
 
 def release(db: Connection, name: str, id_: str) -> None:
@@ -225,3 +238,7 @@ def release(db: Connection, name: str, id_: str) -> None:
 def let_go(db: Connection, id_: str) -> None:
     """Of all that it has: it ends."""
     _LET_GO(db, {"mine": id_})
+
+
+def _too_long_ns(for_ns: int) -> int:
+    return 4 * for_ns + _MORE_NS

@@ -211,6 +211,20 @@ def test_a_lease_is_of_one_at_a_time_who_renews_it(two: Connection) -> None:
     assert replicas.hold(two, "janitor", "b", 60 * SECOND_NS), "another one"
 
 
+def test_who_looks_whether_another_one_has_a_lease_takes_none(two: Connection) -> None:
+    def is_held(by_other_than: str, name: str = "sweep") -> bool:
+        return replicas.is_held(two, name, by_other_than, 15 * SECOND_NS)
+
+    assert not is_held("b")
+    replicas.hold(two, "sweep", "a", 15 * SECOND_NS)
+    assert (is_held("b"), is_held("a"), is_held("b", "janitor")) == (True, False, False)
+    two.execute(update(schema.leases).values(until_ns=schema.leases.c.until_ns + 600 * SECOND_NS))
+    assert not is_held("b"), "the database's clock was set back"
+    replicas.hold(two, "sweep", "a", -1)
+    assert not is_held("b"), "it is over"
+    assert len(held_by(two)) == 1
+
+
 def test_who_comes_back_when_his_lease_is_over_and_taken_has_it_no_more(two: Connection) -> None:
     assert replicas.hold(two, "sweep", "a", -1)
     assert replicas.hold(two, "sweep", "b", 60 * SECOND_NS)

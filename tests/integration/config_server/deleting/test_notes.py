@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import secrets
 import types
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from config_server.rules.deletion import Stage
 from config_server.storage import deletion_note, removal
 from config_server.store import deletions
 from shared import api
+from shared.api.copies import RebindRequest
+from shared.api.events import EventQuery
 from shared.api.protection import Protection
 from shared.control.rest import RestClient
 from shared.errors import StorageError
@@ -36,6 +39,7 @@ from tests.deletions import (
     pass_delay,
     shown,
     stops,
+    waits,
 )
 from tests.machine_log import ModelMachine
 from tests.marks import some
@@ -94,6 +98,36 @@ async def test_of_one_that_was_not_said_after_all_the_container_notes_nothing(
         assert deletion_of(db).id == first
     pass_delay(folder(server))
     await until(lambda: is_gone(operator))
+
+
+@pytest.mark.parametrize("say", [delete, kept])
+async def test_what_somebody_is_just_saying_is_no_word_of_which_nobody_knows(
+    server: ConfigServer,
+    operator: RestClient,
+    web1: ObedientAgent,
+    proxy: FaultProxy,
+    looks: Looks,
+    say: Callable[[RestClient], Coroutine[Any, Any, object]],
+) -> None:
+    """The container notes it already, and the database has what was said before: storage is slow in between. There is one that is due, and
+    waits, so that each look reads the note."""
+    await delete(operator)
+    await stops(web1)
+    await operator.call(api.REBIND, RebindRequest(identity="hw2"), machine="web1")
+    pass_delay(folder(server))
+    await is_waiting(operator, "US633")
+    struck = Struck()
+    proxy.add(Slow(2.0), times=1, then=struck, method="PUT", comp="metadata")
+    async with server.operator() as other:
+        saying = asyncio.create_task(say(other))
+        await struck.wait()
+        await looks.more(3)
+        assert not saying.done()
+        assert await waits(operator) == ["US633"]
+        await saying
+    await looks.more(2)
+    events = (await operator.call(api.EVENTS, EventQuery())).events
+    assert "US631" not in [event.code for event in events]
 
 
 @pytest.mark.parametrize("how", ["storage refuses", "hung up"])
