@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,15 @@ class Daemon:
 
 async def _nothing(told: object) -> None:
     return
+
+
+@contextlib.asynccontextmanager
+async def there(daemons: Iterable[Daemon]) -> AsyncIterator[None]:
+    """They report, until the block ends."""
+    async with contextlib.AsyncExitStack() as stack:
+        for daemon in daemons:
+            await stack.enter_async_context(daemon.there())
+        yield
 
 
 async def installed(server: ConfigServer, folder: Path) -> list[Daemon]:

@@ -14,7 +14,7 @@ from config_server.identity.ca import CertificateAuthority
 from config_server.rules.ca_renewal import KIND, LANE
 from config_server.store import journal
 from shared.api.jobs import JobState
-from tests.ca_renewals import hurry, installed, sessions, until
+from tests.ca_renewals import hurry, installed, sessions, there, until
 from tests.config_parts import config_for, running
 from tests.crash.server_child import Work, run
 from tests.databases import opened
@@ -58,7 +58,7 @@ async def test_a_renewal_that_is_cut_off_goes_on_and_locks_nobody_out(
             now_ns=time.time_ns(),
         )
     old = CertificateAuthority.read(config.data_dir).certificate
-    async with sessions(daemons), daemons[0].there(), daemons[1].there(), daemons[2].there():
+    async with sessions(daemons), there(daemons):
         process = _processes.Process(target=run, args=(Work(config, crash_at, hurry),))
         process.start()
         await asyncio.to_thread(process.join, 90)

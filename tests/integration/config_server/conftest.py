@@ -7,17 +7,38 @@ from pathlib import Path
 
 import pytest
 
+from shared.blob import BlobConfig
 from shared.control.control_client import ControlClient
 from shared.control.rest import RestClient
+from shared.machine.storage import MachineStorage
 from shared.trust.tls import TlsFiles
 from tests.command_line import Line
 from tests.config_parts import ConfigServer, config_for, daemon, running
+from tests.machine_log import ModelMachine
 from tests.obedient_agent import ObedientAgent
 
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[ConfigServer]:
     async with running(config_for(tmp_path)) as started:
+        yield started
+
+
+@pytest.fixture
+async def machine(machine_storage: MachineStorage, tmp_path: Path) -> ModelMachine:
+    """web1, with a log of one segment."""
+    model = await ModelMachine.create(await machine_storage.find_or_create("web1"), tmp_path)
+    await model.begin_epoch()
+    model.write()
+    await model.publish(segments=1)
+    return model
+
+
+@pytest.fixture
+async def server_with_storage(
+    machine: ModelMachine, blob_config: BlobConfig, tmp_path: Path
+) -> AsyncIterator[ConfigServer]:
+    async with running(config_for(tmp_path, blob=blob_config, vault_file=machine.vault.path)) as started:
         yield started
 
 

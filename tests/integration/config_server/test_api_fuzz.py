@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from shared.blob import BlobConfig
-from shared.machine.storage import MachineStorage
 from shared.trust.tls import TlsFiles
-from tests.config_parts import ConfigServer, config_for, running
-from tests.machine_log import ModelMachine
+from tests.config_parts import ConfigServer
 from tests.obedient_agent import obedient_agent
 
 DESCRIPTION: Final = Path(__file__).resolve().parents[3] / "docs/openapi.json"
@@ -96,15 +93,8 @@ async def fuzz(
 
 
 @pytest.fixture
-async def server(
-    machine_storage: MachineStorage, blob_config: BlobConfig, tmp_path: Path
-) -> AsyncIterator[ConfigServer]:
-    model = await ModelMachine.create(await machine_storage.find_or_create("web1"), tmp_path)
-    await model.begin_epoch()
-    model.write()
-    await model.publish(segments=1)
-    async with running(config_for(tmp_path, blob=blob_config, vault_file=model.vault.path)) as started:
-        yield started
+def server(server_with_storage: ConfigServer) -> ConfigServer:
+    return server_with_storage
 
 
 async def test_any_request_of_an_operator_is_answered_as_described(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -26,14 +25,11 @@ from shared.api.policies import Policy
 from shared.api.protection import Protection
 from shared.api.restores import GrantEnd, RestoreRequest
 from shared.api.route import Nothing, Page
-from shared.blob import BlobConfig
 from shared.control.rest import RestClient
-from shared.machine.storage import MachineStorage
 from shared.trust import identity, tls
 from shared.vocabulary import Role
-from tests.config_parts import ConfigServer, config_for, running
+from tests.config_parts import ConfigServer
 from tests.databases import opened
-from tests.machine_log import ModelMachine
 from tests.obedient_agent import obedient_agent
 
 _Q = TypeVar("_Q", bound=msgspec.Struct)
@@ -46,15 +42,8 @@ CHANGING: Final = {route.name for route in ROUTES if route.changes}
 
 
 @pytest.fixture
-async def server(
-    machine_storage: MachineStorage, blob_config: BlobConfig, tmp_path: Path
-) -> AsyncIterator[ConfigServer]:
-    model = await ModelMachine.create(await machine_storage.find_or_create("web1"), tmp_path)
-    await model.begin_epoch()
-    model.write()
-    await model.publish(segments=1)
-    async with running(config_for(tmp_path, blob=blob_config, vault_file=model.vault.path)) as started:
-        yield started
+def server(server_with_storage: ConfigServer) -> ConfigServer:
+    return server_with_storage
 
 
 class Acting:

@@ -20,7 +20,7 @@ from shared.control.rest import RestClient
 from shared.errors import CaFilesError, JobActError
 from shared.trust import anchors, identity, tls
 from tests import config_parts
-from tests.ca_renewals import Daemon, hurry, installed, no_hold, renew, until
+from tests.ca_renewals import Daemon, hurry, installed, no_hold, renew, there, until
 from tests.config_parts import ConfigServer, config_for, running
 from tests.process_server_site import free_port
 
@@ -59,7 +59,7 @@ async def renewed(server: ConfigServer) -> None:
 
 async def behind_the_switch(server: ConfigServer, daemons: list[Daemon], was: Path | None = None) -> str:
     """The id of a renewal of which all daemons but the second have their part. `was`: where the database of before the switch goes."""
-    async with daemons[0].there(), daemons[2].there():
+    async with there([daemons[0], daemons[2]]):
         async with daemons[1].there(), server.operator() as operator:
             begun = await renew(operator, hold_s=3600)
             await until(server, begun.id, waits="operators")
@@ -80,7 +80,7 @@ async def test_one_renewal_behind_another_ends_while_nobody_connects_anew(
 ) -> None:
     async with running(config) as server:
         daemons = await installed(server, tmp_path)
-        async with daemons[0].there(), daemons[1].there(), daemons[2].there():
+        async with there(daemons):
             for _ in range(3):
                 await renewed(server)
         new = CertificateAuthority.read(config.data_dir)
@@ -93,7 +93,7 @@ async def test_the_key_that_signs_stays_behind_a_database_that_knows_the_renewal
     was = tmp_path / "was.db"
     async with running(config) as server:
         daemons = await installed(server, tmp_path)
-        async with daemons[0].there(), daemons[1].there(), daemons[2].there():
+        async with there(daemons):
             await renewed(server)
         keep(config, was)
         await behind_the_switch(server, daemons)
@@ -110,7 +110,7 @@ async def test_the_key_that_signs_stays_behind_a_database_that_knows_the_renewal
         assert CertificateAuthority.read(config.data_dir).is_as(ahead)
         for daemon in daemons:
             assert await is_let_in(server, daemon)
-        async with daemons[0].there(), daemons[1].there(), daemons[2].there():
+        async with there(daemons):
             await renewed(server)  # as it is told: it takes up what is there
         new = CertificateAuthority.read(config.data_dir)
         assert {daemon.trusted for daemon in daemons} == {new.pem}
@@ -130,7 +130,7 @@ async def test_what_is_behind_the_switch_by_the_files_is_not_cancelled_but_goes_
             with pytest.raises(JobActError, match="not cancelled"):
                 await operator.call(api.JOB_CANCEL, Nothing(), id=id_)
         no_hold(server, id_)
-        async with daemons[0].there(), daemons[1].there(), daemons[2].there():
+        async with there(daemons):
             await until(server, id_, JobState.DONE)
         assert {daemon.trusted for daemon in daemons} == {CertificateAuthority.read(config.data_dir).pem}
 
@@ -144,13 +144,13 @@ async def test_it_is_not_done_while_somebody_trusts_the_old_one_whatever_the_fil
         daemons = await installed(server, tmp_path)
         id_ = await behind_the_switch(server, daemons)
         keep(config, was)
-        async with daemons[0].there(), daemons[1].there(), daemons[2].there():
+        async with there(daemons):
             await until(server, id_, JobState.DONE)
     # The second one's host was away before that, and is as it was.
     new = CertificateAuthority.read(config.data_dir)
     daemons[1].files.ca.write_bytes(anchors.pem_of((new.certificate, old.certificate)))
     put_back(config, was)
-    async with running(config) as server, daemons[0].there(), daemons[1].there(), daemons[2].there():
+    async with running(config) as server, there(daemons):
         await until(server, id_, JobState.DONE)
         assert old.certificate not in anchors.of_file(daemons[1].files.ca)
         assert identity.only_certificate(daemons[1].files.cert.read_text()).issuer == new.certificate.subject
@@ -179,7 +179,7 @@ async def test_a_clock_that_is_ahead_for_a_moment_leaves_nobody_behind(
 
             await config_parts.until(has_looked)
         await until(server, begun.id, waits="0 of 3 trust the new CA")
-        async with daemons[0].there(), daemons[1].there(), daemons[2].there():
+        async with there(daemons):
             await until(server, begun.id, JobState.DONE)
         for daemon in daemons:
             assert await is_let_in(server, daemon)

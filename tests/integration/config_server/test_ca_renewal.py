@@ -28,7 +28,7 @@ from shared.trust import anchors, identity
 from shared.trust.pointer import opened as opened_pointer
 from shared.vocabulary import Role
 from tests import config_parts
-from tests.ca_renewals import Daemon, hurry, installed, no_hold, renew, sessions, until
+from tests.ca_renewals import Daemon, hurry, installed, no_hold, renew, sessions, there, until
 from tests.config_parts import config_for, running
 from tests.process_server_site import free_port
 
@@ -47,7 +47,7 @@ async def test_all_go_over_to_another_ca_while_sessions_go_on_and_nothing_of_the
         daemons = await installed(server, tmp_path)
         unused = await server.token("agent", "web2")
         web1 = daemons[1]
-        async with sessions(daemons), daemons[0].there(), daemons[1].there(), daemons[2].there():
+        async with sessions(daemons), there(daemons):
             async with server.operator() as operator:
                 begun = await renew(operator)
                 with pytest.raises(LaneTakenError):
@@ -110,7 +110,7 @@ async def test_whoever_is_away_or_too_old_holds_it_and_is_named_until_he_comes_o
         await server.enrolled("agent", "gone", tmp_path / "gone")  # never seen since
         older = Daemon(server.url, await server.enrolled("agent", "older", tmp_path / "older"))
         older.says = {}
-        async with daemons[0].there(), daemons[2].there():
+        async with there([daemons[0], daemons[2]]):
             async with server.operator() as operator:
                 begun = await renew(operator)
             async with older.there():
@@ -133,7 +133,7 @@ async def test_whoever_is_away_or_too_old_holds_it_and_is_named_until_he_comes_o
 async def test_whoever_goes_away_behind_the_switch_finds_back_and_holds_the_end(tmp_path: Path) -> None:
     async with running(config_for(tmp_path, port=free_port())) as server:
         daemons = await installed(server, tmp_path)
-        async with daemons[0].there(), daemons[2].there():
+        async with there([daemons[0], daemons[2]]):
             async with daemons[1].there(), server.operator() as operator:
                 begun = await renew(operator, hold_s=3600)
                 await until(server, begun.id, waits="operators")
@@ -142,7 +142,7 @@ async def test_whoever_goes_away_behind_the_switch_finds_back_and_holds_the_end(
             id_ = begun.id
         # Its time comes while the agent is away.
         no_hold(server, id_)
-        async with daemons[0].there(), daemons[2].there():
+        async with there([daemons[0], daemons[2]]):
             await until(server, id_, waits="have a certificate of the new CA; not yet: agent:web1")
             assert CertificateAuthority.read(folder).certificate == both[1]
             assert set(anchors.of_file(folder / "ca.pem")) == set(both), "it would be refused otherwise"
@@ -171,7 +171,7 @@ async def test_cancelled_before_the_switch_it_leaves_all_as_it_was(tmp_path: Pat
         daemons = await installed(server, tmp_path)
         folder = server.config.data_dir
         before = [(folder / name).read_bytes() for name in ("ca.key", "ca.pem")]
-        async with sessions(daemons), daemons[0].there(), daemons[1].there(), daemons[2].there():
+        async with sessions(daemons), there(daemons):
             async with server.operator() as operator:
                 begun = await renew(operator, hold_s=3600)
                 await until(server, begun.id, waits="operators")
@@ -188,7 +188,7 @@ async def test_what_was_put_back_in_the_middle_of_it_goes_on_when_a_person_says_
     config = config_for(tmp_path, port=free_port())
     async with running(config) as server:
         daemons = await installed(server, tmp_path)
-        async with daemons[0].there(), daemons[1].there(), daemons[2].there():
+        async with there(daemons):
             async with server.operator() as operator:
                 begun = await renew(operator, hold_s=3600)
             await until(server, begun.id, waits="operators")
@@ -197,7 +197,7 @@ async def test_what_was_put_back_in_the_middle_of_it_goes_on_when_a_person_says_
             await until(server, begun.id, JobState.DONE)
     # The host is lost, and all that is left is from before the switch: the new CA's key is in it.
     restoring.restore(config, tmp_path / "middle.tar")
-    async with running(config) as server, daemons[0].there(), daemons[1].there(), daemons[2].there():
+    async with running(config) as server, there(daemons):
         await until(server, begun.id, JobState.ATTENTION)
         async with server.operator() as operator:
             no_hold(server, begun.id)
@@ -219,7 +219,7 @@ async def test_whoever_begins_from_storage_behind_the_switch_is_trusted_and_ends
     async with running(config) as server:
         daemons = await installed(server, tmp_path)
         await server.revoke("agent:web9", "by the old CA")
-        async with daemons[0].there(), daemons[2].there():
+        async with there([daemons[0], daemons[2]]):
             async with daemons[1].there(), server.operator() as operator:
                 begun = await renew(operator, hold_s=3600)
                 await until(server, begun.id, waits="operators")
@@ -229,7 +229,7 @@ async def test_whoever_begins_from_storage_behind_the_switch_is_trusted_and_ends
     kept = state.content(sealed.opened(data, vault, "blob").parts, "blob")
     other = msgspec.structs.replace(config, data_dir=tmp_path / "other")
     restoring.restore_parts(other, kept.folder, "It was not put back", recovered_from="storage")
-    async with running(other) as server, daemons[0].there(), daemons[1].there(), daemons[2].there():
+    async with running(other) as server, there(daemons):
         await until(server, begun.id, JobState.ATTENTION)
         async with server.operator() as operator:
             await operator.call(api.JOB_RETRY, Nothing(), id=begun.id)

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from shared import api
 from shared.api.protection import Protection
-from shared.blob import BlobConfig
 from shared.control.rest import RestClient
 from shared.desired import Verb
-from shared.machine.storage import MachineStorage
 from shared.trust.tls import TlsFiles
 from tests.command_line import Line
-from tests.config_parts import ConfigServer, config_for, running
+from tests.config_parts import ConfigServer
 from tests.machine_log import ModelMachine
 from tests.obedient_agent import ObedientAgent, obedient_agent
 
 
 @pytest.fixture
-async def machine(machine_storage: MachineStorage, tmp_path: Path) -> ModelMachine:
-    model = await ModelMachine.create(await machine_storage.find_or_create("web1"), tmp_path)
-    await model.begin_epoch()
-    model.write()
-    await model.publish(segments=1)
-    return model
-
-
-@pytest.fixture
-async def server(
-    machine: ModelMachine, blob_config: BlobConfig, tmp_path: Path
-) -> AsyncIterator[ConfigServer]:
-    async with running(config_for(tmp_path, blob=blob_config, vault_file=machine.vault.path)) as started:
-        yield started
+def server(server_with_storage: ConfigServer) -> ConfigServer:
+    return server_with_storage
 
 
 @pytest.fixture
