@@ -15,7 +15,7 @@ from config_server.operations.ca_following import Following
 from config_server.operations.control import Control
 from config_server.operations.deletion_sweep import PASS_S, DeletionSweep
 from config_server.operations.granting import SWEEP_S, Granting
-from config_server.operations.jobs import DRIVEN
+from config_server.operations.jobs import DRIVEN, Jobs
 from config_server.operations.replicas import BEAT_S, Replicas
 from config_server.operations.revoking import Revoking
 from config_server.operations.sides import Sides
@@ -97,12 +97,14 @@ async def watch_vault(control: Control, vault: RecordedVault | None) -> None:
         await asyncio.sleep(_VAULT_S if vault.problem is None else _VAULT_WRONG_S)
 
 
-async def sweep_machines(control: Control, sides: Sides, own: OwnCertificate, stop: asyncio.Event) -> None:
+async def sweep_machines(
+    control: Control, sides: Sides, jobs: Jobs, own: OwnCertificate, stop: asyncio.Event
+) -> None:
     """Every few seconds: problems that nobody reports of himself, jobs that were left, the own
     certificate. Whatever one of these meets hinders neither the others nor those who report and ask: it is logged, and where it
     was unthought of (or words about it can be stored at all) an event; the next sweep tries again."""
     while not stop.is_set():
-        await _part(control, "sweep", sweep.once(control, sides))
+        await _part(control, "sweep", sweep.once(control, sides, jobs))
         await _part(control, "own certificate", own.renew())
         known = control.presence.all()
         wrong = "".join(f"; {problem.what}: {problem.cause}" for problem in control.own_problems())

@@ -54,7 +54,6 @@ from config_server.operations.sides import Sides
 from config_server.recovery.generation import Force
 from config_server.recovery.keeping import Keeping
 from config_server.recovery.pointing import Pointing
-from config_server.rules.lanes import Watch
 from config_server.storage.account import Storage
 from config_server.store import inventory, lasting_record
 from config_server.store.database import Database
@@ -134,6 +133,17 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
         protecting = Protecting(control, sides)
         deletions = DeletionSweep(control, sides, revoking)
         deleting = Deleting(control, protecting)
+        kinds = Kinds(
+            [
+                resync.kind(control),
+                restore_job.kind(control, granting),
+                *protection_jobs.kinds(control, sides),
+                rebind_job.kind(control, sides),
+                deletion_job.kind(control, deleting.cancel),
+                ca_renewal.kind(control, following),
+            ]
+        )
+        jobs = Jobs(control, kinds)
         handlers = Handlers(
             identity=known,
             revoking=revoking,
@@ -141,7 +151,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             machines=Machines(control),
             points=Points(control),
             restores=Restores(control, granting),
-            jobs=Jobs(control, {Watch.DELETE: deleting.cancel}),
+            jobs=jobs,
             protecting=protecting,
             deleting=deleting,
             policies=PolicyOperations(control),
@@ -158,16 +168,6 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             shutdown_timeout=_SHUTDOWN_S,
             lingering_time=_LINGERING_S,
             auto_decompress=False,  # four megabytes may unpack to four gigabytes, on the event loop
-        )
-        kinds = Kinds(
-            [
-                resync.kind(control),
-                restore_job.kind(control, granting),
-                *protection_jobs.kinds(control, sides),
-                rebind_job.kind(control, sides),
-                deletion_job.kind(control),
-                ca_renewal.kind(control, following),
-            ]
         )
         # Of a file no other process has the lock.
         driver = Runner(
@@ -187,7 +187,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             parts: tuple[background.Part, ...] = (
                 background.Part("listener", listener.run(runner.server)),
                 background.Part(
-                    "sweeper", background.sweep_machines(control, sides, own, stop), ends_itself=True
+                    "sweeper", background.sweep_machines(control, sides, jobs, own, stop), ends_itself=True
                 ),
                 background.Part("jobs", background.drive_jobs(control, driver, stop), ends_itself=True),
                 background.Part("what jobs undid", background.tidy_jobs(control, driver, janitor, stop)),

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from config_server.operations.control import Control
-from config_server.operations.jobs import problem_of
+from config_server.operations.jobs import Jobs
 from config_server.operations.reporting import log_changes
 from config_server.operations.restores import note_ended
 from config_server.operations.sides import Sides
 from config_server.rules import wrong
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.facts import SELF, facts_of, replicates, reported_ns
-from config_server.rules.lanes import Watch
 from config_server.rules.machine import Machine
 from config_server.store import commands, events, inventory, jobs, lasting_record, replicas
 from config_server.store.database import Connection
@@ -36,7 +35,7 @@ _LASTING_NS: Final = 60 * SECOND_NS
 """How often it is written down what is not well and how long it has lasted: so much of it a restart may forget."""
 
 
-async def once(control: Control, sides: Sides) -> None:
+async def once(control: Control, sides: Sides, known_jobs: Jobs) -> None:
     known = await control.db.run(inventory.machines)
     last_points = await _last_points(control, known)
     now_ns, mono_ns = control.now_ns(), control.mono_ns()
@@ -54,12 +53,7 @@ async def once(control: Control, sides: Sides) -> None:
             return heard, [], []  # another server has the sweep; this one has looked, and can go on with it
         if kept is not None:
             lasting_record.save(db, kept)
-        standing = [
-            problem_of(job)
-            for job in jobs.that_need_attention(db)
-            if job.kind != Watch.DELETE  # the deletion tells it itself
-        ]
-        changed = events.reconcile(db, SELF, [*problems, *standing], now_ns)
+        changed = events.reconcile(db, SELF, [*problems, *known_jobs.standing(db)], now_ns)
         for job in jobs.fail_silent(db, heard, mono_ns, now_ns):
             note_ended(db, job, SELF, now_ns)
         events.trim(db, now_ns)

@@ -8,12 +8,14 @@ what bears this job's mark. Undoing what is not there is nothing. A name is neve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from typing import Any, Final, Protocol
 
 import msgspec
 
+from config_server.store.database import Connection
 from config_server.store.journal import Job
+from shared.api.jobs import JobAct
 from shared.errors import UnderstudyError
 
 
@@ -47,6 +49,13 @@ class Step(Protocol):
         """Nothing of this step is there when it returns, as far as can be seen. Whether something was. Raises UnderstudyError."""
 
 
+Refused = Mapping[JobAct, UnderstudyError]
+
+
+def _nothing(_db: Connection, _job: Job) -> Refused:
+    return {}
+
+
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     version: int
@@ -57,6 +66,14 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     lasting_s: float
     """The longest that a request of a step may be on its way, and have its effect, after nobody waits for it any more. To that belongs for
     how long a host may have stood still, and then send it: who was suspended does not know that his lease has ended."""
+    refused: Callable[[Connection, Job], Refused] = _nothing
+    """What nobody can say of such a job as it is now, though one can of others in its state, and why: behind its point of no return,
+    that it is cancelled. What people are shown leaves it out, and what somebody says is refused in the transaction that has written it:
+    so nothing that a step does comes in between."""
+    cancel: Callable[[Job, str], Awaitable[None]] | None = None
+    """It is cancelled by that one: for a kind that has to do more for that at once than turn back. It raises where it cannot be."""
+    is_told: bool = True
+    """That it stands still is an event. False: what it sees to has its own."""
 
     def step(self, name: str) -> Step:
         return next(step for step in self.steps if step.name == name)
@@ -74,6 +91,12 @@ class Kinds:
 
     def of(self, job: Job) -> Kind:
         return self._known[job.kind, job.version]
+
+    def like(self, job: Job) -> Kind | None:
+        """For what people say of it. Of another version than this program knows (a newer server has begun it): as of the one that it knows
+        of that name."""
+        named = (kind for (name, _), kind in self._known.items() if name == job.kind)
+        return self._known.get((job.kind, job.version)) or next(named, None)
 
     @property
     def known(self) -> Set[tuple[str, int]]:

@@ -23,11 +23,11 @@ import msgspec
 from cryptography import x509
 
 from config_server.identity.ca import CertificateAuthority
-from config_server.jobs.kinds import Kind, Stands, Waits
+from config_server.jobs.kinds import Kind, Refused, Stands, Waits
 from config_server.operations.ca_following import Following
 from config_server.operations.call import Call
 from config_server.operations.control import Control
-from config_server.operations.jobs import DRIVEN, switched
+from config_server.operations.jobs import DRIVEN
 from config_server.rules import ca_renewal as rules
 from config_server.rules.ca_renewal import KIND, LANE, Lacking, Renewal, Server, Stage, is_at, is_lost
 from config_server.rules.clock import SECOND_NS, rfc3339
@@ -36,9 +36,9 @@ from config_server.store import ca as stored
 from config_server.store.database import Connection
 from config_server.store.journal import Job
 from shared.api.certificates import CaRenewRequest
-from shared.api.jobs import JobView
+from shared.api.jobs import JobAct, JobView
 from shared.crashpoints import reach
-from shared.errors import CaFilesError, LaneTakenError
+from shared.errors import CaFilesError, JobActError, LaneTakenError
 from shared.status import Report
 from shared.trust import anchors, identity
 from shared.vocabulary import Role
@@ -87,7 +87,28 @@ class CaRenewals:
 
 def kind(control: Control, following: Following) -> Kind:
     steps = [step(control, following) for step in (_Make, _Distribute, _Switch, _Renewed, _Drop)]
-    return Kind(name=KIND, version=VERSION, steps=steps, fence=_Switch.name, lasting_s=0.0)
+
+    def refused(db: Connection, job: Job) -> Refused:
+        return {JobAct.CANCEL: _switched()} if _is_switched(db, job, control.has.signer) else {}
+
+    return Kind(name=KIND, version=VERSION, steps=steps, fence=_Switch.name, lasting_s=0.0, refused=refused)
+
+
+def _is_switched(db: Connection, job: Job, signer: str) -> bool:
+    """`signer`: whose key signs by this server's files, which may be ahead of a database that was put back."""
+    renewal = stored.renewal(db)
+    if renewal is None or renewal.job != job.id:
+        return False
+    new = anchors.fingerprint(_certificate(renewal))
+    return renewal.stage in (Stage.SWITCHED, Stage.DROPPED) or (renewal.stage is Stage.MADE and new == signer)
+
+
+def _switched() -> JobActError:
+    return JobActError(
+        "The renewal of the CA was not cancelled",
+        cause="the new CA signs already, and daemons have its certificates",
+        action="Let it go on: nobody is locked out while it waits. Is the new CA not wanted either: renew once more when it has ended.",
+    )
 
 
 class _Step:
@@ -233,7 +254,7 @@ class _Make(_Step):
         if renewal is None:
             return False
         if renewal.stage is not Stage.GIVEN_UP:
-            return Stands("the new CA signs already", switched())
+            return Stands("the new CA signs already", _switched())
         if lacking := await self._servers(Stage.GIVEN_UP, renewal):
             return lacking
         return is_there

@@ -153,15 +153,15 @@ class Deleting:
 
     async def keep(self, call: Call, _body: Nothing) -> Kept:
         """Raises MachineNotFoundError, BeingDeletedError; StorageError where storage has to say first what became of it."""
-        return await self._keep(call, call.path["machine"])
+        return await self._keep(call.who, call.path["machine"])
 
-    async def cancel(self, call: Call, job: Job) -> None:
+    async def cancel(self, job: Job, who: str) -> None:
         """The deletion to which it sees is taken back. Raises as `keep`, and JobActError where it is not that one any more."""
-        await self._keep(call, job.machine, job)
+        await self._keep(who, job.machine, job)
 
-    async def _keep(self, call: Call, name: str, job: Job | None = None) -> Kept:
+    async def _keep(self, who: str, name: str, job: Job | None = None) -> Kept:
         now_ns, place = self._control.now_ns(), self._control.storage.place
-        what = f"The deletion of '{name}' was not taken back"
+        what = deletion_job.not_taken_back(name)
 
         def check(db: Connection) -> Machine:
             self._control.turns.check(db, deletion_job.saying(name))
@@ -176,10 +176,10 @@ class Deleting:
                 return None, False
             there = deletion_job.of_machine(db, name)
             if there is not None:
-                journal.cancel(db, there.id, call.who, now_ns)
+                journal.cancel(db, there.id, who, now_ns)
             deletions.put(db, name, None)
-            audit.add(db, call.who, "machine.keep", name, deletion_view.plain(deletion), now_ns)
-            deletions.note(db, name, f"{name} is not to be deleted any more, as {call.who} asked", "", now_ns)
+            audit.add(db, who, "machine.keep", name, deletion_view.plain(deletion), now_ns)
+            deletions.note(db, name, f"{name} is not to be deleted any more, as {who} asked", "", now_ns)
             is_refused = deletion.stage is Stage.CLOSING or revocation.is_refused(db, Role.AGENT, name)
             return deletion, is_refused
 

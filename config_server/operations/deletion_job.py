@@ -17,12 +17,12 @@ Said again while the job goes on, it sees to that later deletion from then on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
 
-from config_server.jobs.kinds import Kind, Stands, Waits
+from config_server.jobs.kinds import Kind, Refused, Stands, Waits
 from config_server.operations.act_jobs import SET, VERSION, goes_on
 from config_server.operations.control import Control, new_id
 from config_server.rules import deletion_view
@@ -32,8 +32,15 @@ from config_server.store import deletions, inventory, journal
 from config_server.store.database import Connection
 from config_server.store.journal import Job
 from shared import decoding
-from shared.api.jobs import StepState
-from shared.errors import DeletionOfAnotherError, DeletionUnconfirmedError, SaidSinceError
+from shared.api.jobs import JobAct, StepState
+from shared.errors import (
+    BeingDeletedError,
+    DeletionOfAnotherError,
+    DeletionUnconfirmedError,
+    JobActError,
+    SaidSinceError,
+    UnderstudyError,
+)
 
 LOOK_S: Final = 60.0
 """As often as deletions are looked at. (What hinders one otherwise than before wakes its job: deletion_sweep.py.)"""
@@ -111,8 +118,34 @@ def wake(db: Connection, machines: Iterable[str]) -> None:
             journal.wake(db, machine, Lane.LIFE)
 
 
-def kind(control: Control) -> Kind:
-    return Kind(name=Watch.DELETE, version=VERSION, steps=[_Set(control), _Delete(control)], lasting_s=0.0)
+def kind(control: Control, cancel: Callable[[Job, str], Awaitable[None]]) -> Kind:
+    def refused(db: Connection, job: Job) -> Refused:
+        found: dict[JobAct, UnderstudyError] = {
+            JobAct.ABANDON: JobActError(
+                f"'{JobAct.ABANDON}' was refused for job '{job.id}'",
+                cause="the deletion itself would go on, and nobody would see to it",
+                action=f"Take it back (understudy job cancel {job.id}), or say it again.",
+            )
+        }
+        try:
+            deletions.check_not_removed(db, job.machine, control.storage.place, not_taken_back(job.machine))
+        except BeingDeletedError as exc:
+            found[JobAct.CANCEL] = exc
+        return found
+
+    return Kind(
+        name=Watch.DELETE,
+        version=VERSION,
+        steps=[_Set(control), _Delete(control)],
+        lasting_s=0.0,
+        refused=refused,
+        cancel=cancel,
+        is_told=False,
+    )
+
+
+def not_taken_back(machine: str) -> str:
+    return f"The deletion of '{machine}' was not taken back"
 
 
 class _Step:

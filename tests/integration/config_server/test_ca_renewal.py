@@ -16,7 +16,7 @@ from config_server.identity.ca import CertificateAuthority
 from config_server.recovery import keeping, sealed, state
 from config_server.recovery.generation import state_blob
 from shared import api
-from shared.api.jobs import JobState
+from shared.api.jobs import JobAct, JobState
 from shared.api.route import Nothing
 from shared.blob import BlobConfig, BlobStore
 from shared.control import enrol
@@ -147,8 +147,9 @@ async def test_whoever_goes_away_behind_the_switch_finds_back_and_holds_the_end(
             assert CertificateAuthority.read(folder).certificate == both[1]
             assert set(anchors.of_file(folder / "ca.pem")) == set(both), "it would be refused otherwise"
             async with server.operator() as operator:
-                with pytest.raises(JobActError):
+                with pytest.raises(JobActError, match="signs already"):
                     await operator.call(api.JOB_CANCEL, Nothing(), id=id_)
+                assert (await operator.call(api.JOB, Nothing(), id=id_)).allowed == [JobAct.RETRY]
             async with daemons[1].there():
                 await until(server, id_, JobState.DONE)
             assert {daemon.trusted for daemon in daemons} == {CertificateAuthority.read(folder).pem}

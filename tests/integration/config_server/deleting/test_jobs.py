@@ -13,7 +13,7 @@ from config_server.store import deletions, restored
 from shared import api
 from shared.api.copies import RebindRequest
 from shared.api.events import EventQuery, EventView
-from shared.api.jobs import JobQuery, JobState, JobView
+from shared.api.jobs import JobAct, JobQuery, JobState, JobView
 from shared.api.route import Nothing
 from shared.blob import BlobConfig
 from shared.control.rest import RestClient
@@ -63,6 +63,7 @@ async def test_it_waits_for_the_day_and_is_done_when_the_machine_is_gone(
     [begun] = await jobs_of(operator)
     assert (begun.id, begun.who) == (said.job, "operator:admin")
     waiting = await is_in(operator, said.job, JobState.WAITING)
+    assert waiting.allowed == [JobAct.CANCEL, JobAct.RETRY]
     assert said.deletion is not None and said.deletion.due is not None
     assert said.deletion.due[:10] in waiting.waits
     await stops(web1)
@@ -142,6 +143,7 @@ async def test_what_was_put_back_waits_for_a_person_with_the_deletions_own_event
     await until(is_told)
     of_its_job = [event.what for event in await told() if said.job in event.what]
     assert of_its_job == [], "one cause, one event"
+    assert (await job(operator, said.job)).allowed == [JobAct.CANCEL, JobAct.RETRY]
     with pytest.raises(JobActError, match="would go on"):
         await operator.call(api.JOB_ABANDON, Nothing(), id=said.job)
     second = await delete(operator)
@@ -185,6 +187,7 @@ async def test_it_is_not_cancelled_once_storage_was_asked_and_waits_for_a_person
         await until(is_removing)
         with pytest.raises(BeingDeletedError):
             await operator.call(api.JOB_CANCEL, Nothing(), id=said.job)
+        assert (await job(operator, said.job)).allowed == [JobAct.RETRY]
     proxy.clear()
     async with running(config) as server, server.operator() as operator:
         await is_waiting(operator, "US631")
