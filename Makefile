@@ -1,5 +1,7 @@
 # Every target sets up what it needs. `make demo` shows the whole thing; `make test` checks it.
 PY := .venv/bin/python
+# Where it is set, each of a thousand processes of the tests compiles the project for itself.
+unexport PYTHONDONTWRITEBYTECODE
 ARCH := $(shell uname -m | sed 's/x86_64/x86/;s/aarch64/arm64/')
 
 .PHONY: setup demo test test-long bench lint docs wheel clean
