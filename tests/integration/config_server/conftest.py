@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from config_server.store.config import DatabaseConfig
 from shared.blob import BlobConfig
 from shared.control.control_client import ControlClient
 from shared.control.rest import RestClient
@@ -16,11 +17,18 @@ from tests.command_line import Line
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.machine_log import ModelMachine
 from tests.obedient_agent import ObedientAgent
+from tests.pair import Pair, running_pair
 
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[ConfigServer]:
     async with running(config_for(tmp_path)) as started:
+        yield started
+
+
+@pytest.fixture
+async def pair(tmp_path: Path, database_config: DatabaseConfig) -> AsyncIterator[Pair]:
+    async with running_pair(tmp_path, database_config) as started:
         yield started
 
 

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -33,32 +33,14 @@ from shared.status import AgentDisk, AgentReport
 from shared.trust import anchors, tls
 from shared.vocabulary import Role
 from tests import ca_renewals
-from tests.config_parts import ConfigServer, config_for, running, until
+from tests.config_parts import config_for, running, until
 from tests.obedient_agent import ObedientAgent
+from tests.pair import Pair
 from tests.replicas import Balancer, Replica
 
 HELD_S = 20.0
 """So long an answer may be held; what is rung at the other server ends that long before."""
 SOON_S = 8.0
-
-
-class Pair(NamedTuple):
-    a: ConfigServer
-    b: ConfigServer
-    at_a: RestClient
-    at_b: RestClient
-
-
-@pytest.fixture
-async def pair(tmp_path: Path, database_config: DatabaseConfig) -> AsyncIterator[Pair]:
-    first = config_for(tmp_path / "a", database=database_config, name="cs-a")
-    second = config_for(tmp_path / "b", database=database_config, name="cs-b")
-    async with running(first) as a:
-        second.data_dir.mkdir(parents=True)
-        for name in ("ca.key", "ca.pem", "operator.token"):  # as docs/operations/database.md says
-            shutil.copy2(first.data_dir / name, second.data_dir / name)
-        async with running(second) as b, a.operator() as at_a, b.operator() as at_b:
-            yield Pair(a, b, at_a, at_b)
 
 
 async def test_each_server_is_given_the_new_ca_by_a_person_and_goes_over_by_itself(
