@@ -98,7 +98,7 @@ async def run(
 async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[[int], None]) -> None:
     folder = config.data_dir
     belonging.check_folder(folder, has_database=config.database.is_file)
-    ca_note.check_there(folder, config.vault_file)
+    ca_note.check_there(folder, config.vault_file, has_database=config.database.is_file)
     with durable.named(f"The data folder {folder} could not be used"):
         remove_new(folder)
         ca = CertificateAuthority.open(folder)

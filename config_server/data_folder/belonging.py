@@ -16,11 +16,11 @@ from config_server.store import ca as stored_ca
 from config_server.store import certificates, operators, replicas
 from config_server.store.database import Connection
 from config_server.store.files import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
+from config_server.store.files import TOKEN_FILE as TOKEN_FILE
 from shared import decoding
 from shared.errors import UNDECODABLE, ConfigError
 from shared.trust import anchors
 
-TOKEN_FILE: Final = "operator.token"
 PARTS: Final = {"ca.key": 0o600, "ca.pem": 0o644, DATABASE_FILE: 0o600, TOKEN_FILE: 0o600}
 """In a backup, and with which modes they go back."""
 LOGS: Final = tuple(f"{DATABASE_FILE}-{log}" for log in ("wal", "shm", "journal"))

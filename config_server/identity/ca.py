@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from config_server.rules.certificates import BACKDATED
-from config_server.store.files import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
+from config_server.store.files import DATABASE_FILE, RESTORE, TOKEN_FILE, WITHOUT_BACKUP
 from shared.crashpoints import reach
 from shared.errors import ConfigError, RequestError
 from shared.naming import is_host
@@ -34,6 +34,7 @@ from shared.trust import anchors, identity
 from shared.trust.anchors import Anchors
 from shared.vocabulary import Role
 
+CERTIFICATE_FILE: Final = "ca.pem"
 _COMMON_NAME: Final = 64
 """X.509's limit."""
 _BEGINS: Final = b"-----BEGIN "
@@ -119,15 +120,15 @@ class CertificateAuthority:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """The CA in `folder` (`ca.pem`, `ca.key`), made for a new installation: one without a database, which is
+        """The CA in `folder` (`ca.pem`, `ca.key`), made for a new installation: one without a database and an operator's token, which are
         made after it. Where there is a database, daemons have certificates of the CA that is gone, and a new one
         would lock them all out without a word. Raises ConfigError, IdentityFileError."""
-        key_file, certificate_file = folder / "ca.key", folder / "ca.pem"
+        key_file, certificate_file = folder / "ca.key", folder / CERTIFICATE_FILE
         if not certificate_file.exists():
-            if (folder / DATABASE_FILE).exists():
+            if left := [name for name in (DATABASE_FILE, TOKEN_FILE) if (folder / name).exists()]:
                 raise ConfigError(
                     f"The CA's certificate {certificate_file} is gone",
-                    cause=f"the installation is not new ({DATABASE_FILE} is there), so its daemons trust the CA that was here",
+                    cause=f"the installation is not new ({left[0]} is there), so its daemons trust the CA that was here",
                     action=f"Restore a backup: {RESTORE}. {WITHOUT_BACKUP}",
                 )
             # The certificate is written last: a key without one is from a start that was interrupted.

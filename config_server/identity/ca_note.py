@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 from cryptography.hazmat.primitives import serialization
 
-from config_server.identity.ca import CertificateAuthority
+from config_server.identity.ca import CERTIFICATE_FILE, CertificateAuthority
 from config_server.store.files import DATABASE_FILE, RESTORE
 from shared import decoding
 from shared.control.enrol import fingerprint
@@ -57,9 +57,10 @@ def noted(vault_file: Path | None) -> str:
         ) from exc
 
 
-def check_there(folder: Path, vault_file: Path | None) -> None:
-    """Before a CA or database is made. Raises ConfigError where there was one."""
-    if vault_file is None or (folder / DATABASE_FILE).exists() or not noted(vault_file):
+def check_there(folder: Path, vault_file: Path | None, *, has_database: bool = True) -> None:
+    """Before a CA or database is made. `has_database`: it is a file of this folder. Raises ConfigError where there was one."""
+    there = folder / (DATABASE_FILE if has_database else CERTIFICATE_FILE)
+    if vault_file is None or there.exists() or not noted(vault_file):
         return
     note = note_of(vault_file)
     raise ConfigError(

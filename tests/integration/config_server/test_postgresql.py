@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import socket
 import tempfile
 import threading
@@ -17,6 +18,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from config_server.data_folder import backup, restoring
+from config_server.identity import ca_note
 from config_server.setup.lost import DataThere
 from config_server.store import audit, events, impatient, inventory, migrations, postgresql
 from config_server.store.config import DatabaseConfig
@@ -35,6 +37,7 @@ from shared.errors import (
     RevocationUnrecordedError,
     ServerNotReadyError,
 )
+from shared.keys.vault import FileVault
 from shared.status import AgentReport, Problem
 from tests.config_parts import config_for, daemon, running, until
 from tests.databases import left_by_a_newer_program
@@ -526,6 +529,33 @@ async def test_a_config_server_works_on_it_and_knows_all_after_a_restart(
             [machine] = (await operator.call(api.MACHINES, Nothing())).machines
             assert machine.protected
     assert not (config.data_dir / "state.db").exists()
+
+
+async def test_it_starts_again_where_its_ca_is_noted_beside_the_vault_and_not_in_an_empty_folder(
+    tmp_path: Path, database_config: DatabaseConfig
+) -> None:
+    vault = FileVault.create(tmp_path / "vault.json")
+    config = config_for(tmp_path, database=database_config, vault_file=vault.path)
+    for _ in range(2):
+        async with running(config):
+            assert ca_note.noted(vault.path)
+    shutil.rmtree(config.data_dir)
+    with pytest.raises(ConfigError, match="is gone, or is empty"):
+        async with running(config):
+            pass
+
+
+async def test_without_its_cas_certificate_it_does_not_start_and_the_key_stays(
+    tmp_path: Path, database_config: DatabaseConfig
+) -> None:
+    config = config_for(tmp_path, database=database_config)
+    async with running(config):
+        key = (config.data_dir / "ca.key").read_bytes()
+    (config.data_dir / "ca.pem").unlink()
+    with pytest.raises(ConfigError, match=r"ca\.pem is gone"):
+        async with running(config):
+            pass
+    assert (config.data_dir / "ca.key").read_bytes() == key
 
 
 async def test_an_installation_that_has_just_begun_with_a_file_goes_on_in_postgresql(
