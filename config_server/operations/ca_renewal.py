@@ -157,7 +157,7 @@ class _Step:
         except CaFilesError as exc:
             trouble = f" ({exc.what}: {exc.cause})"
         new = anchors.fingerprint(_certificate(renewal))
-        servers = self._have()
+        servers = await self._have()
         lacking = [server for server in servers if not is_at(server.has, stage, new)]
         if not lacking:
             return None
@@ -179,9 +179,9 @@ class _Step:
     def _id(self) -> str:
         return "" if self._control.others is None else self._control.others.id
 
-    def _have(self) -> list[Server]:
-        """Each config server that is there, this one first."""
-        others = () if self._control.others is None else self._control.others.have()
+    async def _have(self) -> list[Server]:
+        """Each config server that is there, this one first. Raises DatabaseError."""
+        others = () if self._control.others is None else await self._control.others.have()
         return [Server(self._id, self._following.name, self._control.has), *others]
 
     def _parties(self, db: Connection) -> dict[str, certificates.Party]:
@@ -206,13 +206,13 @@ class _Make(_Step):
 
     async def do(self, job: Job, _results: Mapping[str, Any]) -> Any | Waits | Stands:
         renewal = await self._control.db.run(stored.renewal)
-        if renewal is None or renewal.job != job.id or self._is_lost(renewal):
+        if renewal is None or renewal.job != job.id or await self._is_lost(renewal):
             renewal = await self._make(job)
         lacking = await self._servers(Stage.MADE, renewal)
         return lacking or {"new": anchors.fingerprint(_certificate(renewal))}
 
-    def _is_lost(self, renewal: Renewal) -> bool:
-        return is_lost(renewal, anchors.fingerprint(_certificate(renewal)), self._id, self._have())
+    async def _is_lost(self, renewal: Renewal) -> bool:
+        return is_lost(renewal, anchors.fingerprint(_certificate(renewal)), self._id, await self._have())
 
     async def _make(self, job: Job) -> Renewal:
         """The database first: what it names is trusted by nobody before its key is on a disk, and what it named before is gone."""
@@ -237,7 +237,7 @@ class _Make(_Step):
         return renewal
 
     async def undo(self, job: Job) -> bool | Waits | Stands:
-        signers = {server.has.signer for server in self._have()}
+        signers = {server.has.signer for server in await self._have()}
 
         def work(db: Connection) -> tuple[Renewal | None, bool]:
             found = stored.renewal(db)

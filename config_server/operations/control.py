@@ -75,8 +75,8 @@ class Others(Protocol):
     def there(self) -> Sequence[str]:
         """The ids of those that write, as this one sees it, and its own."""
 
-    def have(self) -> Sequence[Server]:
-        """What each of them that is there has of the CA."""
+    async def have(self) -> Sequence[Server]:
+        """What each of them that is there has of the CA: as it is now, also of one that has just come. Raises DatabaseError."""
 
 
 @dataclass

@@ -177,8 +177,9 @@ class Replicas:
                 return error if isinstance(error, UnhealthyError) else None
         return None
 
-    def have(self) -> list[Server]:
-        """What each of them that is there has of the CA."""
+    async def have(self) -> list[Server]:
+        """What each of them that is there has of the CA: as it is now, also of one that has just come. Raises DatabaseError."""
+        await self.look()
         return [Server(id_, known.name, known.said.ca) for id_, known in self._known.items() if known.lives]
 
     async def fresh(self) -> None:
