@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
+import msgspec
 from cryptography import x509
 
 from config_server.identity import ca_files, ca_note
@@ -20,7 +21,7 @@ from config_server.rules.ca_renewal import Has, Renewal, Stage, is_at
 from config_server.store import ca as stored
 from config_server.store.database import Connection
 from shared.api.certificates import Trust
-from shared.errors import CaFilesError, UnderstudyError, cause_of
+from shared.errors import CaFilesError, DatabaseError, UnderstudyError, cause_of
 from shared.trust import anchors
 
 _P = ParamSpec("_P")
@@ -40,21 +41,28 @@ class Following:
         self._at_work = asyncio.Lock()
 
     async def look(self) -> None:
-        """Once. Raises DatabaseError; CaFilesError, IdentityFileError or ConfigError where it is not as it should be: then daemons are told
-        nothing of whom to trust by this server."""
+        """Once. Raises DatabaseError; CaFilesError, IdentityFileError, HostClockError or ConfigError where it is not as it should be: then
+        daemons are told nothing of whom to trust by this server."""
         async with self._at_work:
             try:
-                await self._look()
-            except BaseException:
+                lacks = await self._look()
+            except BaseException as exc:
                 self._control.trust = None
+                if isinstance(exc, UnderstudyError) and not isinstance(exc, DatabaseError):
+                    wrong = f"{exc.what}: {exc.cause}"
+                    self._control.has = msgspec.structs.replace(self._control.has, wrong=wrong)
                 raise
+            if lacks is not None:
+                raise lacks
 
     async def put_beside(self, new: CertificateAuthority) -> None:
         """The new key, before anybody is told of it. Raises CaFilesError, IdentityFileError."""
         async with self._at_work:
             await self._on_disk(ca_files.put_beside, self.folder, new)
 
-    async def _look(self) -> None:
+    async def _look(self) -> CaFilesError | None:
+        """What it has not been given."""
+
         def work(db: Connection) -> tuple[Renewal | None, tuple[x509.Certificate, ...]]:
             return stored.renewal(db), stored.former(db)
 
@@ -73,13 +81,15 @@ class Following:
         await self._own.renew()
         control.has = self._has()
         if renewal is not None and not is_at(control.has, renewal.stage, anchors.fingerprint(new)):
-            raise CaFilesError(
+            control.trust = None
+            return CaFilesError(
                 "This config server has not the new CA's key",
                 cause=f"the CA is being renewed, and {self.folder} has not been given what another config server has made",
             )
         gone = [print_ for print_ in map(anchors.fingerprint, former) if print_ not in control.has.trusted]
         pem = anchors.pem_of(control.ca.trusted).decode()
         control.trust = Trust(pem=pem, signer=control.has.signer, gone=gone)
+        return None
 
     def _has(self) -> Has:
         ca, chain = self._control.ca, self._own.presented

@@ -38,10 +38,13 @@ from config_server.store.journal import Job
 from shared.api.certificates import CaRenewRequest
 from shared.api.jobs import JobAct, JobView
 from shared.crashpoints import reach
-from shared.errors import CaFilesError, JobActError, LaneTakenError
+from shared.daemon import logging
+from shared.errors import CaFilesError, DatabaseError, JobActError, LaneTakenError, UnderstudyError
 from shared.status import Report
 from shared.trust import anchors, identity
 from shared.vocabulary import Role
+
+_log = logging.get()
 
 VERSION: Final = 1
 LOOK_S: Final = 10.0
@@ -151,11 +154,12 @@ class _Step:
 
     async def _servers(self, stage: Stage, renewal: Renewal) -> Waits | None:
         """None when all config servers that are there are at this stage. One that is not there now finds out when it comes."""
-        trouble = ""
         try:
             await self._following.look()
-        except CaFilesError as exc:
-            trouble = f" ({exc.what}: {exc.cause})"
+        except DatabaseError:
+            raise
+        except UnderstudyError as exc:  # on this host, as it may be on any other: it is waited for, and said
+            _log.info("this config server is not where the CA's renewal wants it", **exc.as_dict())
         new = anchors.fingerprint(_certificate(renewal))
         servers = await self._have()
         lacking = [server for server in servers if not is_at(server.has, stage, new)]
@@ -164,16 +168,16 @@ class _Step:
         with_key = ", or ".join(server.name for server in servers if new in server.has.keys)
         words = []
         for server in lacking:
-            if not server.has.signer:
+            if server.has.wrong:
+                words.append(f"{server.name} ({server.has.wrong})")
+            elif not server.has.signer:
                 words.append(f"{server.name} (an earlier version: upgrade it)")
             elif new not in server.has.keys and stage is not Stage.GIVEN_UP:
                 source = with_key or "one that has it"
                 words.append(f"{server.name} (copy ca.key and ca.pem from the data folder of {source})")
             else:
                 words.append(server.name)
-        return Waits(
-            f"config servers that are not where they are to be: {', '.join(words)}{trouble}", _SERVERS_S
-        )
+        return Waits(f"config servers that are not where they are to be: {', '.join(words)}", _SERVERS_S)
 
     @property
     def _id(self) -> str:

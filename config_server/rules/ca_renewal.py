@@ -71,6 +71,8 @@ class Has(msgspec.Struct, frozen=True):
     """Those of which it has the private key."""
     issuer: str = ""
     """Of the certificate that it presents itself."""
+    wrong: str = ""
+    """Why it could not use its files, or not go by them, when it tried last: what it had before that says nothing then."""
 
 
 class Server(NamedTuple):
@@ -91,6 +93,8 @@ def is_lost(renewal: Renewal, new: str, mine: str, servers: Sequence[Server]) ->
 
 def is_at(has: Has, stage: Stage, new: str) -> bool:
     """Whether a server is where this stage wants it. `new`: the fingerprint."""
+    if has.wrong:
+        return False
     match stage:
         case Stage.MADE:
             return new in has.trusted and new in has.keys

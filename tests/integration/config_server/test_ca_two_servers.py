@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 
 from config_server import background
+from config_server.identity import own_certificate
 from config_server.identity.ca import CertificateAuthority
 from config_server.store.config import DatabaseConfig
+from shared import api
 from shared.api.jobs import JobState
-from shared.trust import anchors
+from shared.api.route import Nothing
+from shared.errors import IdentityFileError
+from shared.trust import identity
 from tests.ca_renewals import hurry, renew, until
 from tests.config_parts import ConfigServer
-from tests.pair import running_pair
+from tests.pair import Pair, running_pair
 
 
 @pytest.fixture(autouse=True)
@@ -30,13 +34,54 @@ def give(of: ConfigServer, to: ConfigServer) -> None:
 async def test_who_takes_the_job_makes_no_other_ca_since_he_has_not_heard_yet_of_who_made_one(
     tmp_path: Path, database_config: DatabaseConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background, "BEAT_S", 3600.0)
+    monkeypatch.setattr(background, "BEAT_S", 3600.0)  # nobody hears of the others but at his start
+    monkeypatch.setattr(background, "_BEAT_S", 3600.0)  # nor takes a job but whoever is told
     async with running_pair(tmp_path, database_config) as pair:
         begun = await renew(pair.at_b)
-        found = await until(pair.a, begun.id, waits="copy ca.key and ca.pem from")
-        assert "of cs-b)" in found.waits
+        await until(pair.a, begun.id, waits="cs-a (")
+        before = CertificateAuthority.read(pair.a.config.data_dir)
         made = CertificateAuthority.read(pair.b.config.data_dir)
-        give(pair.b, pair.a)
-        done = await until(pair.a, begun.id, JobState.DONE, JobState.ATTENTION)
-        assert done.state is JobState.DONE
-        assert done.result == {"ca": anchors.fingerprint(made.trusted[1])}
+        await pair.at_a.call(api.JOB_RETRY, Nothing(), id=begun.id)
+        await until(pair.a, begun.id, JobState.DONE, JobState.WAITING)
+        assert CertificateAuthority.read(pair.a.config.data_dir).is_as(before)
+        assert CertificateAuthority.read(pair.b.config.data_dir).is_as(made)
+
+
+async def given_and_held(pair: Pair, hold_s: float = 3600.0) -> tuple[str, ConfigServer]:
+    """The id of a renewal that waits for its hold, and the server that was given its files."""
+    begun = await renew(pair.at_a, hold_s)
+    found = await until(pair.a, begun.id, waits="copy ca.key and ca.pem from")
+    source, to = (pair.b, pair.a) if "of cs-b)" in found.waits else (pair.a, pair.b)
+    give(source, to)
+    await until(pair.a, begun.id, waits="operators")
+    return begun.id, to
+
+
+async def test_it_does_not_switch_while_a_server_cannot_read_the_files_that_it_was_given(pair: Pair) -> None:
+    old = CertificateAuthority.read(pair.a.config.data_dir).certificate
+    id_, given = await given_and_held(pair, hold_s=5)
+    key_file = given.config.data_dir / "ca.key"
+    key = key_file.read_bytes()
+    key_file.write_bytes(key[: len(key) - 50])  # there was no room for the rest
+    found = await until(pair.a, id_, waits=f"{given.config.name} (The CA's files")
+    assert "could not be used" in found.waits
+    other = pair.a if given is pair.b else pair.b
+    assert CertificateAuthority.read(other.config.data_dir).certificate == old
+    key_file.write_bytes(key)
+    await until(pair.a, id_, JobState.DONE)
+
+
+async def test_a_disk_that_is_full_for_a_moment_turns_nothing_back(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of whichever server has the job just then: its own certificate is due, and cannot be written."""
+    id_, _given = await given_and_held(pair, hold_s=5)
+    with monkeypatch.context() as full:
+        full.setattr(own_certificate, "_issued", lambda *_: False)
+
+        def no_room(*_: object, **__: object) -> None:
+            raise IdentityFileError("It could not be written", cause="No space left on device")
+
+        full.setattr(identity, "write", no_room)
+        await until(pair.a, id_, waits="No space left on device")
+    await until(pair.a, id_, JobState.DONE)

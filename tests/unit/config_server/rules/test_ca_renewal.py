@@ -37,6 +37,9 @@ def test_a_server_is_at_a_stage_only_with_its_files_and_with_what_it_presents() 
     assert not is_at(presents_old, Stage.SWITCHED, "new"), "its certificate could not be written"
     assert [is_at(each, Stage.DROPPED, "new") for each in (switched, AFTER)] == [False, True]
     assert [is_at(each, Stage.GIVEN_UP, "new") for each in (both, BEFORE)] == [False, True]
+    for stage in Stage:
+        unreadable = Has("new", ("new",), ("new",), "new", wrong="ca.key could not be read")
+        assert not is_at(unreadable, stage, "old" if stage is Stage.GIVEN_UP else "new"), "what it had before"
     for stage in (Stage.MADE, Stage.SWITCHED, Stage.DROPPED):
         assert not is_at(Has(), stage, "new"), "an earlier version says nothing"
 
