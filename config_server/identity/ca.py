@@ -143,9 +143,10 @@ class CertificateAuthority:
             ) from exc
 
     @classmethod
-    def made(cls) -> Self:
-        """A new one, which lies nowhere yet."""
-        key, certificate = _make_ca()
+    def made(cls, after: CertificateAuthority | None = None) -> Self:
+        """A new one, which lies nowhere yet. It begins no later than that which it comes `after`: this host's clock may be ahead just now,
+        and what it issues would be good for nobody until then."""
+        key, certificate = _make_ca(after.certificate.not_valid_before_utc if after else None)
         return cls(certificate, key)
 
     @classmethod
@@ -267,18 +268,19 @@ def check_subject(role: str, name: str) -> str:
     return name
 
 
-def _make_ca() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+def _make_ca(begins: dt.datetime | None) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     key = ec.generate_private_key(ec.SECP256R1())
     # The random part keeps two installations' CAs apart wherever names are compared.
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Understudy CA {secrets.token_hex(4)}")])
     now = dt.datetime.now(dt.UTC)
+    begins = min(now - BACKDATED, begins or now)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - BACKDATED)
+        .not_valid_before(begins)
         .not_valid_after(now + _CA_LIFE)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(sign_certificates=True), critical=True)

@@ -141,6 +141,18 @@ class _Step:
             LOOK_S,
         )
 
+    def _invalid(self, renewal: Renewal) -> Waits | None:
+        """By the clock of this host, now: that with which it was made may have been wrong by years."""
+        new, now_ns = _certificate(renewal), self._control.now_ns()
+        begins, ends = new.not_valid_before_utc, new.not_valid_after_utc
+        if begins.timestamp() <= now_ns / SECOND_NS < ends.timestamp():
+            return None
+        return Waits(
+            f"the new CA is valid from {begins:%Y-%m-%d} to {ends:%Y-%m-%d}, and this host's clock shows {rfc3339(now_ns)[:10]}:"
+            " set it right; or, if it is, cancel this job, and begin another one",
+            LOOK_S,
+        )
+
     async def _renewal(self, job: Job) -> Renewal:
         """Its own; of a database that was put back it may be gone. Raises CaFilesError."""
         found = await self._control.db.run(stored.renewal)
@@ -226,7 +238,10 @@ class _Make(_Step):
                 cause=f"{anchors.MOST} certificates are trusted: renewals were abandoned behind their switch, and no daemon takes more",
                 action="Have the last one go on to its end. Where its job was abandoned: see docs/operations/keys.md.",
             )
-        new, old = CertificateAuthority.made(), anchors.pem_of(self._control.ca.trusted).decode()
+        new, old = (
+            CertificateAuthority.made(self._control.ca),
+            anchors.pem_of(self._control.ca.trusted).decode(),
+        )
         renewal = Renewal(job=job.id, stage=Stage.MADE, new=new.pem, old=old, by=self._id)
 
         def work(db: Connection) -> None:
@@ -269,8 +284,10 @@ class _Distribute(_Step):
 
     async def do(self, job: Job, _results: Mapping[str, Any]) -> Any | Waits | Stands:
         renewal = await self._renewal(job)
-        if renewal.stage is Stage.MADE and (behind := await self._servers(Stage.MADE, renewal)):
-            return behind  # it has come since, and has daemons that hear of nothing
+        if renewal.stage is Stage.MADE and (
+            hindrance := await self._servers(Stage.MADE, renewal) or self._invalid(renewal)
+        ):
+            return hindrance  # a server has come since, and has daemons that hear of nothing
         new = anchors.fingerprint(_certificate(renewal))
         lacking = await self._control.db.run(lambda db: self._lacking_trust(db, new))
         if lacking.words:
@@ -287,7 +304,9 @@ class _Switch(_Step):
     async def do(self, job: Job, _results: Mapping[str, Any]) -> Any | Waits | Stands:
         renewal, now_ns = await self._renewal(job), self._control.now_ns()
         if renewal.stage is Stage.MADE and (
-            hindrance := await self._servers(Stage.MADE, renewal) or self._unkept(job)
+            hindrance := await self._servers(Stage.MADE, renewal)
+            or self._invalid(renewal)
+            or self._unkept(job)
         ):
             return hindrance
         new = anchors.fingerprint(_certificate(renewal))

@@ -3,14 +3,17 @@ CA's files are ahead of it then. Nobody is locked out, no key goes that signs, a
 
 from __future__ import annotations
 
+import datetime as dt
 import sqlite3
 from pathlib import Path
 
 import pytest
 
 from config_server.config import ConfigServerConfig
+from config_server.identity import ca
 from config_server.identity.ca import CertificateAuthority
 from config_server.operations.control import Control
+from config_server.rules.certificates import BACKDATED
 from config_server.rules.clock import SECOND_NS
 from shared import api
 from shared.api.events import EventQuery
@@ -183,3 +186,34 @@ async def test_a_clock_that_is_ahead_for_a_moment_leaves_nobody_behind(
             await until(server, begun.id, JobState.DONE)
         for daemon in daemons:
             assert await is_let_in(server, daemon)
+
+
+async def test_a_clock_that_was_ahead_for_a_moment_when_the_new_ca_was_made_hinders_nobody(
+    config: ConfigServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(config) as server:
+        daemons = await installed(server, tmp_path)
+        async with there(daemons):
+            with monkeypatch.context() as ahead:
+                ahead.setattr(ca, "BACKDATED", -dt.timedelta(days=400))  # when it begins
+                async with server.operator() as operator:
+                    begun = await renew(operator, hold_s=3600)
+                await until(server, begun.id, waits="operators")
+            no_hold(server, begun.id)
+            await until(server, begun.id, JobState.DONE)
+    async with running(config) as server:
+        for daemon in daemons:
+            assert await is_let_in(server, daemon)
+
+
+async def test_a_ca_that_is_not_valid_now_is_not_switched_to_and_can_be_cancelled(
+    config: ConfigServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(config) as server, server.operator() as operator:
+        with monkeypatch.context() as years_back:
+            years_back.setattr(ca, "_CA_LIFE", -BACKDATED / 2)  # it ends before now
+            begun = await renew(operator)
+            await until(server, begun.id, waits="this host's clock shows")
+        await operator.call(api.JOB_CANCEL, Nothing(), id=begun.id)
+        await until(server, begun.id, JobState.CANCELLED)
+        await renewed(server)
