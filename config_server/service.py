@@ -116,7 +116,12 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
     granting = Granting(control, config.grant_hours)
     try:
         with durable.named(f"The data folder {folder} could not be used"):
-            await db.run(lambda opened: belonging.check_parts(opened, ca, _token(folder / TOKEN_FILE)))
+            is_noted = ca_note.is_of_this(ca, config.vault_file)
+            await db.run(
+                lambda opened: belonging.check_parts(
+                    opened, ca, _token(folder / TOKEN_FILE), is_noted=is_noted
+                )
+            )
             await db.run(lambda opened: belonging.check_beside(opened, _token(folder / TOKEN_FILE)))
             await _recover(control, folder)
             ca_note.note_if_possible(ca, config.vault_file)

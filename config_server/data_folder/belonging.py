@@ -120,10 +120,13 @@ def check_folder(folder: Path, *, has_database: bool = True) -> None:
         )
 
 
-def check_parts(db: Connection, ca: CertificateAuthority, token: bytes | None) -> None:
-    """Raises ConfigError where the database is not that of this CA and this operator token (None: there is none, and a new one is made)."""
+def check_parts(
+    db: Connection, ca: CertificateAuthority, token: bytes | None, *, is_noted: bool = False
+) -> None:
+    """`is_noted`: beside the vault it stands that this is the CA. Raises ConfigError where the database is not that of this CA and this
+    operator token (None: there is none, and a new one is made)."""
     pem = certificates.newest_pem(db)
-    if pem is not None and not _is_of(pem, ca, db):
+    if pem is not None and not _is_of(pem, ca, db) and not (is_noted and _is_behind(db, ca, token)):
         raise ConfigError(
             "The database and the CA are of two installations",
             cause="the last certificate in state.db was issued by another CA than ca.pem",
@@ -157,6 +160,18 @@ def check_beside(db: Connection, token: bytes | None) -> None:
             action=f"Copy ca.key, ca.pem and {TOKEN_FILE} from the data folder of one of them, and the vault file"
             " (docs/operations/database.md).",
         )
+
+
+def _is_behind(db: Connection, ca: CertificateAuthority, token: bytes | None) -> bool:
+    """Whether the database is this installation's, by its operator's token, and was put back from before the renewal that made this CA: it
+    knows nothing of it. (Of a CA that it knows it has more to say than the files, which are the older ones then.)"""
+    if token is None or not operators.is_first(db, token.decode(errors="replace").strip()):
+        return False
+    found = stored_ca.renewal(db)
+    known = (
+        () if found is None else (*anchors.loaded(found.old.encode()), *anchors.loaded(found.new.encode()))
+    )
+    return ca.certificate not in (*known, *stored_ca.former(db))
 
 
 def _is_of(pem: str, ca: CertificateAuthority, db: Connection) -> bool:

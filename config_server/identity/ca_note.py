@@ -111,6 +111,11 @@ def note_if_possible(ca: CertificateAuthority, vault_file: Path | None) -> None:
         )
 
 
+def is_of_this(ca: CertificateAuthority, vault_file: Path | None) -> bool:
+    """Whether that which signs now is the noted one. Raises ConfigError."""
+    return noted(vault_file) == _fingerprint(ca)
+
+
 def is_of_another(ca: CertificateAuthority, vault_file: Path | None) -> bool:
     """Whether another one is noted than that which signs now. Raises ConfigError."""
     return vault_file is not None and noted(vault_file) not in ("", _fingerprint(ca))

@@ -8,10 +8,12 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from config_server.config import ConfigServerConfig
 from config_server.identity import ca
 from config_server.identity.ca import CertificateAuthority
+from config_server.identity.ca_note import note_of
 from config_server.operations.control import Control
 from config_server.rules.certificates import BACKDATED
 from config_server.rules.clock import SECOND_NS
@@ -20,7 +22,8 @@ from shared.api.events import EventQuery
 from shared.api.jobs import JobState
 from shared.api.route import Nothing
 from shared.control.rest import RestClient
-from shared.errors import CaFilesError, JobActError
+from shared.errors import CaFilesError, ConfigError, JobActError
+from shared.keys.vault import FileVault
 from shared.trust import anchors, identity, tls
 from tests import config_parts
 from tests.ca_renewals import Daemon, hurry, installed, no_hold, renew, there, until
@@ -217,3 +220,48 @@ async def test_a_ca_that_is_not_valid_now_is_not_switched_to_and_can_be_cancelle
         await operator.call(api.JOB_CANCEL, Nothing(), id=begun.id)
         await until(server, begun.id, JobState.CANCELLED)
         await renewed(server)
+
+
+@pytest.mark.parametrize("renewals_before", [0, 1])
+async def test_a_database_of_before_a_renewal_that_is_done_starts_where_its_ca_is_noted_beside_the_vault(
+    config: ConfigServerConfig, tmp_path: Path, renewals_before: int
+) -> None:
+    was, vault = tmp_path / "was.db", FileVault.create(tmp_path / "vault.json")
+    config = replace(config, vault_file=vault.path)
+    async with running(config) as server:
+        daemons = await installed(server, tmp_path)
+        async with there(daemons):
+            for _ in range(renewals_before):
+                await renewed(server)
+            keep(config, was)
+            await renewed(server)
+    put_back(config, was)
+    async with running(config) as server:
+        for daemon in daemons:
+            assert await is_let_in(server, daemon)
+        async with there(daemons):
+            await renewed(server)
+    note_of(vault.path).unlink()
+    put_back(config, was)
+    with pytest.raises(ConfigError, match="of two installations"):
+        async with running(config):
+            pass
+
+
+async def test_files_of_before_a_renewal_are_no_newer_than_the_database(
+    config: ConfigServerConfig, tmp_path: Path
+) -> None:
+    vault = FileVault.create(tmp_path / "vault.json")
+    config = replace(config, vault_file=vault.path)
+    files = [config.data_dir / name for name in ("ca.key", "ca.pem")]
+    async with running(config) as server:
+        before = [file.read_bytes() for file in files]
+        note = note_of(vault.path).read_bytes()
+        async with there(await installed(server, tmp_path)):
+            await renewed(server)
+    for file, data in zip(files, before, strict=True):
+        file.write_bytes(data)
+    note_of(vault.path).write_bytes(note)
+    with pytest.raises(ConfigError, match="of two installations"):
+        async with running(config):
+            pass
