@@ -55,6 +55,7 @@ from config_server.recovery.generation import Force
 from config_server.recovery.keeping import Keeping
 from config_server.recovery.pointing import Pointing
 from config_server.storage.account import Storage
+from config_server.store import ca as stored_ca
 from config_server.store import inventory, lasting_record
 from config_server.store.database import Database
 from config_server.store.files import DATABASE_FILE
@@ -102,7 +103,8 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
     with durable.named(f"The data folder {folder} could not be used"):
         remove_new(folder)
         ca = CertificateAuthority.open(folder)
-        ca_note.check_same(folder, ca, config.vault_file)
+        if config.database.is_file:
+            ca_note.check_same(folder, ca, config.vault_file)
         own = OwnCertificate(config, ca)
     file = FileVault(config.vault_file) if config.vault_file is not None else None
     db = await Database.configured(config.database, folder / DATABASE_FILE)
@@ -116,6 +118,8 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
     granting = Granting(control, config.grant_hours)
     try:
         with durable.named(f"The data folder {folder} could not be used"):
+            if not config.database.is_file:
+                ca_note.check_same(folder, ca, config.vault_file, await db.run(stored_ca.former))
             is_noted = ca_note.is_of_this(ca, config.vault_file)
             await db.run(
                 lambda opened: belonging.check_parts(

@@ -12,9 +12,11 @@ lies in the data folder, it is lost with it, and says nothing."""
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from config_server.identity.ca import CERTIFICATE_FILE, CertificateAuthority
@@ -73,9 +75,12 @@ def check_there(folder: Path, vault_file: Path | None, *, has_database: bool = T
     )
 
 
-def check_same(folder: Path, ca: CertificateAuthority, vault_file: Path | None) -> None:
-    """Raises ConfigError where the CA is another one than was noted."""
-    if vault_file is None or (found := noted(vault_file)) in ("", *_fingerprints(ca)):
+def check_same(
+    folder: Path, ca: CertificateAuthority, vault_file: Path | None, former: Sequence[x509.Certificate] = ()
+) -> None:
+    """`former`: which were the CA's before, by a database that lies elsewhere: this server may have been away when it was renewed. Raises
+    ConfigError where the CA is another one than was noted."""
+    if vault_file is None or (found := noted(vault_file)) in ("", *_fingerprints((*ca.trusted, *former))):
         return
     note = note_of(vault_file)
     raise ConfigError(
@@ -121,9 +126,9 @@ def is_of_another(ca: CertificateAuthority, vault_file: Path | None) -> bool:
     return vault_file is not None and noted(vault_file) not in ("", _fingerprint(ca))
 
 
-def _fingerprints(ca: CertificateAuthority) -> list[str]:
+def _fingerprints(certificates: Sequence[x509.Certificate]) -> list[str]:
     """While it is renewed, either may be noted."""
-    return [fingerprint(each.public_bytes(serialization.Encoding.DER)).hex() for each in ca.trusted]
+    return [fingerprint(each.public_bytes(serialization.Encoding.DER)).hex() for each in certificates]
 
 
 def _fingerprint(ca: CertificateAuthority) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from config_server.store.config import DatabaseConfig
 from shared import api
 from shared.api.jobs import JobState
 from shared.api.route import Nothing
-from shared.errors import IdentityFileError
+from shared.errors import ConfigError, IdentityFileError
+from shared.keys.vault import FileVault
 from shared.trust import identity
 from tests.ca_renewals import hurry, renew, until
-from tests.config_parts import ConfigServer
+from tests.config_parts import ConfigServer, config_for, running
 from tests.pair import Pair, running_pair
+from tests.replicas import PARTS
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +88,36 @@ async def test_a_disk_that_is_full_for_a_moment_turns_nothing_back(
         full.setattr(identity, "write", no_room)
         await until(pair.a, id_, waits="No space left on device")
     await until(pair.a, id_, JobState.DONE)
+
+
+async def test_a_server_that_was_away_all_the_time_starts_with_the_files_that_it_is_given(
+    tmp_path: Path, database_config: DatabaseConfig
+) -> None:
+    """What is noted beside its vault is the CA of before."""
+    vaults = [FileVault.create(tmp_path / name).path for name in ("a.json", "b.json")]
+    first, second = (
+        config_for(tmp_path / name, database=database_config, name=f"cs-{name}", vault_file=vault)
+        for name, vault in zip("ab", vaults, strict=True)
+    )
+    async with running(first) as a:
+        second.data_dir.mkdir(parents=True)
+        for name in PARTS:
+            shutil.copy2(first.data_dir / name, second.data_dir / name)
+        async with running(second):
+            pass
+        async with a.operator() as operator:
+            begun = await renew(operator)
+        await until(a, begun.id, JobState.DONE)
+        await a.enrolled("agent", "web1", tmp_path / "web1")
+        with pytest.raises(ConfigError, match="renewed while this one was away"):
+            async with running(second):
+                pass
+        for name in ("ca.key", "ca.pem"):
+            shutil.copy2(first.data_dir / name, second.data_dir / name)
+        async with running(second) as b, b.operator() as operator:
+            assert (await operator.call(api.CA, Nothing())).former
+    # It is noted; with the files of another installation it does not start.
+    CertificateAuthority.made().save(second.data_dir)
+    with pytest.raises(ConfigError, match="not the one that this installation had"):
+        async with running(second):
+            pass
