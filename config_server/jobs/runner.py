@@ -229,7 +229,7 @@ class Runner:
                 lambda: step.do(job, results) if begun is StepState.BEGUN else step.undo(job),
                 ends_with_a_turn=begun is StepState.BEGUN,
             )
-        except DatabaseError:
+        except (DatabaseError, LostJobError):
             raise
         except UnderstudyError as exc:
             return await self._failed(held, look, kind, name, entry, exc)

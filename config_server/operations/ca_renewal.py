@@ -36,7 +36,7 @@ from config_server.store import ca as stored
 from config_server.store.database import Connection
 from config_server.store.journal import Job
 from shared.api.certificates import CaRenewRequest
-from shared.api.jobs import JobAct, JobView
+from shared.api.jobs import Direction, JobAct, JobView
 from shared.crashpoints import reach
 from shared.daemon import logging
 from shared.errors import CaFilesError, DatabaseError, JobActError, LaneTakenError, UnderstudyError
@@ -245,6 +245,7 @@ class _Make(_Step):
         renewal = Renewal(job=job.id, stage=Stage.MADE, new=new.pem, old=old, by=self._id)
 
         def work(db: Connection) -> None:
+            journal.still(db, job)
             before = stored.renewal(db)
             if before is not None and before.stage is Stage.MADE:
                 stored.add_former(db, [_certificate(before)])
@@ -259,6 +260,7 @@ class _Make(_Step):
         signers = {server.has.signer for server in await self._have()}
 
         def work(db: Connection) -> tuple[Renewal | None, bool]:
+            journal.still(db, job)
             found = stored.renewal(db)
             if found is None or found.job != job.id:
                 return None, False
@@ -313,7 +315,7 @@ class _Switch(_Step):
 
         def work(db: Connection) -> Lacking | int:
             """Who has enrolled in between trusts both; but an earlier version than this takes only one."""
-            if renewal.stage is not Stage.MADE or not journal.goes_forward(db, job.id):
+            if journal.still(db, job).direction is Direction.BACK or renewal.stage is not Stage.MADE:
                 return 0
             if (lacking := self._lacking_trust(db, new)).words:
                 return lacking
@@ -355,6 +357,7 @@ class _Drop(_Step):
         new = _certificate(renewal)
 
         def work(db: Connection) -> tuple[x509.Certificate, ...]:
+            journal.still(db, job)
             # By the database: the files may be ahead of it, if it was put back.
             stored.add_former(db, [each for each in anchors.loaded(renewal.old.encode()) if each != new])
             stored.put(db, msgspec.structs.replace(renewal, stage=Stage.DROPPED))

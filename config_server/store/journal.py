@@ -78,6 +78,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Why it turned back, or stands still."""
     in_doubt: bool
     """The journal may be older than the world."""
+    term: int
+    word: str
+    """Of whoever had it when it was read."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,6 +159,7 @@ _CLAIM: Final = (
 _RENEW: Final = (
     update(jobs).where(_MINE, _ACTIVE).values(lease_ns=clock_ns() + bindparam("for_ns")).returning(*jobs.c)
 )
+_STILL: Final = update(jobs).where(_MINE, _ACTIVE).values(term=jobs.c.term).returning(*jobs.c)
 _GET: Final = select(jobs).where(_IT)
 _ITS_LANE: Final = and_(
     _DRIVEN, jobs.c.machine == bindparam("of_machine"), jobs.c.lane == bindparam("the_lane")
@@ -466,10 +470,13 @@ def leave_lane(db: Connection, machine: str, lane: str) -> None:
     db.execute(left.values(lane=""))
 
 
-def goes_forward(db: Connection, id_: str) -> bool:
-    """Whether it does until this transaction is committed: who cancels it waits for that."""
-    it = update(jobs).where(_IT, _ACTIVE, jobs.c.direction == Direction.FORWARD)
-    return bool(db.execute(it.values(direction=Direction.FORWARD), {"it": id_}).rowcount)
+def still(db: Connection, job: Job) -> Job:
+    """As it is now, until this transaction is committed: who cancels it waits for that. First in what a step itself writes here: one that
+    stood still meanwhile, and whose job is somebody else's by now, writes nothing. Raises LostJobError."""
+    row = db.execute(_STILL, {"it": job.id, "mine": job.term, "my_word": job.word}).first()
+    if row is None:
+        raise LostJobError(f"Job '{job.id}' is not this server's any more")
+    return _job(row)
 
 
 def is_over(db: Connection, id_: str) -> bool:
@@ -560,5 +567,7 @@ def _job(row: Row[Any]) -> Job:
         superseded_by=row.superseded_by,
         attention=bool(row.attention),
         in_doubt=bool(row.in_doubt),
+        term=row.term,
+        word=row.word,
         error=None if row.error is None else decoding.decode(row.error, type=Failure),
     )

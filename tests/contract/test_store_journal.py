@@ -317,17 +317,32 @@ def test_one_that_goes_back_leaves_its_lane_and_is_over(db: Connection) -> None:
     journal.leave_lane(db, "web1", "data")
     with pytest.raises(LaneTakenError):
         begun(db)
-    assert (journal.is_over(db, id_), journal.goes_forward(db, id_)) == (False, True)
+    assert not journal.is_over(db, id_)
     for each in (id_, other):
         journal.cancel(db, each, "operator:o", NOW)
     journal.leave_lane(db, "web1", "data")
     again = begun(db)
     assert [journal.is_over(db, each) for each in (id_, again, "none")] == [True, False, False]
-    assert [journal.goes_forward(db, each) for each in (id_, again, "none")] == [False, True, False]
     with pytest.raises(LaneTakenError):
         begun(db, "web2")
     journal.end(db, claimed(db, again), JobState.DONE, None, NOW)
-    assert (journal.is_over(db, again), journal.goes_forward(db, again)) == (True, False)
+    assert journal.is_over(db, again)
+
+
+def test_a_step_writes_only_while_the_job_is_its_servers(db: Connection) -> None:
+    id_ = begun(db)
+    held = claimed(db, id_)
+    job = journal.look(db, held, HOUR_NS).job
+    assert journal.still(db, job).direction is Direction.FORWARD
+    journal.cancel(db, id_, "operator:o", NOW)
+    assert journal.still(db, job).direction is Direction.BACK
+    journal.pause(db, held, waits="it", pause_ns=0, now_ns=NOW)
+    with pytest.raises(LostJobError):
+        journal.still(db, job)
+    again = journal.look(db, claimed(db, id_), HOUR_NS).job
+    assert journal.still(db, again).direction is Direction.BACK
+    with pytest.raises(LostJobError):
+        journal.still(db, job)
 
 
 def test_of_kinds_that_nobody_here_knows_those_that_nobody_has_taken_for_a_while_are_parked(

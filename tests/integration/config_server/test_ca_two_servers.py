@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
+import psycopg
 import pytest
+from cryptography import x509
+from sqlalchemy import Connection
 
 from config_server import background
 from config_server.identity import own_certificate
 from config_server.identity.ca import CertificateAuthority
+from config_server.store import ca as stored
 from config_server.store.config import DatabaseConfig
 from shared import api
 from shared.api.jobs import JobState
@@ -121,3 +128,37 @@ async def test_a_server_that_was_away_all_the_time_starts_with_the_files_that_it
     with pytest.raises(ConfigError, match="not the one that this installation had"):
         async with running(second):
             pass
+
+
+async def test_who_stood_still_in_a_step_and_lost_his_job_writes_nothing_over_what_came_since(
+    pair: Pair, database_config: DatabaseConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the transaction with which the old CA is dropped: when he goes on, another renewal is under way."""
+    stands, goes_on = threading.Event(), threading.Event()
+    add_former = stored.add_former
+
+    def stand_still(db: Connection, gone: Sequence[x509.Certificate]) -> None:
+        if not stands.is_set():
+            stands.set()
+            goes_on.wait()
+        add_former(db, gone)
+
+    monkeypatch.setattr(stored, "add_former", stand_still)
+    try:
+        first = await renew(pair.at_a)
+        given = await until(pair.a, first.id, waits="copy ca.key and ca.pem from")
+        give(*((pair.b, pair.a) if "of cs-b)" in given.waits else (pair.a, pair.b)))
+        await asyncio.to_thread(stands.wait)
+        with psycopg.connect(database_config.url, autocommit=True) as db:
+            # As PostgreSQL does with a transaction that says nothing for so long, and then the lease is over.
+            db.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND state = 'idle in transaction'"
+            )
+            db.execute("UPDATE jobs SET lease_ns = 0 WHERE id = %s", [first.id])
+        await until(pair.a, first.id, JobState.DONE)
+        second, _ = await given_and_held(pair, hold_s=5)
+    finally:
+        goes_on.set()
+    done = await until(pair.a, second, JobState.DONE, JobState.FAILED, JobState.ATTENTION)
+    assert done.state is JobState.DONE
