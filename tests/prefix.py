@@ -32,7 +32,7 @@ import numpy.typing as npt
 SECTOR: Final = 512
 MAX_SECTORS: Final = 256
 _BLOCK: Final = 1 << 16
-_BLKZEROOUT: Final = 0x127F
+BLKZEROOUT: Final = 0x127F
 _ZERO_PERCENT: Final = 2
 _WORDS: Final = SECTOR // 8
 
@@ -105,7 +105,7 @@ def write(
             time.sleep(ahead)
         struct.pack_into("<Q", shared, 0, number)
         if zero:
-            fcntl.ioctl(fds[disk], _BLKZEROOUT, struct.pack("<QQ", first * SECTOR, sectors * SECTOR))
+            fcntl.ioctl(fds[disk], BLKZEROOUT, struct.pack("<QQ", first * SECTOR, sectors * SECTOR))
         else:
             array[:sectors] = content(np.full(sectors, number, np.uint64), disk, first)
             if os.pwrite(fds[disk], view[: sectors * SECTOR], first * SECTOR) != sectors * SECTOR:
