@@ -157,9 +157,8 @@ class Replicas:
         last = {known.name: known for known in sorted(self._known.values(), key=lambda known: known.beat_ns)}
         names = {known.name for known in living} | {self._name}
         gone = [name for name, known in last.items() if name not in names and not known.said.left]
-        same = {known.name for known in living if known.has_risen} & {self._name}
         theirs = (problem for known in living for problem in known.said.own)
-        return [*theirs, *map(_gone, gone), *map(_named_twice, same)]
+        return [*theirs, *map(_gone, gone), *self._of_its_name()]
 
     def there(self) -> list[str]:
         """Those that write, as this server sees it, whatever the database's clock says; and this one."""
@@ -271,10 +270,15 @@ class Replicas:
     def _living(self) -> Iterator[_Known]:
         return (known for known in self._known.values() if known.lives)
 
+    def _of_its_name(self) -> list[Problem]:
+        """Another one that lives has it, too: said by both, whoever of all has the sweep."""
+        names = {known.name for known in self._living() if known.has_risen}
+        return [_named_twice(self._name)] if self._name in names else []
+
     def _said(self) -> Said:
         control = self._control
         return Said(
-            own=tuple(control.its_problems()),
+            own=(*control.its_problems(), *self._of_its_name()),
             more=(*self._sides.problems(), *control.presence.twins(control.mono_ns())),
             hindered={
                 id_: Failure(**error.as_dict(), exit_code=error.exit_code)

@@ -28,7 +28,13 @@ from shared.api.protection import Protection
 from shared.api.route import Nothing
 from shared.control.control_client import ControlClient
 from shared.control.rest import RestClient
-from shared.errors import ConfigError, MachineNotFoundError, OtherServerGoneError, UnderstudyError
+from shared.errors import (
+    ConfigError,
+    MachineNotFoundError,
+    OtherServerGoneError,
+    ServerNameTakenError,
+    UnderstudyError,
+)
 from shared.status import AgentDisk, AgentReport
 from shared.trust import anchors, tls
 from shared.vocabulary import Role
@@ -36,7 +42,7 @@ from tests import ca_renewals
 from tests.config_parts import config_for, running, until
 from tests.obedient_agent import ObedientAgent
 from tests.pair import Pair
-from tests.replicas import Balancer, Replica
+from tests.replicas import PARTS, Balancer, Replica
 
 HELD_S = 20.0
 """So long an answer may be held; what is rung at the other server ends that long before."""
@@ -231,6 +237,22 @@ async def test_one_that_ends_and_comes_back_knows_what_was_heard_meanwhile(
         c.operator() as at_c,
     ):
         assert await is_there(at_c), "as living, not only as one that was there before a start"
+
+
+async def test_that_two_servers_have_one_name_is_said_also_while_a_third_has_the_sweep(
+    pair: Pair, tmp_path: Path, database_config: DatabaseConfig
+) -> None:
+    folder = tmp_path / "c"
+    folder.mkdir()
+    for name in PARTS:
+        shutil.copy2(pair.a.config.data_dir / name, folder / name)
+
+    async def is_said() -> bool:
+        found = await pair.at_a.call(api.EVENTS, EventQuery(open=True))
+        return ServerNameTakenError.code in [event.code for event in found.events]
+
+    async with running(config_for(tmp_path, database=database_config, data_dir=folder, name="cs-b")):
+        await until(is_said)
 
 
 AGENTS = 5
