@@ -179,7 +179,13 @@ class Replicas:
     async def have(self) -> list[Server]:
         """What each of them that is there has of the CA: as it is now, also of one that has just come. Raises DatabaseError."""
         await self.look()
-        return [Server(id_, known.name, known.said.ca) for id_, known in self._known.items() if known.lives]
+        last = {known.name: known for known in sorted(self._known.values(), key=lambda known: known.beat_ns)}
+        return [
+            Server(id_, known.name, known.said.ca)
+            for id_, known in self._known.items()
+            # Of a name the start that wrote last; and a former one of this server, or of another, that was killed, never rises.
+            if known.lives and (known.has_risen or (known is last[known.name] and known.name != self._name))
+        ]
 
     async def fresh(self) -> None:
         """Before a report is taken: what the others have heard meanwhile is known, if the database says it."""
@@ -198,10 +204,11 @@ class Replicas:
         """At the start, behind what was recovered. Raises DatabaseError."""
         self._control.bell.forward = self.ring
         self._control.others = self
+        said = msgspec.json.encode(self._said()).decode()
 
         def work(db: Connection) -> None:
             replicas.bury(db)
-            replicas.join(db, self.id, self._name)
+            replicas.join(db, self.id, self._name, said)
 
         await self._control.db.run(work)
         await self.look()

@@ -139,9 +139,9 @@ class News(msgspec.Struct, frozen=True):
     others: tuple[Other, ...]
 
 
-def join(db: Connection, id_: str, name: str) -> None:
+def join(db: Connection, id_: str, name: str, said: str = "") -> None:
     """From now on there is this one, too."""
-    db.execute(_JOIN, {"id": id_, "name": name, "batch": 0, "beat_ns": clock(db), "said": ""})
+    db.execute(_JOIN, {"id": id_, "name": name, "batch": 0, "beat_ns": clock(db), "said": said})
 
 
 def clock(db: Connection) -> int:

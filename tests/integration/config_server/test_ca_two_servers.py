@@ -52,7 +52,8 @@ async def test_who_takes_the_job_makes_no_other_ca_since_he_has_not_heard_yet_of
         before = CertificateAuthority.read(pair.a.config.data_dir)
         made = CertificateAuthority.read(pair.b.config.data_dir)
         await pair.at_a.call(api.JOB_RETRY, Nothing(), id=begun.id)
-        await until(pair.a, begun.id, JobState.DONE, JobState.WAITING)
+        found = await until(pair.a, begun.id, JobState.DONE, JobState.WAITING)
+        assert "earlier version" not in found.waits, "who has just come says at once what he has"
         assert CertificateAuthority.read(pair.a.config.data_dir).is_as(before)
         assert CertificateAuthority.read(pair.b.config.data_dir).is_as(made)
 

@@ -279,6 +279,24 @@ async def test_another_server_of_the_same_name_is_said_and_a_former_start_of_thi
     assert site.here.problems() == []
 
 
+async def test_a_former_start_of_a_server_has_nothing_of_the_ca_that_would_be_waited_for(site: Site) -> None:
+    """Its row is there for ten minutes; who begins meanwhile cannot tell by its number whether it lives."""
+
+    async def have() -> list[str]:
+        return [server.id for server in await site.here.have()]
+
+    site.known_as = "killed"
+    await beats(site, 1)
+    site.known_as, site.name = "former", "cs1"
+    await beats(site, 1)
+    assert await have() == ["killed"], "nobody of its name is known yet"
+    site.known_as, site.name = "anew", "cs2"
+    await beats(site, 1)
+    assert await have() == ["anew"]
+    await beats(site, 20, other=False)
+    assert await have() == []
+
+
 async def test_those_that_write_are_there_whatever_the_databases_clock_says(site: Site) -> None:
     assert site.here.there() == [site.here.id]
     await beats(site, 2)
