@@ -80,6 +80,11 @@ class Following:
         control.ca.former = former
         await self._own.renew()
         control.has = self._has()
+        control.refuses_renewed = (
+            renewal is not None
+            and renewal.stage in (Stage.SWITCHED, Stage.DROPPED)
+            and anchors.fingerprint(new) not in control.has.trusted
+        )
         if renewal is not None and not is_at(control.has, renewal.stage, anchors.fingerprint(new)):
             control.trust = None
             return CaFilesError(

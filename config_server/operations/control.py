@@ -120,6 +120,9 @@ class Control:
     has: Has = field(default_factory=Has)
     """What this server has of the CA, and presents (ca_following.py)."""
 
+    refuses_renewed: bool = False
+    """The CA by which daemons have certificates is none of those that it trusts: it was away when that was made."""
+
     elsewhere: str = ""
     """Where the config server is that has superseded this one (pointing.py); "": it has not been, or that is not known."""
 

@@ -59,6 +59,9 @@ def bind(binder: Binder, name: str, handlers: Handlers, control: Control) -> Non
             raise ServerNotReadyError("This config server is not ready", cause="its database cannot be used")
         if control.force.error is not None:
             raise ServerNotReadyError("This config server is not ready", cause="another one is in force")
+        if control.refuses_renewed:
+            cause = "it lacks the CA by which daemons have certificates"
+            raise ServerNotReadyError("This config server is not ready", cause=cause)
         return await health(call, body)
 
     binder.on(api.HEALTH, health)

@@ -20,6 +20,6 @@ HEALTH = Route(
 )
 READY = Route(
     "ready", "GET", "/v1/ready", Access.PUBLIC, Nothing, ServerInfo,
-    "Should a load balancer send somebody here: its database answers, and no other server is in force",
+    "Should a load balancer send somebody here: its database answers, no other server is in force, and its CA is the daemons'",
     errors=(ServerNotReadyError,),
 )  # fmt: skip

@@ -21,10 +21,11 @@ from config_server.store.config import DatabaseConfig
 from shared import api
 from shared.api.jobs import JobState
 from shared.api.route import Nothing
-from shared.errors import ConfigError, IdentityFileError
+from shared.control.rest import RestClient
+from shared.errors import ConfigError, IdentityFileError, PeerError, ServerNotReadyError
 from shared.keys.vault import FileVault
-from shared.trust import identity
-from tests.ca_renewals import hurry, renew, until
+from shared.trust import identity, tls
+from tests.ca_renewals import Daemon, hurry, renew, until
 from tests.config_parts import ConfigServer, config_for, running
 from tests.pair import Pair, running_pair
 from tests.replicas import PARTS
@@ -163,3 +164,32 @@ async def test_who_stood_still_in_a_step_and_lost_his_job_writes_nothing_over_wh
         goes_on.set()
     done = await until(pair.a, second, JobState.DONE, JobState.FAILED, JobState.ATTENTION)
     assert done.state is JobState.DONE
+
+
+async def test_nobody_is_sent_to_a_server_that_lacks_the_ca_by_which_daemons_have_certificates(
+    tmp_path: Path, database_config: DatabaseConfig
+) -> None:
+    """It was started in the middle of the renewal, with the files of before: whoever was renewed is refused there."""
+    second = config_for(tmp_path / "b", database=database_config, name="cs-b")
+    second.data_dir.mkdir(parents=True)
+    async with running(config_for(tmp_path / "a", database=database_config, name="cs-a")) as a:
+        for name in PARTS:
+            shutil.copy2(a.config.data_dir / name, second.data_dir / name)
+        web1 = Daemon(a.url, await a.enrolled("agent", "web1", tmp_path / "web1"))
+        async with a.operator() as operator:
+            async with web1.there():
+                begun = await renew(operator, 3.0)
+                await until(a, begun.id, waits="operators")
+            await until(a, begun.id, waits="have a certificate of the new CA")
+        async with running(second) as b, b.operator() as operator:
+            with pytest.raises(ServerNotReadyError):
+                await operator.call(api.READY, Nothing())
+            async with web1.there():
+                await until(a, begun.id, waits="cs-b (copy")
+                async with RestClient(b.url, tls.client_context(web1.files, tls.CONFIG_SERVER)) as client:
+                    with pytest.raises(PeerError):
+                        await client.call(api.CA, Nothing())
+                give(a, b)
+                await until(a, begun.id, JobState.DONE)
+        async with running(second) as b, b.operator() as operator:
+            await operator.call(api.READY, Nothing())
