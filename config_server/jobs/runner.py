@@ -164,43 +164,56 @@ class Runner:
             # Its lease ends, and whoever takes it goes on from what is written.
             _log.warning("a job was let go", job=held.id, **exc.as_dict())
         except Exception as exc:  # noqa: BLE001 - whatever it is, the job does not stand still without a word
-            _log.error("driving a job failed: this is a bug", job=held.id, exc_info=exc)
-            await self._unthought_of(held, exc)
+            try:
+                await self._unthought_of(held, exc, None)
+            except (LostJobError, DatabaseError) as again:
+                _log.warning("a job was let go", job=held.id, **again.as_dict())
 
-    async def _unthought_of(self, held: Held, exc: Exception) -> None:
-        """A person decides: to take back what was done may be as wrong as to do it again for ever."""
+    async def _unthought_of(self, held: Held, exc: Exception, direction: Direction | None) -> bool:
+        """A person decides: to take back what was done may be as wrong as to do it again for ever. Whether the job goes on at once:
+        `direction`, in which it went, is not its own any more, so somebody has decided already. Raises LostJobError, DatabaseError."""
+        _log.error("driving a job failed: this is a bug", job=held.id, exc_info=exc)
         error = JobBugError(
             "A step of a job met what nobody thought of",
             cause=f"an error inside the config server ({type(exc).__name__}: {exc})",
         )
 
-        def work(db: Connection) -> None:
-            journal.renew(db, held, self._lease_ns)
+        def work(db: Connection) -> bool:
+            job = journal.renew(db, held, self._lease_ns)
+            if direction not in (None, job.direction):
+                return True
             journal.ask_for_attention(db, held, waits=error.cause, error=_told(error))
+            return False
 
-        try:
-            await self._db.run(work)
-        except (LostJobError, DatabaseError) as again:
-            _log.warning("a job was let go", job=held.id, **again.as_dict())
+        return await self._db.run(work)
 
     async def drive(self, held: Held) -> None:
         """Until the job has ended, or waits. Raises LostJobError, DatabaseError."""
         while True:
             look = await self._db.run(lambda db: journal.look(db, held, self._lease_ns))
-            kind = self._kinds.of(look.job)
-            if look.job.in_doubt:
-                await self._doubt(held, kind)
-                continue
-            states = {name: entry.state for name, entry in look.journal.items()}
-            match next_of(kind.names, states, look.job.direction):
-                case Ended(direction):
-                    goes_on = not await self._end(held, look, kind, direction)
-                case Do(name):
-                    goes_on = await self._step(held, look, kind, name, StepState.BEGUN)
-                case Undo(name):
-                    goes_on = await self._step(held, look, kind, name, StepState.UNDOING)
+            try:
+                goes_on = await self._next(held, look)
+            except (LostJobError, DatabaseError):
+                raise
+            except Exception as exc:  # noqa: BLE001 - as above
+                goes_on = await self._unthought_of(held, exc, look.job.direction)
             if not goes_on:
                 return
+
+    async def _next(self, held: Held, look: Look) -> bool:
+        """Whether the job goes on at once."""
+        kind = self._kinds.of(look.job)
+        if look.job.in_doubt:
+            await self._doubt(held, kind)
+            return True
+        states = {name: entry.state for name, entry in look.journal.items()}
+        match next_of(kind.names, states, look.job.direction):
+            case Ended(direction):
+                return not await self._end(held, look, kind, direction)
+            case Do(name):
+                return await self._step(held, look, kind, name, StepState.BEGUN)
+            case Undo(name):
+                return await self._step(held, look, kind, name, StepState.UNDOING)
 
     async def _doubt(self, held: Held, kind: Kind) -> None:
         await self._db.run(lambda db: journal.doubt(db, held, self._lease_ns, kind.names, self._now_ns()))

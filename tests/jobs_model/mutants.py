@@ -211,9 +211,11 @@ MUTANTS: Final = {
         "        if asyncio.get_running_loop().time() >= until_s:\n            return _CutOff.NOT_KEPT\n",
         "",
     ),
-    "a bug is a person's no more": _one(_RUNNER, "            await self._unthought_of(held, exc)\n", ""),
+    "a bug is a person's no more": _one(
+        _RUNNER, "goes_on = await self._unthought_of(held, exc, look.job.direction)\n", "return\n"
+    ),
     "one that was turned at its end lies": _one(
-        _RUNNER, "goes_on = not await self._end(", "goes_on = False and await self._end("
+        _RUNNER, "return not await self._end(", "return False and await self._end("
     ),
     "results of what is not done": _one(_RUNNER, " if known.state is StepState.DONE\n", "\n"),
     "the clock of the transaction": _one(

@@ -184,3 +184,16 @@ async def test_what_failed_as_it_was_said_again_is_begun_anew_at_once(site: Site
     site.step.done = [said_again, is_told]
     job = await site.drive(await site.begin())
     assert (job.state, job.result) == (JobState.DONE, {"after": 2})
+
+
+async def test_one_that_is_cancelled_as_its_step_meets_a_bug_goes_back_at_once(site: Site) -> None:
+    async def breaks(job: Job) -> object:
+        await site.db.run(lambda db: journal.cancel(db, job.id, "operator:a", NOW))
+        raise RuntimeError("a bug")
+
+    site.step.done, site.step.undone = [breaks], [True]
+    id_ = await site.begin()
+    job = await site.drive(id_)
+    assert (job.state, job.error, site.ended) == (JobState.CANCELLED, None, [id_]), (
+        "a person has decided already"
+    )
