@@ -8,8 +8,8 @@ nothing to see to.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Final, NamedTuple, TypeGuard
+from collections.abc import Callable, Collection
+from typing import Final, NamedTuple, TypeGuard, TypeVar
 
 import msgspec
 
@@ -29,6 +29,7 @@ from shared.api.jobs import Direction, StepState
 from shared.desired import Mark, Verb
 from shared.status import AgentReport
 
+_T = TypeVar("_T")
 VERSION: Final = 1
 """Of the steps of each of these kinds."""
 SET: Final = "set"
@@ -73,7 +74,7 @@ def begin(db: Connection, kind: Watch, before: Machine | None, after: Machine, a
         return (
             there.id
         )  # that it is to stop was said with its deletion, too, which goes on (deletions.follow)
-    its_act = act_of(there) if there is not None else None
+    its_act = _readable(act_of, there)
     if before is not None and before.wish is not None:
         is_its_own = its_act is not None and its_act.act == before.wish.mark.act
         if rules.is_same(before.wish, after.wish):
@@ -105,7 +106,7 @@ def begin_rebind(
     if _is_of_deletion(there):
         return there.id
     if is_repeated:
-        of_there = rebound_of(there) if there is not None and goes_on(there) else None
+        of_there = _readable(rebound_of, there) if there is not None and goes_on(there) else None
         if there is not None and of_there is not None and of_there.identity == rebound.identity:
             return there.id
         if not rules.unserved(machine, rebound.identity, at.facts, at.mono_ns):
@@ -114,7 +115,8 @@ def begin_rebind(
 
 
 def act_of(job: Job) -> Act | None:
-    """None: it is none that sees to a `protect` or `unprotect`, or one of another version."""
+    """None: it is none that sees to a `protect` or `unprotect`, or one of another version. Raises msgspec.ValidationError for arguments
+    that this program did not write."""
     is_one = job.kind in (Watch.PROTECT, Watch.UNPROTECT) and job.version == VERSION
     return decoding.convert(job.args, type=Act) if is_one else None
 
@@ -168,6 +170,14 @@ def goes_on(job: Job) -> bool:
 
 
 # ---- inside
+
+
+def _readable(read: Callable[[Job], _T | None], there: Job | None) -> _T | None:
+    """None also where its arguments cannot be read: it is in the way of nothing that is said of the machine."""
+    try:
+        return None if there is None else read(there)
+    except msgspec.ValidationError:
+        return None
 
 
 def _is_of_deletion(there: Job | None) -> TypeGuard[Job]:

@@ -92,6 +92,7 @@ def of_machine(db: Connection, machine: str) -> Job | None:
 
 
 def wanted(job: Job) -> Wanted:
+    """Raises msgspec.ValidationError for arguments that this program did not write."""
     return decoding.convert(job.args, type=Wanted)
 
 
@@ -99,12 +100,20 @@ def end(db: Connection, machine: str, deletion: Deletion, who: str, now_ns: int)
     """It was done, and is in the audit log, in this transaction: so is its job, and whatever else is under way of the machine waits in
     vain."""
     there = of_machine(db, machine)
-    if there is not None and there.version == VERSION and wanted(there).deletion == deletion.id:
+    if there is not None and there.version == VERSION and _sees_to(there, deletion.id):
         result = {"container": deletion.container, "points": deletion.points}
         journal.complete(db, there.id, _STEP, result, now_ns)
         journal.supersede(db, machine, tuple(Lane), who, there.id, now_ns)
     else:
         journal.supersede(db, machine, tuple(Lane), who, _DELETION, now_ns)
+
+
+def _sees_to(job: Job, deletion: str) -> bool:
+    """Not where its arguments cannot be read: the machine is gone all the same."""
+    try:
+        return wanted(job).deletion == deletion
+    except msgspec.ValidationError:
+        return False
 
 
 def wake(db: Connection, machines: Iterable[str]) -> None:

@@ -16,9 +16,8 @@ from sqlalchemy import update as updating
 
 from config_server.rules import job_view
 from config_server.rules.clock import SECOND_NS, rfc3339
-from config_server.store.journal import OF_WORKER
+from config_server.store.journal import OF_WORKER, args_of, error_of, read
 from config_server.store.schema import jobs, steps
-from shared import decoding
 from shared.api.jobs import (
     Direction,
     JobProgress,
@@ -146,7 +145,8 @@ def given_up(db: Connection, machine: str) -> list[str]:
 
 def is_given_up(error: str | None) -> bool:
     """Whether this error of a job says that nobody knows whether its worker still runs."""
-    return error is not None and decoding.decode(error, type=Failure).code == JobGivenUpError.code
+    found = error_of(error)
+    return found is not None and found.code == JobGivenUpError.code
 
 
 def newest(db: Connection, query: JobQuery) -> list[JobView]:
@@ -184,9 +184,9 @@ def _view(row: Row[Any], begun: list[StepView]) -> JobView:
         state=state,
         progress=row.progress,
         detail=row.detail,
-        args=decoding.decode(row.args, type=Any),
-        result=None if row.result is None else decoding.decode(row.result, type=dict[str, Any]),
-        error=None if row.error is None else decoding.decode(row.error, type=Failure),
+        args=args_of(row.args),
+        result=read(row.result, dict[str, Any], None),
+        error=error_of(row.error),
         created=rfc3339(row.created_ns),
         updated=rfc3339(row.updated_ns),
         who=row.who,

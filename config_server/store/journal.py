@@ -177,6 +177,7 @@ _TURNED: Final = select(jobs.c.id).where(
 )
 _STEPS: Final = select(steps).where(steps.c.job == bindparam("it"))
 _PUT_STEP: Final = replacing(steps)
+_UNREADABLE: Final = Failure(code="", what="What the database has of this job's error cannot be read")
 _FREE: Final = {"lease_ns": 0, "owner": "", "word": ""}
 """Nobody's: also a renewal that its last owner had sent before, and that is carried out after this, finds nothing."""
 
@@ -275,7 +276,7 @@ def entries(db: Connection, id_: str) -> dict[str, Entry]:
         row.step: Entry(
             state=StepState(row.state),
             tries=row.tries,
-            result=None if row.result is None else decoding.decode(row.result, type=Any),
+            result=read(row.result, Any, None),
             undone_ns=row.undone_ns,
         )
         for row in db.execute(_STEPS, {"it": id_})
@@ -554,6 +555,30 @@ def put_undone(db: Connection, id_: str, step: str, before: Entry, entry: Entry,
         _write(db, id_, step, entry, now_ns)
 
 
+# ---- what of a row is JSON; somebody may have edited it, and one job that cannot be read hides no other, and ends as any
+
+
+def read(plain: str | None, type_: Any, other: Any) -> Any:
+    """`other` where it is not there, or no JSON of this type."""
+    if plain is None:
+        return other
+    try:
+        return decoding.decode(plain, type=type_)
+    except msgspec.DecodeError:
+        return other
+
+
+def args_of(plain: str) -> dict[str, Any]:
+    """Empty where they cannot be read: the job's own step misses them then, and a person decides (JobBugError)."""
+    found: dict[str, Any] = read(plain, dict[str, Any], {})
+    return found
+
+
+def error_of(plain: str | None) -> Failure | None:
+    found: Failure | None = read(plain, Failure, None if plain is None else _UNREADABLE)
+    return found
+
+
 def _job(row: Row[Any]) -> Job:
     return Job(
         id=row.id,
@@ -561,7 +586,7 @@ def _job(row: Row[Any]) -> Job:
         version=row.version,
         machine=row.machine,
         who=row.who,
-        args=decoding.decode(row.args, type=dict[str, Any]),
+        args=args_of(row.args),
         direction=Direction(row.direction),
         cancelled_by=row.cancelled_by,
         superseded_by=row.superseded_by,
@@ -569,5 +594,5 @@ def _job(row: Row[Any]) -> Job:
         in_doubt=bool(row.in_doubt),
         term=row.term,
         word=row.word,
-        error=None if row.error is None else decoding.decode(row.error, type=Failure),
+        error=error_of(row.error),
     )

@@ -24,9 +24,8 @@ import msgspec
 from sqlalchemy import Connection, Row, and_, bindparam, or_, select, update
 
 from config_server.store import jobs
-from config_server.store.journal import OF_WORKER, WOKEN
+from config_server.store.journal import OF_WORKER, WOKEN, args_of, read
 from config_server.store.schema import jobs as table
-from shared import decoding
 from shared.api.jobs import Direction, JobProgress, JobState, JobView, WorkerState
 from shared.api.route import Failure
 from shared.errors import JobGivenUpError, RestoreError
@@ -82,7 +81,7 @@ def worker(db: Connection, id_: str) -> Worker:
         state=_state(row),
         heard_ns=row.heard_ns,
         progress=row.progress,
-        result=None if row.result is None else decoding.decode(row.result, type=dict[str, Any]),
+        result=read(row.result, dict[str, Any], None),
     )
 
 
@@ -157,7 +156,7 @@ def have_grant(db: Connection, machine: str, grant: str, but: str) -> bool:
     """Whether another restore of the machine reads by this grant, or may: one that goes forward, or of version 0 that was given up."""
     found = db.execute(_MAY_READ, {"of_machine": machine, "but": but})
     may = (row for row in found if row.state == JobState.RUNNING or jobs.is_given_up(row.error))
-    return any(decoding.decode(row.args, type=dict[str, Any]).get(GRANT) == grant for row in may)
+    return any(args_of(row.args).get(GRANT) == grant for row in may)
 
 
 def failure_of(error: RestoreError) -> Failure:
