@@ -122,7 +122,7 @@ MUTANTS: Final = {
     "in doubt is what was begun alone": _one(
         _JOURNAL, "    for name in names:\n", "    for name in list(known):\n"
     ),
-    "doubt is left out": _one(_RUNNER, "            if look.job.in_doubt:\n", "            if False:\n"),
+    "doubt is left out": _one(_RUNNER, "        if look.job.in_doubt:\n", "        if False:\n"),
     "all that was undone is looked for": _one(
         _JOURNAL,
         "(JobState.CANCELLED, JobState.FAILED)), jobs.c.attention.is_(False)\n",
