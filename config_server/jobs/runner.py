@@ -140,8 +140,8 @@ class Runner:
     async def tidy(self) -> None:
         """Now and then: what nobody here knows stands still with a word, and what waits by a clock that was wrong goes on. Raises
         DatabaseError."""
-        if await self._db.run(journal.wake_early):
-            _log.warning("jobs waited by a clock that was ahead")
+        if await self._db.run(lambda db: journal.wake_early(db, self._lease_ns)):
+            _log.warning("jobs waited, or were leased, by a clock that was ahead")
         for id_ in await self._db.run(lambda db: journal.park(db, self._kinds.known)):
             _log.warning("a job was begun by a newer version, and is driven by nobody", job=id_)
 

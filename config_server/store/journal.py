@@ -9,7 +9,8 @@ whether the claim still holds, and then to write, is not enough: a claim by anot
 
 Leases are compared by the clock of the database (`clock_ns`): the hosts' clocks do not matter, and no transaction sees an old `now()`.
 On SQLite there is one process, whose clock does not jump (sqlite.py); what one before it had is free at its first look (`free_all`).
-PostgreSQL's host may have its clock set back: what then seems to wait for longer than anything does is woken (`wake_early`).
+PostgreSQL's host may have its clock set back: what then seems to wait for longer than anything does is woken, and what a dead owner
+seems to have leased for longer is freed (`wake_early`).
 
 Something that is wanted of a machine now waits for no job that saw to something else: such a job is *superseded* (`supersede`) in the
 transaction that says it. It turns back and gives up its lane at once; what it does back is seen by whoever has it, as with a cancel.
@@ -138,6 +139,8 @@ _PARK: Final = (
     .returning(jobs.c.id)
 )
 _WAKE_EARLY: Final = update(jobs).where(_DRIVEN, jobs.c.wake_ns > _NOW + LONGEST_NS).values(wake_ns=0)
+_TOO_LONG: Final = 4
+"""Leases: who lives renews his long before it ends."""
 _GO_ON: Final = (
     update(jobs)
     .where(_DRIVEN, _KNOWN, jobs.c.attention.is_(True), jobs.c.waits == _PARKED)
@@ -373,9 +376,15 @@ def doubt(db: Connection, held: Held, lease_ns: int, names: Iterable[str], now_n
 # ---- what others than the owner do
 
 
-def wake_early(db: Connection) -> bool:
-    """What seems to wait for longer than anything does is due. Whether there was any."""
-    return bool(db.execute(_WAKE_EARLY).rowcount)
+def wake_early(db: Connection, lease_ns: int) -> bool:
+    """What seems to wait for longer than anything does is due, and what seems leased for longer than anybody leases it (`lease_ns`) is
+    nobody's: the clock was set back since, and whoever leased it is no more. Whether there was any."""
+    is_left = and_(_DRIVEN, jobs.c.lease_ns > _NOW + _TOO_LONG * lease_ns)
+    found = [
+        db.execute(_WAKE_EARLY).rowcount,
+        db.execute(update(jobs).where(is_left).values(**_FREE)).rowcount,
+    ]
+    return any(found)
 
 
 def park(db: Connection, kinds: Collection[tuple[str, int]]) -> list[str]:

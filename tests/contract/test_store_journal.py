@@ -94,15 +94,31 @@ def test_what_seems_to_wait_for_longer_than_anything_does_is_woken(
     id_ = begun(db)
     journal.pause(db, claimed(db, id_), waits="the agent", pause_ns=1, now_ns=NOW)
     db.execute(update(schema.jobs).values(wake_ns=clock_ns() + ahead_ns))
-    assert journal.wake_early(db) == is_due
+    assert journal.wake_early(db, HOUR_NS) == is_due
     assert due(db) == ([id_] if is_due else [])
     assert (journal.claim(db, id_, "cs1", HOUR_NS) is not None) == is_due
+
+
+@pytest.mark.parametrize(("ahead_ns", "is_free"), [(2 * HOUR_NS, False), (24 * HOUR_NS, True)])
+def test_what_seems_leased_for_longer_than_anything_is_belongs_to_nobody(
+    db: Connection, ahead_ns: int, is_free: bool
+) -> None:
+    """Its owner was killed, and the clock was set back then: also a cancel waits for that owner."""
+    id_ = begun(db)
+    former = claimed(db, id_)
+    journal.cancel(db, id_, "operator:o", NOW)
+    db.execute(update(schema.jobs).values(lease_ns=clock_ns() + ahead_ns))
+    assert journal.wake_early(db, HOUR_NS) == is_free
+    assert due(db) == ([id_] if is_free else [])
+    if is_free:
+        with pytest.raises(LostJobError):
+            journal.renew(db, former, HOUR_NS)
 
 
 def test_nothing_waits_for_longer_than_the_longest(db: Connection) -> None:
     id_ = begun(db)
     journal.pause(db, claimed(db, id_), waits="the agent", pause_ns=24 * HOUR_NS, now_ns=NOW)
-    assert not journal.wake_early(db)
+    assert not journal.wake_early(db, HOUR_NS)
     assert due(db) == []
 
 

@@ -15,16 +15,20 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, text, update
 
+from config_server import background
 from config_server.data_folder import backup, restoring
 from config_server.identity import ca_note
+from config_server.rules.clock import SECOND_NS
 from config_server.setup.lost import DataThere
-from config_server.store import audit, events, impatient, inventory, migrations, postgresql
+from config_server.store import audit, events, impatient, inventory, migrations, postgresql, schema
 from config_server.store.config import DatabaseConfig
 from config_server.store.database import Database
 from config_server.store.postgresql import Postgresql
+from config_server.store.statements import clock_ns
 from shared import api
+from shared.api.jobs import JobState
 from shared.api.protection import Protection
 from shared.api.route import Nothing, Page
 from shared.blob import BlobConfig
@@ -39,6 +43,7 @@ from shared.errors import (
 )
 from shared.keys.vault import FileVault
 from shared.status import AgentReport, Problem
+from tests.act_jobs import cancel, ended, hurry, protect, waits_for
 from tests.config_parts import config_for, daemon, running, until
 from tests.databases import left_by_a_newer_program
 from tests.postgres import GUARDED, SETTINGS, Postgres
@@ -653,3 +658,22 @@ class Proxy:
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)
         source.close()
+
+
+async def test_a_job_of_a_server_that_was_killed_goes_on_where_the_clock_was_set_back_since(
+    tmp_path: Path, database_config: DatabaseConfig, engine: Postgresql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurry(monkeypatch)
+    monkeypatch.setattr(background, "_TIDY_S", 0.1)
+    async with (
+        running(config_for(tmp_path, database=database_config)) as server,
+        server.operator() as operator,
+    ):
+        job = (await protect(operator, "sda", offline=True)).job
+        await waits_for(operator, job, "never reported")
+        killed = update(schema.jobs).values(
+            lease_ns=clock_ns() + 86_400 * SECOND_NS, owner="cs-killed", word="x", waits="", wake_ns=0
+        )
+        engine.transact(lambda db: db.execute(killed), vital=False)
+        await cancel(operator, job)
+        assert (await ended(operator, job)).state is JobState.CANCELLED
