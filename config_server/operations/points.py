@@ -17,7 +17,7 @@ from shared.api.jobs import StepState
 from shared.api.points import FlushReply, FlushRequest, PointList, PointRequest
 from shared.api.route import Nothing
 from shared.errors import RequestError
-from shared.vocabulary import Consistency
+from shared.vocabulary import Consistency, Role
 
 _CONSISTENCIES = (Consistency.CRASH,)
 
@@ -40,12 +40,26 @@ class Points:
                 f"A point with consistency '{body.consistency}' cannot be made",
                 cause="only 'crash' is there yet",
             )
+        id_ = check_name(body.id, "point request") if body.id else call.key or new_id()
+
+        def again(db: Connection) -> CommandView | None:
+            """It was asked for with this id before: whether it could be now is not the question."""
+            found = commands.find(db, id_)
+            is_it = found is not None and (found[0].target, found[0].kind) == (
+                f"{Role.AGENT}:{machine.name}",
+                CommandKind.MARK,
+            )
+            return found[0] if found is not None and is_it else None
+
+        if (same := await self._control.db.run(again)) is not None:
+            return same
         target = machines.present_agent(self._control, machine, f"A point of '{machine.name}' cannot be made")
         now_ns = self._control.now_ns()
-        id_ = check_name(body.id, "point request") if body.id else call.key or new_id()
         args = {"id": id_, "consistency": body.consistency}
 
         def work(db: Connection) -> CommandView:
+            if (same := again(db)) is not None:
+                return same
             audit.add(db, call.who, "point.create", machine.name, args, now_ns)
             return commands.add(db, id_, target, CommandKind.MARK, args, now_ns)
 
@@ -91,6 +105,15 @@ class Points:
         """Have the agent begin a new epoch: everything is read again, earlier points stay. The command's id is also that of the job which
         sees to it. Raises LaneTakenError while another one copies; KeyUsedError."""
         machine = await machines.known(self._control, call.path["machine"])
+
+        def again(db: Connection) -> CommandView | None:
+            """It was begun with this key before: whether it could be now is not the question."""
+            if call.key and journal.is_there(db, call.key, kind=resync.NAME, machine=machine.name):
+                return resync.asked(db, call.key, machine.name)
+            return None
+
+        if (begun := await self._control.db.run(again)) is not None:
+            return begun
         target = machines.present_agent(
             self._control, machine, f"A resync of '{machine.name}' cannot be started"
         )
@@ -99,8 +122,8 @@ class Points:
 
         def work(db: Connection) -> CommandView:
             commands.expire(db, now_ns)
-            if call.key and journal.is_there(db, call.key, kind=resync.NAME, machine=machine.name):
-                return resync.asked(db, call.key, machine.name)
+            if (begun := again(db)) is not None:
+                return begun
             if (same := resync.waiting(db, machine.name, now_ns)) is not None:
                 return same  # once is enough: each reads all disks
             if not epoch:

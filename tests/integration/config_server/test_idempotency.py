@@ -46,6 +46,21 @@ async def test_with_the_same_key_it_begins_once(operator: RestClient, web1: Cont
     assert actions.count("machine.resync") == 1
 
 
+async def test_what_it_began_is_answered_also_where_it_could_not_begin_any_more(
+    operator: RestClient, web1: ControlClient
+) -> None:
+    resync = await operator.call(api.RESYNC, Nothing(), machine="web1", key="k")
+    point = await operator.call(api.POINT_CREATE, PointRequest(), machine="web1", key="p")
+    await operator.call(api.UNPROTECT, Nothing(), machine="web1")
+    for key in ("k", "p"):
+        with pytest.raises(RequestError, match="it is not protected"):
+            await operator.call(api.RESYNC, Nothing(), machine="web1", key=f"another {key}")
+    assert (await operator.call(api.RESYNC, Nothing(), machine="web1", key="k")).id == resync.id
+    assert (await operator.call(api.POINT_CREATE, PointRequest(), machine="web1", key="p")).id == point.id
+    actions = [entry.action for entry in (await operator.call(api.AUDIT, Page())).entries]
+    assert actions.count("point.create") == 1
+
+
 async def test_another_key_begins_another(operator: RestClient, web1: ControlClient) -> None:
     first = await operator.call(api.POINT_CREATE, PointRequest(), machine="web1", key="one")
     again = await operator.call(api.POINT_CREATE, PointRequest(), machine="web1", key="one")
