@@ -79,12 +79,13 @@ class _Set:
         now_ns, mono_ns = self._control.now_ns(), self._control.mono_ns()
 
         def work(db: Connection) -> bool | Waits:
+            now = journal.still(db, job)
             # Looked at in this transaction: who was told in an earlier one had reported before that.
             agent = self._sides.agent(job.machine, inventory.find(db, job.machine))
             if agent is None:
-                return act_jobs.take_back(db, job, None, now_ns, is_heard=False)
+                return act_jobs.take_back(db, now, None, now_ns, is_heard=False)
             seen, report = agent
-            return act_jobs.take_back(db, job, report, now_ns, is_heard=not seen.is_silent(mono_ns))
+            return act_jobs.take_back(db, now, report, now_ns, is_heard=not seen.is_silent(mono_ns))
 
         try:
             is_done = await self._control.db.run(work)

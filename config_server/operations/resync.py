@@ -111,6 +111,7 @@ class _Ask:
 
         def work(db: Connection) -> CommandView | Waits | None:
             """None: it is done."""
+            journal.still(db, job)
             commands.expire(db, now_ns)
             number, last, ended_ns = _last(db, job.id)
             if last is None or last.state is CommandState.WITHDRAWN:
@@ -144,6 +145,7 @@ class _Ask:
         now_ns = self._control.now_ns()
 
         def work(db: Connection) -> bool:
+            journal.still(db, job)
             number, _, _ = _last(db, job.id)
             return commands.withdraw(db, _id(job.id, number), now_ns)
 
