@@ -31,7 +31,7 @@ from config_server.operations.jobs import DRIVEN
 from config_server.rules import ca_renewal as rules
 from config_server.rules.ca_renewal import KIND, LANE, Lacking, Renewal, Server, Stage, is_at, is_lost
 from config_server.rules.clock import SECOND_NS, rfc3339
-from config_server.store import audit, certificates, jobs, journal, tokens
+from config_server.store import audit, certificates, jobs, journal, replicas, tokens
 from config_server.store import ca as stored
 from config_server.store.database import Connection
 from config_server.store.journal import Job
@@ -60,9 +60,9 @@ class CaRenewals:
     async def begin(self, call: Call, body: CaRenewRequest) -> JobView:
         """Raises LaneTakenError while one is under way."""
         now_ns = self._control.now_ns()
-        until_ns = now_ns + int(body.hold_s * SECOND_NS)
 
         def work(db: Connection) -> JobView:
+            until_ns = max(now_ns, replicas.clock(db)) + int(body.hold_s * SECOND_NS)
             if call.key and journal.is_there(db, call.key, kind=KIND, machine=""):
                 return jobs.get(db, call.key)
             if (other := journal.in_lane(db, "", LANE)) is not None:
@@ -291,10 +291,13 @@ class _Distribute(_Step):
         ):
             return hindrance  # a server has come since, and has daemons that hear of nothing
         new = anchors.fingerprint(_certificate(renewal))
-        lacking = await self._control.db.run(lambda db: self._lacking_trust(db, new))
+        lacking, clock_ns = await self._control.db.run(
+            lambda db: (self._lacking_trust(db, new), replicas.clock(db))
+        )
         if lacking.words:
             return _waits(lacking, "trust the new CA")
-        if (until_ns := int(job.args.get(_UNTIL, 0))) > self._control.now_ns():
+        # By this host's clock and by the database's: what follows cannot be taken back, and either may be ahead for a moment.
+        if (until_ns := int(job.args.get(_UNTIL, 0))) > min(self._control.now_ns(), clock_ns):
             why = f"{rfc3339(until_ns)[:19]} UTC: until then operators can take the new CA into their profiles (understudy ca trust)"
             return Waits(why, LOOK_S, 1.0)
         return {"daemons": lacking.of}

@@ -162,6 +162,36 @@ async def test_it_is_not_done_while_somebody_trusts_the_old_one_whatever_the_fil
         assert identity.only_certificate(daemons[1].files.cert.read_text()).issuer == new.certificate.subject
 
 
+async def look_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For some looks the clock is ahead by a month."""
+    real = Control.now_ns
+    looks: list[int] = []
+
+    def ahead(control: Control) -> int:
+        looks.append(1)
+        return real(control) + 31 * _DAY_NS
+
+    async def has_looked() -> bool:
+        return len(looks) > 50
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Control, "now_ns", ahead)
+        await config_parts.until(has_looked)
+
+
+async def test_a_clock_that_is_ahead_for_a_moment_does_not_end_the_time_for_operators(
+    config: ConfigServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(config) as server, there(await installed(server, tmp_path)):
+        async with server.operator() as operator:
+            begun = await renew(operator, hold_s=3600)
+        await until(server, begun.id, waits="operators")
+        await look_ahead(monkeypatch)
+        await until(server, begun.id, waits="operators")
+        no_hold(server, begun.id)
+        await until(server, begun.id, JobState.DONE)
+
+
 async def test_a_clock_that_is_ahead_for_a_moment_leaves_nobody_behind(
     config: ConfigServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,20 +200,7 @@ async def test_a_clock_that_is_ahead_for_a_moment_leaves_nobody_behind(
         async with server.operator() as operator:
             begun = await renew(operator)
         await until(server, begun.id, waits="0 of 3 trust the new CA")
-        real = Control.now_ns
-        looks: list[int] = []
-
-        def ahead(control: Control) -> int:
-            looks.append(1)
-            return real(control) + 31 * _DAY_NS
-
-        with monkeypatch.context() as patched:
-            patched.setattr(Control, "now_ns", ahead)
-
-            async def has_looked() -> bool:
-                return len(looks) > 50
-
-            await config_parts.until(has_looked)
+        await look_ahead(monkeypatch)
         await until(server, begun.id, waits="0 of 3 trust the new CA")
         async with there(daemons):
             await until(server, begun.id, JobState.DONE)
