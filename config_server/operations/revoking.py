@@ -125,7 +125,8 @@ class Revoking:
         if covered is None:
             return RefusedList(certificates=[])
         reach("revocation.in-row")
-        await self.changed()
+        if failed is None:
+            await self.changed()
         _log.warning("certificate revoked", certificate=subject, who=who, reason=reason)
         # Held answers go out: the revoked daemon's is a refusal, the process servers' carry the list.
         for name in {view.name for view in covered} | {
@@ -326,18 +327,23 @@ class Revoking:
         return _partly(failed) if failed else None
 
     async def _keep(self, record: Record) -> list[CertificateView]:
-        """In memory: what the record covers, as far as the database still reads."""
+        """In memory, and in force at once; and then what the record covers, as far as the database still reads."""
+        self._enforce_unwritten(record, [record.subject])
         serials: Sequence[str] = ()
         covered: list[CertificateView] = []
         with contextlib.suppress(DatabaseError):
             serials, covered = await self._control.db.run(
                 lambda db: revocation.covered(db, record.subject), urgent=True
             )
-        for subject in {record.subject, *serials}:
+        self._enforce_unwritten(record, serials)
+        return covered
+
+    def _enforce_unwritten(self, record: Record, subjects: Sequence[str]) -> None:
+        for subject in subjects:
             kept = Record(subject=subject, reason=record.reason, who=record.who, revoked_ns=record.revoked_ns)
             self._unwritten[kept.blob] = Unwritten(kept, ours=True)
         self._due.set()
-        return covered
+        self._enforce()
 
     async def _recorded(self) -> set[str]:
         """Which blobs the database knows to be there."""

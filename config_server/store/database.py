@@ -42,7 +42,7 @@ class Engine(Protocol):
 
     def close(self) -> None: ...
 
-    def transact(self, work: Callable[[Connection], _T], *, vital: bool) -> _T:
+    def transact(self, work: Callable[[Connection], _T], *, vital: bool, urgent: bool = False) -> _T:
         """See Database.run."""
 
     def aside(self, work: Callable[[Connection], _T]) -> _T:
@@ -103,14 +103,17 @@ class Database:
     async def run(self, work: Callable[[Connection], _T], *, urgent: bool = False, vital: bool = False) -> _T:
         """The result of `work` in a transaction. Raises what it raises, and DatabaseError for the database's own errors;
         DataFolderInUseError, from then on always, if another server has used the database since: this one has to end. What is `urgent`
-        does not wait behind others' work where the database is shared: somebody may have locked a table, and all may wait for that.
+        does not wait behind others' work where the database is shared: somebody may have locked a table, and all may wait for that; should
+        it be one that it needs itself, it waits for two seconds at most, since there is one thread for all that is urgent.
         `vital` work is urgent, and done a second time, with the reserve's room, when it could not be written.
 
         The transaction runs to its end even when the caller is cancelled.
         """
-        transact = self._engine.transact
-        threads = self._urgent if urgent or vital else self._threads
-        return await asyncio.get_running_loop().run_in_executor(threads, lambda: transact(work, vital=vital))
+        transact, urgent = self._engine.transact, urgent or vital
+        threads = self._urgent if urgent else self._threads
+        return await asyncio.get_running_loop().run_in_executor(
+            threads, lambda: transact(work, vital=vital, urgent=urgent)
+        )
 
     async def aside(self, work: Callable[[Connection], _T]) -> _T:
         """The result of `work`, which reads one state of the whole database, however long that takes: no transaction waits for it. Raises

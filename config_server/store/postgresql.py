@@ -57,6 +57,8 @@ OLDEST: Final = 15
 _ISOLATION: Final = "SERIALIZABLE"
 _CONNECT_S: Final = 4
 _STATEMENT_S: Final = 6
+_URGENT_S: Final = 2
+"""How long what is urgent waits for a lock: what else is urgent waits for it."""
 _IDLE_S: Final = 15
 """How long a transaction may say nothing: its server is stopped, or gone without a word."""
 _OPTIONS: Final = {
@@ -181,12 +183,12 @@ class Postgresql:
         self.engine.dispose()
         self._older.close()
 
-    def transact(self, work: Callable[[Connection], _T], *, vital: bool) -> _T:
+    def transact(self, work: Callable[[Connection], _T], *, vital: bool, urgent: bool = False) -> _T:
         """See database.py. There is no room to keep for what is vital: that is PostgreSQL's."""
         is_lost = False
         for attempt in itertools.count(1):
             try:
-                return self._once(work)
+                return self._once(work, urgent=urgent)
             except _InTheWay as exc:
                 # A connection may have been lost long ago; one that was made for this is not tried twice.
                 if attempt == _MOST or (exc.is_lost and is_lost):
@@ -215,11 +217,13 @@ class Postgresql:
             use_native_hstore=False,
         )
 
-    def _once(self, work: Callable[[Connection], _T]) -> _T:
+    def _once(self, work: Callable[[Connection], _T], *, urgent: bool) -> _T:
         with self._connected() as db:
             transaction = db.begin()
             raw = _raw_of(db)
             try:
+                if urgent:
+                    db.execute(_SOON)
                 result = work(db)
                 has_written = self.trouble is not None and bool(db.scalar(_HAS_WRITTEN))
             except (DBAPIError, psycopg.Error) as exc:
@@ -373,6 +377,7 @@ class Postgresql:
         )
 
 
+_SOON: Final = text(f"SET LOCAL lock_timeout = '{_URGENT_S}s'")
 _HAS_WRITTEN: Final = text(
     "SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
 )  # no other database knows it

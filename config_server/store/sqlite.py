@@ -184,7 +184,7 @@ class Sqlite:
         if self._db is not None:
             self._db.close()
 
-    def transact(self, work: Callable[[Connection], _T], *, vital: bool) -> _T:
+    def transact(self, work: Callable[[Connection], _T], *, vital: bool, urgent: bool = False) -> _T:
         """See database.py."""
         try:
             return self._transact(work)

@@ -412,6 +412,22 @@ async def test_while_all_wait_for_a_table_that_somebody_has_locked_a_revocation_
                     each.cancel()
 
 
+async def test_while_the_table_of_revocations_itself_is_locked_one_comes_into_force_and_is_answered(
+    tmp_path: Path, database_config: DatabaseConfig
+) -> None:
+    config = config_for(tmp_path, database=database_config)
+    async with running(config) as server:
+        files = await server.enrolled("agent", "web1", tmp_path / "agent")
+        async with daemon(server, files) as agent:
+            await agent.report(AgentReport(machine="web1", state="ordered"))
+            with psycopg.connect(database_config.url) as psql:
+                psql.execute("LOCK TABLE revocations")
+                with pytest.raises(RevocationUnrecordedError):
+                    await server.revoke("agent:web1")
+                with pytest.raises(CertificateRevokedError):
+                    await agent.report(AgentReport(machine="web1", state="ordered"))
+
+
 def test_somebodys_transaction_that_stays_open_is_named_where_it_takes_all_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -152,7 +152,7 @@ async def test_what_runs_still_ends_before_the_database_is_closed() -> None:
         def close(self) -> None:
             happened.append("closed")
 
-        def transact(self, work: Callable[[Any], Any], *, vital: bool) -> Any:
+        def transact(self, work: Callable[[Any], Any], *, vital: bool, urgent: bool = False) -> Any:
             return work(None)
 
         def aside(self, work: Callable[[Any], Any]) -> Any:
