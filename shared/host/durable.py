@@ -20,10 +20,12 @@ import secrets
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from shared.batch import Buffer
 from shared.errors import StateFileError, UnderstudyError, cause_of
+
+if TYPE_CHECKING:  # numpy takes longer to load than most commands to run
+    from shared.batch import Buffer
 
 _IOV_MAX = 512
 """Buffers per writev; Linux takes at most 1024."""
