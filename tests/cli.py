@@ -6,11 +6,16 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests import forked
+from tests.forked import ROOT
+
+__all__ = ["ROOT", "Done", "begun", "clean", "done", "ended", "understudy"]
+
+_MAIN: Final = "from config_server.cli.main import main; main()"
 
 
 @dataclass(frozen=True)
@@ -26,19 +31,17 @@ class Done:
 
 
 async def understudy(*arguments: str, **env: str) -> Done:
-    return await ended(await begun(*arguments, stdin=asyncio.subprocess.DEVNULL, **env))
+    """From its beginning to its end; nobody sits at a terminal."""
+    return done(await forked.run("-c", _MAIN, *arguments, env=_environment(env)))
 
 
 async def begun(
     *arguments: str, stdin: int = asyncio.subprocess.DEVNULL, **env: str
 ) -> asyncio.subprocess.Process:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("UNDERSTUDY_")}
+    """To be answered or interrupted."""
     return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        "from config_server.cli.main import main; main()",
-        *arguments,
-        env={**clean, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **env},
+        *(sys.executable, "-c", _MAIN, *arguments),
+        env=_environment(env),
         stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -48,5 +51,18 @@ async def begun(
 async def ended(process: asyncio.subprocess.Process) -> Done:
     out, err = await process.communicate()
     assert process.returncode is not None
-    assert b"Traceback" not in err, err.decode()
-    return Done(process.returncode, out.decode(), err.decode())
+    return done(forked.Ended(process.returncode, out, err))
+
+
+def done(of: forked.Ended) -> Done:
+    assert b"Traceback" not in of.stderr, of.stderr.decode()
+    return Done(of.exit_code, of.stdout.decode(), of.stderr.decode())
+
+
+def clean() -> dict[str, str]:
+    """The environment, as far as it says nothing to programs of this project."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("UNDERSTUDY_")}
+
+
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    return {**clean(), "PYTHONPATH": str(ROOT), "COLUMNS": "200", **more}

@@ -48,8 +48,10 @@ class Line:
         """`typed` is what somebody types at a terminal; without it there is none."""
         if self._agent is None:
             return await understudy(*arguments, *self._options)
-        process = await self.begun(*arguments) if not typed else await self._typed(arguments, typed)
-        done = asyncio.create_task(ended(process))
+        if typed:
+            done = asyncio.create_task(ended(await self._typed(arguments, typed)))
+        else:
+            done = asyncio.create_task(understudy(*arguments, *self._options))
         while not done.done():
             reporting = asyncio.create_task(self._agent.report(wait_s=0.2))
             await asyncio.wait({done, reporting}, return_when=asyncio.FIRST_COMPLETED)

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import stat
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from shared.blob import BlobConfig
-from tests.cli import ROOT, Done, ended
+from tests import forked
+from tests.cli import ROOT, Done, clean, done
 
 
 async def set_up(role: str, *arguments: str | Path, verb: str = "setup", **env: str) -> Done:
     """`python -m ROLE setup …`, or another `verb`; nobody sits at a terminal."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("UNDERSTUDY_")}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", role.replace("-", "_"), verb, *map(str, arguments)),
-        env={**clean, "PYTHONPATH": str(ROOT), **env},
-        cwd="/",
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    return await ended(process)
+    words = ("-m", role.replace("-", "_"), verb, *map(str, arguments))
+    return done(await forked.run(*words, env={**clean(), "PYTHONPATH": str(ROOT), **env}, cwd="/"))
 
 
 def places(folder: Path) -> list[str]:

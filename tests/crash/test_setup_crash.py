@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import signal
 import socket
 import stat
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +17,8 @@ from shared.blob import BlobConfig
 from shared.daemon.service import load_config
 from shared.keys.vault import FileVault
 from shared.trust import identity
-from tests.cli import ROOT
+from tests import forked
+from tests.cli import ROOT, clean
 from tests.config_parts import config_for, running
 from tests.marks import some
 from tests.setups import outcomes, places, set_up, storage, tree
@@ -30,17 +28,12 @@ _MOST = 60
 
 async def killed(role: str, arguments: Sequence[str], step: int) -> bool:
     """Runs the set-up, to be killed at a step; whether it came to that."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("UNDERSTUDY_")}
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", role.replace("-", "_"), "setup", *arguments),
-        env={**clean, "PYTHONPATH": str(ROOT), "UNDERSTUDY_CRASH_AT": f"setup.step:{step}"},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    ended = await forked.run(
+        *("-m", role.replace("-", "_"), "setup", *arguments),
+        env={**clean(), "PYTHONPATH": str(ROOT), "UNDERSTUDY_CRASH_AT": f"setup.step:{step}"},
     )
-    _, err = await child.communicate()
-    assert child.returncode in (0, -signal.SIGKILL), err.decode()
-    return child.returncode != 0
+    assert ended.exit_code in (0, -signal.SIGKILL), ended.stderr.decode()
+    return ended.exit_code != 0
 
 
 def shape(*folders: Path) -> dict[str, str]:

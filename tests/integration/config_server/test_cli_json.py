@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ from shared.api.restores import RestoreRequest
 from shared.blob import BlobConfig
 from shared.machine import active_side
 from shared.machine.storage import MachineStorage
-from tests import databases
+from tests import databases, forked
 from tests.cli import ROOT
 from tests.config_parts import ConfigServer, config_for, running
 from tests.machine_log import ModelMachine
@@ -109,21 +109,19 @@ class Line:
 
     async def run(self, words: str) -> tuple[Any, Answers]:
         """What it printed, and what it was answered. Meanwhile the machine's agent reports."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.recorded_calls", str(self._file)),
-            *(*words.split(), *self._options),
-            cwd=ROOT,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+        done = asyncio.create_task(
+            forked.run(
+                *("-m", "tests.recorded_calls", str(self._file), *words.split(), *self._options),
+                env=os.environ,
+                cwd=ROOT,
+            )
         )
-        done = asyncio.create_task(process.communicate())
         while not done.done():
             reporting = asyncio.create_task(self._agent.report(0.2, identity="hw1", boot="1"))
             await asyncio.wait({done, reporting}, return_when=asyncio.FIRST_COMPLETED)
             await reporting
-        out, err = await done
-        assert process.returncode == 0, f"{words}: {err.decode()}"
+        code, out, err = await done
+        assert code == 0, f"{words}: {err.decode()}"
         return json.loads(out), json.loads(self._file.read_text())
 
 
