@@ -13,9 +13,9 @@ from typing import Any, Final
 from tests import forked
 from tests.forked import ROOT
 
-__all__ = ["ROOT", "Done", "begun", "clean", "done", "ended", "understudy"]
+__all__ = ["MAIN", "ROOT", "Done", "begun", "clean", "done", "ended", "understudy"]
 
-_MAIN: Final = "from config_server.cli.main import main; main()"
+MAIN: Final = "from config_server.cli.main import main; main()"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Done:
 
 async def understudy(*arguments: str, **env: str) -> Done:
     """From its beginning to its end; nobody sits at a terminal."""
-    return done(await forked.run("-c", _MAIN, *arguments, env=_environment(env)))
+    return done(await forked.run("-c", MAIN, *arguments, env=_environment(env)))
 
 
 async def begun(
@@ -40,7 +40,7 @@ async def begun(
 ) -> asyncio.subprocess.Process:
     """To be answered or interrupted."""
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", _MAIN, *arguments),
+        *(sys.executable, "-c", MAIN, *arguments),
         env=_environment(env),
         stdin=stdin,
         stdout=asyncio.subprocess.PIPE,

@@ -22,7 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -51,22 +51,43 @@ class Ended(NamedTuple):
 
 async def run(*arguments: str, env: Mapping[str, str], cwd: str | Path | None = None) -> Ended:
     """Nobody sits at a terminal. Whoever is cancelled meanwhile kills it."""
-    with contextlib.ExitStack() as stack:
-        outputs = [stack.enter_context(open(os.memfd_create(name), "rb")) for name in ("stdout", "stderr")]  # noqa: ASYNC230, PTH123
-        here, there = (stack.enter_context(end) for end in socket.socketpair())
-        here.setblocking(False)
-        mask = os.umask(0)
-        os.umask(mask)
-        request = {"arguments": arguments, "env": dict(env), "cwd": str(cwd or Path.cwd()), "umask": mask}
-        fds = [there.fileno(), *(output.fileno() for output in outputs)]
-        socket.send_fds(_server(), [json.dumps(request).encode()], fds)
-        there.close()
-        said = await asyncio.get_running_loop().sock_recv(here, 16)
-        assert said, f"whatever forks has ended: {arguments}"
-        stdout, stderr = (
-            os.pread(output.fileno(), os.fstat(output.fileno()).st_size, 0) for output in outputs
-        )
-        return Ended(int(said), stdout, stderr)
+    with _begun(arguments, env, cwd) as program:
+        program.told.setblocking(False)
+        return program.ended(await asyncio.get_running_loop().sock_recv(program.told, 16))
+
+
+def run_now(*arguments: str, env: Mapping[str, str], timeout_s: float) -> Ended:
+    """As `run`. Raises TimeoutError, and has killed it then."""
+    with _begun(arguments, env, None) as program:
+        program.told.settimeout(timeout_s)
+        return program.ended(program.told.recv(16))
+
+
+class _Program(NamedTuple):
+    told: socket.socket
+    """Here its exit code comes; closed, it is killed."""
+    outputs: Sequence[int]
+
+    def ended(self, code: bytes) -> Ended:
+        assert code, "whatever forks programs has ended"
+        return Ended(int(code), *(os.pread(fd, os.fstat(fd).st_size, 0) for fd in self.outputs))
+
+
+@contextlib.contextmanager
+def _begun(arguments: Sequence[str], env: Mapping[str, str], cwd: str | Path | None) -> Iterator[_Program]:
+    mask = os.umask(0)
+    os.umask(mask)
+    request = {"arguments": arguments, "env": dict(env), "cwd": str(cwd or Path.cwd()), "umask": mask}
+    outputs = [os.memfd_create(name) for name in ("stdout", "stderr")]
+    here, there = socket.socketpair()
+    try:
+        with there:
+            socket.send_fds(_server(), [json.dumps(request).encode()], [there.fileno(), *outputs])
+        yield _Program(here, outputs)
+    finally:
+        here.close()
+        for fd in outputs:
+            os.close(fd)
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import shutil
 import socket
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from deploy.lab.state import Lab as LabState
+from tests import forked
+from tests.cli import MAIN
 
 PATIENCE_S = 1800.0
 """On a host that is busy with other things, a restore takes minutes, and so does a wipe."""
@@ -44,8 +47,11 @@ class Lab:
     def run(self, *arguments: str, timeout_s: float = 300, folder: Path | None = None) -> str:
         """Runs one command, on this lab or on the one in `folder`; its standard output. Raises CommandFailedError."""
         lab = ["--dir", str(folder or self.folder)] if arguments[0] == "lab" else []
-        command = [UNDERSTUDY, *([] if lab else ["--lab", str(self.folder)]), *arguments, *lab]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+        words = [*([] if lab else ["--lab", str(self.folder)]), *arguments, *lab]
+        ended = forked.run_now("-c", MAIN, *words, env=os.environ, timeout_s=timeout_s)
+        done = subprocess.CompletedProcess(
+            words, ended.exit_code, ended.stdout.decode(), ended.stderr.decode()
+        )
         if done.returncode != 0:
             raise CommandFailedError(arguments, done)
         return done.stdout
