@@ -5,8 +5,8 @@ it looks first whether such a thing is there: absent, it is made; ours, it is ta
 done again after a kill at any moment, and its undoing needs nothing that only its own run knew: it looks for the same names, and removes
 what bears this job's mark. Undoing what is not there is nothing. A name is never used a second time by another job.
 
-What a step writes into this database begins with `journal.still`, in the same transaction: who stood still, and whose job came to its end at
-another server meanwhile, writes nothing. (Elsewhere that cannot be had; there `lasting_s` sees to it, and the janitor.)
+What a step writes into this database begins with `journal.still`, in the same transaction: who stood still, and whose job came to its
+end at another server meanwhile, writes nothing. (Elsewhere that cannot be had; there `lasting_s` sees to it, and the janitor.)
 """
 
 from __future__ import annotations
