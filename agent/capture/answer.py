@@ -19,8 +19,8 @@ agent's memory (a millisecond or two) and none of it; what the disks are read in
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import json
 import mmap
 import os
 import random
@@ -133,7 +133,7 @@ def _hear_attributes(
             lines.close()
             return group[i + 1 :]
         has_requests = Path("/sys/block", name, "mq").is_dir()
-        found[name] = Attributes.of(json.loads(line), has_requests=has_requests)
+        found[name] = Attributes.of(ast.literal_eval(line), has_requests=has_requests)
     lines.close()
     return []
 

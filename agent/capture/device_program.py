@@ -3,22 +3,24 @@
 head DEVICE          its first bytes, and of a loop device the file behind it: one line, "ok HEAD FILE" or "error CAUSE FILE"
 pages FD DISK        reads into the page that FD is: a sector a line on standard input, "ok" or "error CAUSE" a line;
                      DISK is MAJOR MINOR DISKSEQ PATH…: no other is read, whatever stands at these paths by now
-attributes NAME…     what sysfs says of these disks and may hang on: for each, in this order, a line of JSON,
-                     [DISKSEQ, QUEUE…, OVER…, NAMES…]; [] when another disk took the name meanwhile
+attributes NAME…     what sysfs says of these disks and may hang on: for each, in this order, a line:
+                     ['DISKSEQ', 'QUEUE'…, 'OVER'…, 'NAMES'…], as Python writes it in ASCII; [] when another disk took the name meanwhile
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import mmap
 import os
-import random
 import struct
 import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+
+# It is started for each disk at each look: what takes longer to load than all that it does is not loaded (json, pathlib, typing).
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
 HEAD_B = 8192
 """Room for a partition table with logical blocks of 512 or 4096 bytes."""
@@ -96,6 +98,8 @@ def head(device: str) -> str:
             return f"ok {room[:count].hex()} {file}"
     except OSError as exc:
         cause = exc.strerror or str(exc)
+    import random  # seldom, and it takes its time to load
+
     for _ in range(_TRIES if blocks else 0):  # a bad sector is no bad disk
         try:
             os.preadv(fd, [memoryview(room)[:BLOCK_B]], random.randrange(blocks) * BLOCK_B)
@@ -109,7 +113,7 @@ def head(device: str) -> str:
 def _loop_file(fd: int) -> str:
     """Device and inode of the file behind a loop device. This may hang where reads do not: the file may lie on a server."""
     number = os.fstat(fd).st_rdev
-    if not Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/loop").is_dir():
+    if not os.path.isdir(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/loop"):  # noqa: PTH112
         return ""
     try:
         device, inode = struct.unpack_from("<QQ", fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64_B)))
@@ -138,23 +142,24 @@ def pages(page: int, disk: Sequence[str]) -> None:
             print(cause, flush=True)
 
 
-def attributes(names: list[str], sysfs: Path = Path("/sys")) -> None:
+def attributes(names: list[str], sysfs: str | Path = "/sys") -> None:
     for name in names:
-        folder = sysfs / "block" / name
+        folder = f"{sysfs}/block/{name}"
         files = [
-            *(folder / "queue" / attribute for attribute in QUEUE),
-            *(folder / name for name in OVER + NAMES),
+            *(f"{folder}/queue/{attribute}" for attribute in QUEUE),
+            *(f"{folder}/{name}" for name in OVER + NAMES),
         ]
-        diskseq = text(folder / "diskseq")
+        diskseq = text(f"{folder}/diskseq")
         texts = [text(file) for file in files]
-        is_same = text(folder / "diskseq") == diskseq
-        print(json.dumps([diskseq, *texts] if is_same else []), flush=True)
+        is_same = text(f"{folder}/diskseq") == diskseq
+        print(ascii([diskseq, *texts] if is_same else []), flush=True)
 
 
-def text(file: Path) -> str:
+def text(file: str | Path) -> str:
     """Stripped; empty if it is not there. (Attributes of a disk come and go with kernels and drivers.)"""
     try:
-        return file.read_text(errors="replace").strip()
+        with open(file, errors="replace") as read:  # noqa: PTH123
+            return read.read().strip()
     except OSError:
         return ""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -130,7 +130,7 @@ def test_the_program_that_is_asked_says_of_a_disk_what_reading_it_says(
     over = {"md/level": "raid0", "bcache/state": "no cache", "queue/iostats": "0", "md/uuid": "1-2-3"}
     make_disk(tmp_path, "md1", over, mq=False)
     device_program.attributes(["md1"], tmp_path)
-    said = Attributes.of(json.loads(capsys.readouterr().out), has_requests=False)
+    said = Attributes.of(ast.literal_eval(capsys.readouterr().out), has_requests=False)
     assert said == read_attributes(tmp_path / "block/md1")
     assert (said.md_level, said.bcache_state, said.queue.iostats) == ("raid0", "no cache", False)
     assert said.names["md/uuid"] == "1-2-3"
