@@ -12,7 +12,7 @@ setup:
 	@deploy/setup.sh
 
 test: setup lint
-	$(PY) -m pytest --numprocesses 3 --dist loadfile --max-worker-restart 0
+	$(PY) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test-long: setup
 	$(PY) -m tests.long

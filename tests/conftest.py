@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -30,6 +31,24 @@ structlog.configure(
         structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
     ]
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files over whole installations, which wait more than they compute, are spread over the first half of the others: so they do not run
+    beside each other, and what is left at the end is in small pieces."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    waiting = [file for file in files if file.parent.name in ("system", "crash")]
+    others = [file for file in files if file not in waiting]
+    each = max(1, len(others) // 2 // max(1, len(waiting)))
+    order: list[Path] = []
+    for number, file in enumerate(others):
+        if number % each == 0:
+            order += waiting[:1]
+            del waiting[:1]
+        order.append(file)
+    items[:] = [item for file in [*order, *waiting] for item in files[file]]
 
 
 @pytest.fixture(autouse=True)
