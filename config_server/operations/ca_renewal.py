@@ -223,9 +223,24 @@ class _Make(_Step):
     async def do(self, job: Job, _results: Mapping[str, Any]) -> Any | Waits | Stands:
         renewal = await self._control.db.run(stored.renewal)
         if renewal is None or renewal.job != job.id or await self._is_lost(renewal):
+            if strange := await self._strange():
+                return strange
             renewal = await self._make(job)
         lacking = await self._servers(Stage.MADE, renewal)
         return lacking or {"new": anchors.fingerprint(_certificate(renewal))}
+
+    async def _strange(self) -> Waits | None:
+        """Who makes another CA is whom others copy from. Should one of them sign by a CA that he does not know (he was away when that was
+        made, and the database was put back from before it), its key would be lost, and with it all that have its certificates."""
+        mine, *others = await self._have()
+        names = [server.name for server in others if server.has.signer not in ("", *mine.has.trusted)]
+        if not names:
+            return None
+        return Waits(
+            f"config servers that agree: {', '.join(names)} signs by a CA that {mine.name} does not know. Copy ca.key and ca.pem from the"
+            " data folder of whichever daemons have certificates of to the other (and never the other way)",
+            _SERVERS_S,
+        )
 
     async def _is_lost(self, renewal: Renewal) -> bool:
         return is_lost(renewal, anchors.fingerprint(_certificate(renewal)), self._id, await self._have())

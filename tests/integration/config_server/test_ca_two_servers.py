@@ -193,3 +193,34 @@ async def test_nobody_is_sent_to_a_server_that_lacks_the_ca_by_which_daemons_hav
                 await until(a, begun.id, JobState.DONE)
         async with running(second) as b, b.operator() as operator:
             await operator.call(api.READY, Nothing())
+
+
+async def test_no_ca_is_made_by_a_server_that_does_not_know_by_which_another_one_signs(
+    tmp_path: Path, database_config: DatabaseConfig
+) -> None:
+    """The database was put back from before the renewal, and one server was away in it: to copy its files to the other, as the job would
+    say, is to lose the key of the CA by which daemons have certificates."""
+    second = config_for(tmp_path / "b", database=database_config, name="cs-b")
+    second.data_dir.mkdir(parents=True)
+    async with running(config_for(tmp_path / "a", database=database_config, name="cs-a")) as a:
+        for name in PARTS:
+            shutil.copy2(a.config.data_dir / name, second.data_dir / name)
+        web1 = Daemon(a.url, await a.enrolled("agent", "web1", tmp_path / "web1"))
+        async with web1.there():
+            async with a.operator() as operator:
+                begun = await renew(operator)
+            await until(a, begun.id, JobState.DONE)
+        with psycopg.connect(database_config.url) as db:
+            db.execute("DELETE FROM settings WHERE name LIKE 'ca-%'")
+            db.execute("DELETE FROM steps")
+            db.execute("DELETE FROM jobs")
+            db.execute("DELETE FROM certificates")
+        async with running(second) as b, web1.there():
+            async with b.operator() as operator:
+                begun = await renew(operator)
+            await until(a, begun.id, waits="signs by a CA that")
+            give(a, b)
+            found = await until(a, begun.id, waits="copy ca.key and ca.pem from")
+            give(*((b, a) if "of cs-b)" in found.waits else (a, b)))
+            await until(a, begun.id, JobState.DONE)
+            assert web1.trusted == CertificateAuthority.read(second.data_dir).pem
