@@ -53,6 +53,10 @@ class Replica:
         return self._process.pid
 
     @property
+    def lives(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    @property
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
