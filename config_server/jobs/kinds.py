@@ -76,7 +76,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     cancel: Callable[[Job, str], Awaitable[None]] | None = None
     """It is cancelled by that one: for a kind that has to do more for that at once than turn back. It raises where it cannot be."""
     is_told: bool = True
-    """That it stands still is an event. False: what it sees to has its own."""
+    """That it stands still on its way forward is an event. False: what it sees to has its own."""
 
     def step(self, name: str) -> Step:
         return next(step for step in self.steps if step.name == name)

@@ -32,7 +32,7 @@ from config_server.store import deletions, inventory, journal
 from config_server.store.database import Connection
 from config_server.store.journal import Job
 from shared import decoding
-from shared.api.jobs import JobAct, StepState
+from shared.api.jobs import Direction, JobAct, StepState
 from shared.errors import (
     BeingDeletedError,
     DeletionOfAnotherError,
@@ -129,6 +129,8 @@ def wake(db: Connection, machines: Iterable[str]) -> None:
 
 def kind(control: Control, cancel: Callable[[Job, str], Awaitable[None]]) -> Kind:
     def refused(db: Connection, job: Job) -> Refused:
+        if job.direction is Direction.BACK:
+            return {}
         found: dict[JobAct, UnderstudyError] = {
             JobAct.ABANDON: JobActError(
                 f"'{JobAct.ABANDON}' was refused for job '{job.id}'",

@@ -13,7 +13,7 @@ from config_server.operations.control import Control
 from config_server.operations.pages import page
 from config_server.store import audit, jobs, journal
 from config_server.store.database import Connection
-from shared.api.jobs import JobAct, JobList, JobQuery, JobView
+from shared.api.jobs import Direction, JobAct, JobList, JobQuery, JobView
 from shared.api.route import Nothing
 from shared.errors import JobActError, JobAttentionError
 from shared.status import Problem
@@ -67,7 +67,7 @@ class Jobs:
         """Those that need a person's attention."""
         for job in jobs.that_need_attention(db):
             kind = self._kinds.like(journal.find(db, job.id))
-            if kind is None or kind.is_told:
+            if kind is None or kind.is_told or job.direction is Direction.BACK:
                 yield _problem(self._shown(db, job))
 
     async def _act(

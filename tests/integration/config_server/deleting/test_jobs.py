@@ -8,8 +8,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from sqlalchemy import update
 
+from config_server import background
 from config_server.store import deletions, restored
+from config_server.store.schema import jobs
 from shared import api
 from shared.api.copies import RebindRequest
 from shared.api.events import EventQuery, EventView
@@ -148,6 +151,24 @@ async def test_what_was_put_back_waits_for_a_person_with_the_deletions_own_event
         await operator.call(api.JOB_ABANDON, Nothing(), id=said.job)
     second = await delete(operator)
     assert (await job(operator, said.job)).superseded_by == second.job
+
+
+async def test_one_of_a_newer_version_that_was_cancelled_is_ended_by_a_person(
+    server: ConfigServer, operator: RestClient, web1: ObedientAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deletion is taken back; nobody here could see to the rest."""
+    monkeypatch.setattr(background, "_TIDY_S", 0.1)
+    said = await delete(operator)
+    with opened(folder(server)) as db:
+        newer = update(jobs).where(jobs.c.id == said.job)
+        db.execute(newer.values(version=2, waits="", lease_ns=0, owner="", word=""))
+    await operator.call(api.JOB_CANCEL, Nothing(), id=said.job)
+    with opened(folder(server)) as db:  # a minute passes
+        db.execute(update(jobs).values(updated_ns=0))
+    await is_in(operator, said.job, JobState.ATTENTION)
+    assert (await shown(operator)).deletion is None
+    ended = await operator.call(api.JOB_ABANDON, Nothing(), id=said.job)
+    assert ended.state is JobState.ABANDONED
 
 
 async def test_one_that_stood_goes_on_when_what_it_stood_for_is_over(
