@@ -153,11 +153,16 @@ async def test_what_was_put_back_waits_for_a_person_with_the_deletions_own_event
     assert (await job(operator, said.job)).superseded_by == second.job
 
 
+@pytest.fixture
+def tidies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soon. Asked for before the server."""
+    monkeypatch.setattr(background, "_TIDY_S", 0.1)
+
+
 async def test_one_of_a_newer_version_that_was_cancelled_is_ended_by_a_person(
-    server: ConfigServer, operator: RestClient, web1: ObedientAgent, monkeypatch: pytest.MonkeyPatch
+    tidies: None, server: ConfigServer, operator: RestClient, web1: ObedientAgent
 ) -> None:
     """The deletion is taken back; nobody here could see to the rest."""
-    monkeypatch.setattr(background, "_TIDY_S", 0.1)
     said = await delete(operator)
     with opened(folder(server)) as db:
         newer = update(jobs).where(jobs.c.id == said.job)
