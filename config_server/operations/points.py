@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from config_server.operations import machines, resync
 from config_server.operations.call import Call
@@ -20,6 +21,8 @@ from shared.errors import RequestError
 from shared.vocabulary import Consistency, Role
 
 _CONSISTENCIES = (Consistency.CRASH,)
+_RESYNC: Final = "machine.resync"
+"""In the audit log; with `key` where somebody was answered with one that was begun already."""
 
 
 class Points:
@@ -107,10 +110,14 @@ class Points:
         machine = await machines.known(self._control, call.path["machine"])
 
         def again(db: Connection) -> CommandView | None:
-            """It was begun with this key before: whether it could be now is not the question."""
-            if call.key and journal.is_there(db, call.key, kind=resync.NAME, machine=machine.name):
+            """What this key was answered with before: whether it could be begun now is not the question."""
+            if not call.key:
+                return None
+            if journal.is_there(db, call.key, kind=resync.NAME, machine=machine.name):
                 return resync.asked(db, call.key, machine.name)
-            return None
+            said = audit.details(db, _RESYNC, machine.name)
+            job = next((one["job"] for one in said if one.get("key") == call.key), None)
+            return None if job is None else resync.asked(db, job, machine.name)
 
         if (begun := await self._control.db.run(again)) is not None:
             return begun
@@ -125,6 +132,9 @@ class Points:
             if (begun := again(db)) is not None:
                 return begun
             if (same := resync.waiting(db, machine.name, now_ns)) is not None:
+                if call.key:  # else it would begin one when it is sent again behind that one's end
+                    joined = {"job": resync.job_of(same.id), "key": call.key}
+                    audit.add(db, call.who, _RESYNC, machine.name, joined, now_ns)
                 return same  # once is enough: each reads all disks
             if not epoch:
                 raise RequestError(
@@ -144,7 +154,7 @@ class Points:
                 id_=call.key,
                 begun=[(resync.ASK, StepState.BEGUN)],
             )
-            audit.add(db, call.who, "machine.resync", machine.name, {"job": id_}, now_ns)
+            audit.add(db, call.who, _RESYNC, machine.name, {"job": id_}, now_ns)
             return resync.ask(db, id_, machine.name, now_ns)
 
         queued = await self._control.db.run(work)

@@ -68,11 +68,15 @@ def _id(job: str, number: int) -> str:
     return f"{job}-{number}" if number else job
 
 
+def job_of(command: str) -> str:
+    return command.partition("-")[0]
+
+
 def waiting(db: Connection, machine: str, now_ns: int) -> CommandView | None:
     """A command that the agent has not taken yet. One of a job that goes forward no more is withdrawn, and the job is in nobody's way."""
     journal.leave_lane(db, machine, LANE)
     same = commands.waiting(db, f"{Role.AGENT}:{machine}", CommandKind.RESYNC)
-    if same is not None and journal.is_over(db, same.id.partition("-")[0]):
+    if same is not None and journal.is_over(db, job_of(same.id)):
         commands.withdraw(db, same.id, now_ns)
         return None
     return same

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared import api
-from shared.api.jobs import JobQuery
+from shared.api.jobs import JobQuery, JobState
 from shared.api.points import PointRequest
 from shared.api.protection import Protection
 from shared.api.route import Nothing, Page
@@ -16,6 +16,7 @@ from shared.control.control_client import ControlClient
 from shared.control.rest import RestClient
 from shared.errors import KeyUsedError, RequestError
 from shared.status import AgentDisk, AgentReport
+from tests.act_jobs import becomes
 from tests.config_parts import ConfigServer, daemon
 
 
@@ -59,6 +60,19 @@ async def test_what_it_began_is_answered_also_where_it_could_not_begin_any_more(
     assert (await operator.call(api.POINT_CREATE, PointRequest(), machine="web1", key="p")).id == point.id
     actions = [entry.action for entry in (await operator.call(api.AUDIT, Page())).entries]
     assert actions.count("point.create") == 1
+
+
+async def test_who_was_answered_with_anothers_resync_begins_none_when_he_asks_again(
+    operator: RestClient, web1: ControlClient
+) -> None:
+    first = await operator.call(api.RESYNC, Nothing(), machine="web1", key="one")
+    for _ in range(2):
+        assert (await operator.call(api.RESYNC, Nothing(), machine="web1", key="two")).id == first.id
+    [command] = await web1.report(report())
+    await web1.report(report(epoch=2, results={command.id: {}}))
+    await becomes(operator, first.id, JobState.DONE)
+    assert (await operator.call(api.RESYNC, Nothing(), machine="web1", key="two")).id == first.id
+    assert [job.kind for job in (await operator.call(api.JOBS, JobQuery())).jobs].count("resync") == 1
 
 
 async def test_another_key_begins_another(operator: RestClient, web1: ControlClient) -> None:
