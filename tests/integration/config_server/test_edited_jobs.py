@@ -11,7 +11,7 @@ from sqlalchemy import text
 from config_server.operations import deletion_job
 from shared import api
 from shared.api.copies import RebindRequest
-from shared.api.jobs import JobAct, JobState
+from shared.api.jobs import JobAct, JobProgress, JobState, WorkerState
 from shared.api.restores import RestoreRequest
 from shared.api.route import Nothing
 from shared.control.rest import RestClient
@@ -118,3 +118,15 @@ async def test_a_restore_is_cancelled(
     await cancel(operator, id_)
     assert (await ended(operator, id_)).state is JobState.CANCELLED
     assert (await get(operator, id_)).cancelled_by == "operator:admin"
+
+
+@pytest.mark.parametrize("column", ["error", "result"])
+async def test_how_it_went_is_not_known_any_more_and_it_goes_on(
+    server: ConfigServer, operator: RestClient, column: str
+) -> None:
+    id_ = await begun(operator, "restore")
+    with opened(server.config.data_dir / "state.db") as db:
+        db.execute(text(f"UPDATE jobs SET {column} = '[' WHERE id = :id"), {"id": id_})
+    assert id_ in [one.id for one in await all_jobs(operator)]
+    await operator.call(api.JOB_UPDATE, JobProgress(state=WorkerState.DONE), id=id_)
+    assert (await ended(operator, id_)).state is JobState.DONE
