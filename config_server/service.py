@@ -314,7 +314,13 @@ async def _begin_in_force(
         return vault.problem if isinstance(vault.problem, VaultMisfitError) else None
 
     return Keeping(
-        control.db, config, vault.file, control.force, lambda: storage.machines().vault, misfit=misfit
+        control.db,
+        config,
+        vault.file,
+        control.force,
+        lambda: storage.machines().vault,
+        misfit=misfit,
+        is_behind=lambda: control.refuses_renewed,
     )
 
 

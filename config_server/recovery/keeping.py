@@ -71,8 +71,11 @@ class Keeping:
         storage: Callable[[], BlobStore],
         clock: Callable[[], float] = time.monotonic,
         misfit: Callable[[], Awaitable[UnderstudyError | None]] = _fits,
+        is_behind: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`storage` gives the vault container; `misfit` says what the vault lacks of what storage knows."""
+        """`storage` gives the vault container; `misfit` says what the vault lacks of what storage knows; `is_behind`: this server's files
+        lack the CA by which daemons have certificates. (It says so, US656; a replica that has it keeps the state.)"""
+        self._is_behind: Final = is_behind
         self._clock: Final = clock
         self._misfit: Final = misfit
         self._checked_s = -1e9
@@ -110,7 +113,7 @@ class Keeping:
 
     async def look(self) -> None:
         """Puts it, if it is time. Why it could not be is in `error` when that lasts. Raises DatabaseError."""
-        if self._force.by is not None:
+        if self._force.by is not None or self._is_behind():
             self._waits_since_s = None  # it is another one's to keep
             return
         if await state.digest(self._db, self._config, self._vault) == self._kept and await self._is_there():
@@ -135,7 +138,7 @@ class Keeping:
 
     async def last(self) -> None:
         """What has changed since, when this server ends: for a few seconds it is tried, and nobody is told that it failed but the log."""
-        if self._force.by is not None or not self._force.generation:
+        if self._force.by is not None or self._is_behind() or not self._force.generation:
             return
         try:
             async with asyncio.timeout(LAST_S):

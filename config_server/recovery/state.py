@@ -16,14 +16,18 @@ from sqlalchemy import Connection
 
 from config_server.config import ConfigServerConfig
 from config_server.data_folder import backup, belonging
+from config_server.identity.ca import CertificateAuthority
+from config_server.rules.ca_renewal import Stage
+from config_server.store import ca as stored_ca
 from config_server.store import inventory, sqlite, whole
 from config_server.store.database import Database
 from config_server.store.files import DATABASE_FILE
 from shared import decoding
 from shared.daemon.threads import in_thread
-from shared.errors import UNDECODABLE, ConfigError
+from shared.errors import UNDECODABLE, CaFilesError, ConfigError
 from shared.host import durable
 from shared.keys.vault import FileVault
+from shared.trust import identity
 
 VAULT: Final = "vault.json"
 SETTINGS: Final = "settings.json"
@@ -67,7 +71,7 @@ async def digest(db: Database, config: ConfigServerConfig, vault: FileVault) -> 
 
 async def gathered(db: Database, config: ConfigServerConfig, vault: FileVault) -> Gathered:
     """All of it, of one moment of the database, and checked as a backup is: a state that could not be put back is none. Raises
-    DatabaseError, StateFileError, ConfigError, DataFolderInUseError."""
+    DatabaseError, StateFileError, ConfigError, CaFilesError, DataFolderInUseError."""
 
     def read(opened: Connection) -> tuple[bytes, bytes]:
         return whole.digest(opened), whole.as_sqlite(opened)
@@ -79,8 +83,23 @@ async def gathered(db: Database, config: ConfigServerConfig, vault: FileVault) -
 def _gathered(config: ConfigServerConfig, vault: FileVault, of_database: bytes, copy: bytes) -> Gathered:
     parts = backup.parts_of(config.data_dir, lambda _path: copy, has_database=config.database.is_file)
     backup.check(parts, "The control state was not put into storage")
+    _check_ca(parts)
     files = _files(config, vault)
     return Gathered(parts | files, _whole_digest(of_database, files | {name: parts[name] for name in _CA}))
+
+
+def _check_ca(parts: Mapping[str, bytes]) -> None:
+    """Of one moment, whatever this server knew before. Raises CaFilesError where the files lack what the database says signs."""
+    with sqlite.of_bytes(parts[DATABASE_FILE]) as db:
+        renewal = stored_ca.renewal(db)
+    if renewal is None or renewal.stage not in (Stage.SWITCHED, Stage.DROPPED):
+        return
+    ca = CertificateAuthority.loaded(*(parts[name] for name in _CA))
+    if not ca.has_key_of(identity.only_certificate(renewal.new)):
+        raise CaFilesError(
+            "The control state was not put into storage",
+            cause="this server has not the key of the CA by which daemons have certificates: whoever began with it would lock them out",
+        )
 
 
 def _of_ca(config: ConfigServerConfig) -> dict[str, bytes]:

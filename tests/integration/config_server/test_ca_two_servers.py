@@ -16,15 +16,20 @@ from sqlalchemy import Connection
 from config_server import background
 from config_server.identity import own_certificate
 from config_server.identity.ca import CertificateAuthority
+from config_server.recovery import keeping, sealed, state
+from config_server.recovery.generation import state_blob
 from config_server.store import ca as stored
 from config_server.store.config import DatabaseConfig
+from config_server.store.database import Database
 from shared import api
 from shared.api.jobs import JobState
 from shared.api.route import Nothing
+from shared.blob import BlobConfig, BlobStore
 from shared.control.rest import RestClient
-from shared.errors import ConfigError, IdentityFileError, PeerError, ServerNotReadyError
+from shared.errors import CaFilesError, ConfigError, IdentityFileError, PeerError, ServerNotReadyError
 from shared.keys.vault import FileVault
-from shared.trust import identity, tls
+from shared.trust import anchors, identity, tls
+from tests import config_parts
 from tests.ca_renewals import Daemon, hurry, renew, until
 from tests.config_parts import ConfigServer, config_for, running
 from tests.pair import Pair, running_pair
@@ -224,3 +229,64 @@ async def test_no_ca_is_made_by_a_server_that_does_not_know_by_which_another_one
             give(*((b, a) if "of cs-b)" in found.waits else (a, b)))
             await until(a, begun.id, JobState.DONE)
             assert web1.trusted == CertificateAuthority.read(second.data_dir).pem
+
+
+async def test_what_another_host_would_begin_with_is_kept_by_no_server_that_lacks_the_ca(
+    tmp_path: Path,
+    database_config: DatabaseConfig,
+    blob_config: BlobConfig,
+    store: BlobStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its files, over those of the other one in storage, would be all that is left on the worst day."""
+    monkeypatch.setattr(background, "KEEP_S", 0.1)
+    monkeypatch.setattr(background, "FORCE_S", 0.05)
+    monkeypatch.setattr(keeping, "PAUSE_S", 0.1)
+    vault = FileVault.create(tmp_path / "a.json")
+    shutil.copy2(vault.path, tmp_path / "b.json")
+    first, second = (
+        config_for(
+            tmp_path / name,
+            database=database_config,
+            name=f"cs-{name}",
+            vault_file=tmp_path / f"{name}.json",
+            blob=blob_config,
+        )
+        for name in "ab"
+    )
+
+    async def kept() -> list[str]:
+        """Whom the CA in storage trusts."""
+        data = await store.read(state_blob(1))
+        parts = state.content(sealed.opened(data, vault, "blob").parts, "blob").folder
+        ca = CertificateAuthority.loaded(parts["ca.key"], parts["ca.pem"])
+        return [anchors.fingerprint(each) for each in ca.trusted]
+
+    async def is_kept() -> bool:
+        return (await kept())[0] == new
+
+    second.data_dir.mkdir(parents=True)
+    async with running(first) as a, a.operator() as operator:
+        for name in PARTS:
+            shutil.copy2(first.data_dir / name, second.data_dir / name)
+        web1 = Daemon(a.url, await a.enrolled("agent", "web1", tmp_path / "web1"))
+        async with web1.there():
+            begun = await renew(operator, 3.0)
+            await until(a, begun.id, waits="operators")
+        await until(a, begun.id, waits="have a certificate of the new CA")
+        new = anchors.fingerprint(CertificateAuthority.read(first.data_dir).certificate)
+        await config_parts.until(is_kept)
+        async with running(second) as b:
+            for _ in range(20):
+                # Something changes, which either may put there.
+                await b.token("agent", "web2")
+                await asyncio.sleep(0.1)
+                assert new in await kept()
+        # One that stood still meanwhile does not know yet that it is behind.
+        db = await Database.configured(database_config, tmp_path)
+        try:
+            with pytest.raises(CaFilesError):
+                await state.gathered(db, second, vault)
+            await state.gathered(db, first, vault)
+        finally:
+            await db.close()
