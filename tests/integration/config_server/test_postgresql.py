@@ -428,6 +428,20 @@ async def test_while_the_table_of_revocations_itself_is_locked_one_comes_into_fo
                     await agent.report(AgentReport(machine="web1", state="ordered"))
 
 
+async def test_while_the_table_of_operators_itself_is_locked_a_revocation_waits_behind_no_crowd(
+    tmp_path: Path, database_config: DatabaseConfig
+) -> None:
+    config = config_for(tmp_path, database=database_config)
+    async with running(config) as server, server.operator() as operator, asyncio.TaskGroup() as tasks:
+        await operator.call(api.MACHINES, Nothing())
+        with psycopg.connect(database_config.url) as psql:
+            psql.execute("LOCK TABLE operators")
+            waiting = [tasks.create_task(operator.call(api.MACHINES, Nothing())) for _ in range(20)]
+            await server.revoke("agent:web1")
+            for each in waiting:
+                each.cancel()
+
+
 def test_somebodys_transaction_that_stays_open_is_named_where_it_takes_all_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
