@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -140,3 +141,10 @@ def test_what_is_read_aside_is_one_state_and_keeps_no_transaction_waiting(engine
 
     assert engine.aside(work) == [2, 2]
     assert engine.transact(lambda db: len(inventory.machines(db)), vital=False) == 4
+
+
+def test_several_threads_make_a_database_at_a_time() -> None:
+    """As two servers in one process, which keep their states."""
+    with ThreadPoolExecutor(4) as threads:
+        for made in threads.map(lambda _: sqlite.connect(":memory:"), range(12)):
+            made.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,8 @@ _log = logging.get()
 
 FIRST: Final = "0001"
 """What databases of before alembic have (sqlite_steps.py)."""
+_operations: Final = threading.Lock()
+"""Alembic's `op` is one for all threads, and the control state is made by several where a process has several databases."""
 
 
 def bring_up(
@@ -46,6 +49,6 @@ def bring_up(
         return
     usable_from: str = script.get_revision(known[0]).module.usable_from
     check_older(usable_from)
-    with Operations.context(context):
+    with _operations, Operations.context(context):
         context.run_migrations()
     settings.put(db, migrations.USABLE_FROM, usable_from)
