@@ -149,7 +149,7 @@ async def test_whoever_goes_away_behind_the_switch_finds_back_and_holds_the_end(
             async with server.operator() as operator:
                 with pytest.raises(JobActError, match="signs already"):
                     await operator.call(api.JOB_CANCEL, Nothing(), id=id_)
-                assert (await operator.call(api.JOB, Nothing(), id=id_)).allowed == [JobAct.RETRY]
+                assert JobAct.CANCEL not in (await operator.call(api.JOB, Nothing(), id=id_)).allowed
             async with daemons[1].there():
                 await until(server, id_, JobState.DONE)
             assert {daemon.trusted for daemon in daemons} == {CertificateAuthority.read(folder).pem}

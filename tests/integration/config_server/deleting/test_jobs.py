@@ -146,7 +146,7 @@ async def test_what_was_put_back_waits_for_a_person_with_the_deletions_own_event
     await until(is_told)
     of_its_job = [event.what for event in await told() if said.job in event.what]
     assert of_its_job == [], "one cause, one event"
-    assert (await job(operator, said.job)).allowed == [JobAct.CANCEL, JobAct.RETRY]
+    assert JobAct.ABANDON not in (await job(operator, said.job)).allowed
     with pytest.raises(JobActError, match="would go on"):
         await operator.call(api.JOB_ABANDON, Nothing(), id=said.job)
     second = await delete(operator)
@@ -213,7 +213,7 @@ async def test_it_is_not_cancelled_once_storage_was_asked_and_waits_for_a_person
         await until(is_removing)
         with pytest.raises(BeingDeletedError):
             await operator.call(api.JOB_CANCEL, Nothing(), id=said.job)
-        assert (await job(operator, said.job)).allowed == [JobAct.RETRY]
+        assert JobAct.CANCEL not in (await job(operator, said.job)).allowed
     proxy.clear()
     async with running(config) as server, server.operator() as operator:
         await is_waiting(operator, "US631")
