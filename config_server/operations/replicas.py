@@ -53,7 +53,8 @@ _SOONEST_S: Final = 0.2
 FRESH_S: Final = 3.0
 """What was read may be so old when a report is judged by it; ..."""
 _STANDS_S: Final = 3.0
-"""... and so long another one may write nothing: then its daemons are on their way to somebody else, ..."""
+"""... and so long another one may write nothing: then its daemons are on their way to somebody else. That may be anybody: who was heard
+here last may have turned to that one since, by a line that it had still, and waits for an answer (a client does for 20 s), ..."""
 _EXCUSED_S: Final = 60.0
 """... for which they have so long."""
 _GONE_S: Final = SILENT_S
@@ -346,7 +347,7 @@ class Replicas:
         if stands_ns <= _STANDS_S * SECOND_NS:
             return False
         if stands_ns < _EXCUSED_S * SECOND_NS:
-            self._control.presence.excuse(known.risen_ns, now_ns, by=other.id)
+            self._control.presence.excuse(known.risen_ns, now_ns)
         is_new, known.stands = not known.stands and not known.said.left, True
         if is_new:
             _log.warning("another config server writes nothing any more", server=other.name)

@@ -155,11 +155,11 @@ class Presence:
         )  # fmt: skip
         return True
 
-    def excuse(self, since_ns: int, now_ns: int, by: str | None = None) -> None:
-        """This server heard nobody between these times, say because its host stood still. Who was missed before is missed still. `by`: it
-        heard nothing of another server alone, nor do those daemons, perhaps, that this one heard last."""
+    def excuse(self, since_ns: int, now_ns: int) -> None:
+        """Between these times this server may not have heard who did report: its host stood still, or another server does, which has him
+        on a line and tells nobody. Who was missed before is missed still."""
         for key, seen in self._seen.items():
-            if by in (None, seen.by) and not seen.is_missing(since_ns):
+            if not seen.is_missing(since_ns):
                 self._seen[key] = msgspec.structs.replace(seen, excused_ns=now_ns)
 
     def forget(self, role: Role, name: str) -> None:

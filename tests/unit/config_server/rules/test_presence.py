@@ -104,15 +104,17 @@ def test_what_another_server_heard_of_one_that_was_known_from_before_the_start_i
     assert seen is not None and not seen.is_silent(102 * SECOND_NS)
 
 
-def test_those_whom_a_server_heard_that_is_away_are_excused_and_others_are_not() -> None:
+def test_whoever_was_not_missed_before_a_gap_is_excused_whichever_server_heard_him_last() -> None:
+    """Of another server that stands still: he may have turned to it since."""
     presence = Presence()
     presence.learn(Role.AGENT, "web2", report(1), 0, 100 * SECOND_NS)
+    presence.learn(Role.AGENT, "web3", report(1), 0, 80 * SECOND_NS)
     heard_of(presence, report(1), 100)
-    presence.excuse(103 * SECOND_NS, 110 * SECOND_NS, by="other")
+    presence.excuse(103 * SECOND_NS, 110 * SECOND_NS)
     missing = {seen.name for seen in presence.all() if seen.is_missing(120 * SECOND_NS)}
-    assert missing == {"web2"}
+    assert missing == {"web3"}
     missing = {seen.name for seen in presence.all() if seen.is_missing(126 * SECOND_NS)}
-    assert missing == {"web1", "web2"}
+    assert missing == {"web1", "web2", "web3"}
 
 
 def test_what_lay_in_a_server_that_stood_still_says_nothing_of_its_sender_s_clock() -> None:
