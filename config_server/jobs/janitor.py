@@ -11,12 +11,13 @@ installation, or of a job that a database from a backup does not know. What a pe
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from config_server.jobs.kinds import Kind, Kinds, Stands, Waits
 from config_server.rules.clock import SECOND_NS
 from config_server.store import journal
-from config_server.store.database import Database
+from config_server.store.database import Connection, Database
 from config_server.store.journal import Entry, Job
 from shared.api.jobs import StepState
 from shared.daemon import logging
@@ -47,10 +48,9 @@ class Janitor:
             raise bugs[0]
 
     async def _look_at(self, job: Job, kind: Kind) -> None:
-        known = await self._db.run(lambda db: journal.entries(db, job.id))
         for name in reversed(kind.names):
-            entry = known.get(name)
-            if entry is not None and entry.state is StepState.UNDONE:
+            entry = await self._db.run(partial(_undone, job=job, step=name))
+            if entry is not None:
                 await self._look_for(job, kind, name, entry)
 
     async def _look_for(self, job: Job, kind: Kind, name: str, entry: Entry) -> None:
@@ -78,3 +78,11 @@ class Janitor:
         else:
             return
         await self._db.run(lambda db: journal.put_undone(db, job.id, name, entry, after, begun_ns))
+
+
+def _undone(db: Connection, job: Job, step: str) -> Entry | None:
+    """Read anew before each step: the database may have been put back since the jobs were looked for, and then this one may go on."""
+    if job.id not in [each.id for each in journal.undone(db)]:
+        return None
+    entry = journal.entries(db, job.id).get(step)
+    return entry if entry is not None and entry.state is StepState.UNDONE else None

@@ -32,7 +32,7 @@ from shared.trust import anchors, identity, tls
 from tests import config_parts
 from tests.ca_renewals import Daemon, hurry, renew, until
 from tests.config_parts import ConfigServer, config_for, running
-from tests.pair import Pair, running_pair
+from tests.pair import Pair, end_lease, join, running_pair
 from tests.replicas import PARTS
 
 
@@ -156,13 +156,7 @@ async def test_who_stood_still_in_a_step_and_lost_his_job_writes_nothing_over_wh
         given = await until(pair.a, first.id, waits="copy ca.key and ca.pem from")
         give(*((pair.b, pair.a) if "of cs-b)" in given.waits else (pair.a, pair.b)))
         await asyncio.to_thread(stands.wait)
-        with psycopg.connect(database_config.url, autocommit=True) as db:
-            # As PostgreSQL does with a transaction that says nothing for so long, and then the lease is over.
-            db.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND state = 'idle in transaction'"
-            )
-            db.execute("UPDATE jobs SET lease_ns = 0 WHERE id = %s", [first.id])
+        end_lease(database_config, first.id)
         await until(pair.a, first.id, JobState.DONE)
         second, _ = await given_and_held(pair, hold_s=5)
     finally:
@@ -176,10 +170,8 @@ async def test_nobody_is_sent_to_a_server_that_lacks_the_ca_by_which_daemons_hav
 ) -> None:
     """It was started in the middle of the renewal, with the files of before: whoever was renewed is refused there."""
     second = config_for(tmp_path / "b", database=database_config, name="cs-b")
-    second.data_dir.mkdir(parents=True)
     async with running(config_for(tmp_path / "a", database=database_config, name="cs-a")) as a:
-        for name in PARTS:
-            shutil.copy2(a.config.data_dir / name, second.data_dir / name)
+        join(second, a.config)
         web1 = Daemon(a.url, await a.enrolled("agent", "web1", tmp_path / "web1"))
         async with a.operator() as operator:
             async with web1.there():
@@ -206,10 +198,8 @@ async def test_no_ca_is_made_by_a_server_that_does_not_know_by_which_another_one
     """The database was put back from before the renewal, and one server was away in it: to copy its files to the other, as the job would
     say, is to lose the key of the CA by which daemons have certificates."""
     second = config_for(tmp_path / "b", database=database_config, name="cs-b")
-    second.data_dir.mkdir(parents=True)
     async with running(config_for(tmp_path / "a", database=database_config, name="cs-a")) as a:
-        for name in PARTS:
-            shutil.copy2(a.config.data_dir / name, second.data_dir / name)
+        join(second, a.config)
         web1 = Daemon(a.url, await a.enrolled("agent", "web1", tmp_path / "web1"))
         async with web1.there():
             async with a.operator() as operator:

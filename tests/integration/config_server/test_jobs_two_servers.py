@@ -7,7 +7,6 @@ import threading
 import types
 from pathlib import Path
 
-import psycopg
 import pytest
 from sqlalchemy import Connection
 
@@ -21,7 +20,7 @@ from shared.api.route import Nothing
 from shared.control.rest import RestClient
 from shared.status import AgentDisk, AgentReport
 from tests.config_parts import daemon, until
-from tests.pair import Pair
+from tests.pair import Pair, end_lease
 
 
 def report() -> AgentReport:
@@ -58,15 +57,7 @@ async def test_who_stood_still_before_he_asks_an_agent_asks_nothing_of_it_when_t
         try:
             begun = await pair.at_a.call(api.RESYNC, Nothing(), machine="web1")
             await asyncio.to_thread(stands.wait)
-            with psycopg.connect(database_config.url, autocommit=True) as db:
-                # As PostgreSQL does with a transaction that says nothing for so long, and then the lease is over.
-                db.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                    " WHERE datname = current_database() AND state = 'idle in transaction'"
-                )
-                db.execute("UPDATE jobs SET lease_ns = 0 WHERE id = %s", [begun.id])
-                owner = db.execute("SELECT owner FROM jobs WHERE id = %s", [begun.id]).fetchall()
-            at = pair.at_b if owner == [("cs-a",)] else pair.at_a
+            at = pair.at_b if end_lease(database_config, begun.id) == "cs-a" else pair.at_a
             await at.call(api.JOB_CANCEL, Nothing(), id=begun.id)
             await is_in(at, begun.id, JobState.CANCELLED)
         finally:
