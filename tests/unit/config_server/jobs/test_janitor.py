@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, cast
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, update
 
 from config_server.jobs.janitor import Janitor
 from config_server.jobs.kinds import Kind, Kinds, Waits
 from config_server.rules.clock import SECOND_NS
-from config_server.store import journal
+from config_server.store import journal, schema
 from config_server.store.database import Database
 from config_server.store.journal import Entry, Job
 from shared.api.jobs import JobState, StepState
@@ -170,3 +170,19 @@ def test_who_is_stopped_looks_no_further(site_of: Callable[[Undo], Site]) -> Non
     site.ended(JobState.CANCELLED)
     with pytest.raises(asyncio.CancelledError):
         site.looks()
+
+
+def test_what_goes_on_again_since_it_was_looked_for_is_left_alone(site_of: Callable[[Undo], Site]) -> None:
+    """The database is put back meanwhile, and has all of them running."""
+    asked = list[str]()
+
+    def undo(job: Job) -> bool:
+        asked.append(job.id)
+        site.store.transact(lambda db: db.execute(update(schema.jobs).values(state=JobState.RUNNING)))
+        return False
+
+    site = site_of(undo)
+    site.ended(JobState.CANCELLED)
+    site.ended(JobState.CANCELLED, "web2")
+    site.looks()
+    assert len(asked) == 1
